@@ -1,0 +1,1 @@
+"""The procedural cohort: heads whose skull, tissue and traits are known exactly."""

@@ -1,0 +1,290 @@
+"""A whole head: its volume in Hounsfield units, its X-rays and its portraits."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_builders.cranio_phantom import skull as bones
+from data_builders.cranio_phantom import tissue as soft
+from data_builders.cranio_phantom.shapes import bump, noise, smooth_min, step, union
+from data_builders.cranio_phantom.skull import Skull
+from data_builders.cranio_phantom.tissue import Tissue
+from data_builders.rendering import surface, xray
+from data_builders.rendering.volume import VIEWS, Frame, Volume, ray_points
+
+WIDTH = 264.0  # mm shown by a picture
+CENTER = (0.0, 6.0, 3.0)
+_LOW = np.array([-92.0, -122.0, -130.0], np.float32)  # mm; the box that the volume fills
+_HIGH = np.array([92.0, 130.0, 137.0], np.float32)
+
+
+class Colour(NamedTuple):
+    """What no skull tells. RGB triples are display values in [0, 1]; the rest are scalars.
+
+    Attributes:
+      skin, hair, iris: RGB.
+      grey: share of grey hair.
+      flush: redness of cheeks, nose and ears, 1 on average.
+      blotch: strength of age spots and uneven colour.
+      stubble: darkness of a shaved beard, 0 for none.
+      makeup: redness of the lips beyond the skin's.
+      brow: strength of the eyebrows, 1 on average.
+      seed: phase of the skin's and hair's noise.
+    """
+
+    skin: np.ndarray
+    hair: np.ndarray
+    iris: np.ndarray
+    grey: float
+    flush: float
+    blotch: float
+    stubble: float
+    makeup: float
+    brow: float
+    seed: float
+
+
+def frame(size: int) -> Frame:
+    """The picture plane that X-rays and portraits of the cohort share."""
+    return Frame(size, WIDTH, CENTER)
+
+
+def _grid(spacing: float) -> np.ndarray:
+    """Places in mm of the volume's samples: `(right, front, top, 3)`."""
+    count = np.ceil((_HIGH - _LOW) / spacing).astype(int)
+    axes = [np.float32(_LOW[i] + spacing * np.arange(count[i])) for i in range(3)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+
+
+def _folded(p):
+    """Mirrors the right half onto the left, rounded at the midline so that nothing has a crease there."""
+    return jnp.sqrt(p[0] ** 2 + 0.25), p[1], p[2]
+
+
+def skin_distance(p, skull: Skull, tissue: Tissue):
+    """Signed distance in mm to the skin, eyes included, hair left out, at places of this head."""
+    q = _folded(bones.to_template(p, skull))
+    return jnp.minimum(soft.skin(q, tissue), soft.eyeball(q, tissue)) * skull.size
+
+
+def outer_distance(p, skull: Skull, tissue: Tissue):
+    """Signed distance in mm to what light meets first: skin, eyes or hair."""
+    q = _folded(bones.to_template(p, skull))
+    bare = soft.skin_without_ears(q, tissue)
+    skin = smooth_min(bare, soft.ear(q, tissue), 3.0) - 0.7 * step(brow_region(q, tissue), 0.5, 0.8)
+    return union(skin, soft.eyeball(q, tissue), soft.hair(q, tissue, bare)) * skull.size
+
+
+def brow_region(p, tissue: Tissue):
+    """Positive within the eyebrow, in mm from its edge."""
+    x, y, z = p
+    along = (x - 14.0) / 34.0
+    middle = 32.5 + tissue.brow_height + 5.5 * jnp.sin(jnp.clip(along, 0, 1) * 2.2) - 3.4 * along
+    half = 3.6 - 2.6 * jnp.clip(along, 0, 1) ** 1.5
+    ends = jnp.minimum(along, 1.0 - along) * 34.0
+    return jnp.minimum(half - jnp.abs(z - middle), ends) - jnp.maximum(60.0 - y, 0.0)
+
+
+# Organ by organ: one program for the whole head would compute the warp anew for every organ.
+@jax.jit
+def _prepare(grid, skull: Skull):
+    """Template places, and the skull with noise and sinuses that differ by side."""
+    gx, gy, gz = (grid[..., i] for i in range(3))
+    tx, ty, tz = bones.to_template((gx, gy, gz), skull)
+    side = jnp.tanh(tx / 8.0)
+    sided = skull._replace(seed=skull.seed + 1.1 * side, sinus=skull.sinus * (1.0 + skull.sinus_skew * side))
+    return _folded((tx, ty, tz)), sided
+
+
+@jax.jit
+def _fill(p, skull: Skull, tissue: Tissue, spacing):
+    """Fat under the skin, muscle deeper, the airway; with the distance to the skin."""
+    skin = jnp.minimum(soft.skin(p, tissue), soft.eyeball(p, tissue))
+    fat = bump(-skin, 4.0, 2.2) * step(-skin, 2.0, 0.6)
+    x, y, z = p
+    hu = 48.0 - 120.0 * fat + 12.0 * noise(x / 9.0, y / 9.0, z / 9.0, skull.seed)
+    return hu + (-1000.0 - hu) * jnp.clip(0.5 - bones.airway(p) / spacing, 0, 1), skin
+
+
+@partial(jax.jit, static_argnames=("paint", "start", "stop"))
+def _paint_part(hu, p, skull: Skull, spacing, paint, start, stop):
+    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    here = jax.tree.map(lambda a: a[box] if jnp.ndim(a) == 3 else a, skull)
+    return hu.at[box].set(paint(hu[box], tuple(c[box] for c in p), here, spacing))
+
+
+@jax.jit
+def _clip_to_skin(hu, skin, spacing):
+    return -1000.0 + (hu + 1000.0) * jnp.clip(0.5 - skin / spacing, 0.0, 1.0)
+
+
+def volume(skull: Skull, tissue: Tissue, spacing: float) -> Volume:
+    """The head in Hounsfield units, without hair (which X-rays do not see).
+
+    Args:
+      skull, tissue: whose head.
+      spacing: mm between samples.
+    """
+    grid, spacing = _grid(spacing), np.float32(spacing)
+    p, sided = _prepare(grid, skull)
+    hu, skin = _fill(p, sided, tissue, spacing)
+    for paint, low, high in bones.PARTS:
+        start = np.maximum(0, np.floor((np.array(low) - _LOW) / spacing)).astype(int)
+        stop = np.minimum(grid.shape[:3], np.ceil((np.array(high) - _LOW) / spacing)).astype(int)
+        hu = _paint_part(hu, p, sided, spacing, paint=paint, start=tuple(start.tolist()), stop=tuple(stop.tolist()))
+    return Volume(_clip_to_skin(hu, skin, spacing), np.full(3, spacing, np.float32), _LOW)
+
+
+@partial(jax.jit, static_argnames="size")
+def _expose(head: Volume, size: int):
+    return jnp.stack([xray.radiograph(head, frame(size), view) for view in VIEWS])
+
+
+def radiographs(skull: Skull, tissue: Tissue, size: int, spacing: float):
+    """Frontal and lateral X-rays: `(2, size, size)` in [0, 1], in the order of VIEWS."""
+    return _expose(volume(skull, tissue, spacing), size)
+
+
+# ---------------------------------------------------------------- light
+
+
+def _strands(p, along, seed):
+    """Noise stretched along a direction of growth, for hair."""
+    x, y, z = p
+    u, v, w = along
+    return 0.6 * noise(x * u, y * v, z * w, seed) + 0.4 * noise(2.3 * x * u + 3.0, 2.3 * y * v, 1.5 * z * w, seed + 1.0)
+
+
+def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
+    """Albedo and gloss at surface places given in the template's frame."""
+    x, y, z = p
+    scalp, eye = soft.skin_without_ears(p, tissue), soft.eyeball(p, tissue)
+    bare = smooth_min(scalp, soft.ear(p, tissue), 3.0)
+    hair = soft.hair(p, tissue, scalp)
+    mix = lambda a, b, w: a + (b - a) * w[..., None]
+
+    mottle = noise(signed_x / 13.0, y / 13.0, z / 13.0, colour.seed)
+    fine = noise(signed_x / 3.7, y / 3.7, z / 3.7, colour.seed + 2.0)
+    spots = step(noise(signed_x / 6.1, y / 6.1, z / 5.3, colour.seed + 5.0), 0.72, 0.12)
+    skin = colour.skin * (1.0 + 0.012 * mottle + 0.008 * fine)[..., None]
+    red = (
+        0.9 * bump(x, 38, 14) * bump(z, -14, 13) * step(y, 45, 8)
+        + 0.7 * bump(x, 0, 12) * bump(z, -16, 10) * step(y, 96, 5)
+        + 0.6 * step(x, 68, 3) * bump(y, -8, 18) * bump(z, 0, 30)
+        + 0.3 * bump(x, 0, 20) * bump(z, -86, 10) * step(y, 70, 6)
+    )
+    skin = skin * (1.0 + 0.07 * colour.flush * red[..., None] * jnp.array([0.9, -1.1, -0.9]))
+    socket = bump(x, 31, 15) * bump(z, 13.0, 8.5) * step(y, 60, 6)
+    skin = skin * (1.0 - socket[..., None] * jnp.array([0.07, 0.09, 0.06]))
+    skin = skin * (1.0 - colour.blotch * (0.10 * spots + 0.03 * jnp.abs(mottle))[..., None] * jnp.array([0.6, 1.0, 1.2]))
+    beard = step(-24.0 - z, 0.0, 5.0) * step(y, 12.0 + 0.0 * z, 7.0) * step(z, -104.0, 5.0)
+    beard = beard * (1.0 - 0.85 * bump(x, 40, 12) * bump(z, -34, 14) * step(y, 35, 8))
+    skin = mix(skin, 0.62 * colour.skin + 0.10 * colour.hair + jnp.array([0.0, 0.01, 0.03]), colour.stubble * beard * (0.85 + 0.15 * fine))
+
+    lips = step(soft.lip_region(p, tissue), 0.2, 0.9)
+    lip_colour = colour.skin * jnp.array([0.90, 0.66, 0.64]) * (1.0 - colour.makeup * jnp.array([0.0, 0.28, 0.2]))
+    line, along = soft.lip_line(p, tissue)
+    parting = bump(z, line, 0.9) * step(along, 1.04, -0.05) * step(y, 72, 4)
+    skin = mix(skin, lip_colour, 0.85 * lips)
+    skin = skin * (1.0 - 0.55 * parting[..., None])
+    lash = bump(soft.lid_gap(p, tissue), 0.3, 0.7) * step(z, 15.0, 2.0) * step(y, 70, 2)
+    skin = skin * (1.0 - (0.55 + 0.3 * colour.makeup) * lash[..., None])
+
+    hue = colour.hair * (1.0 - colour.grey) + jnp.array([0.68, 0.67, 0.65]) * colour.grey
+    hairs = _strands((signed_x, y, z), (0.42, 0.10, 0.16), colour.seed + 9.0)
+    # Crown hair grows to the front, side hair downwards: two strand fields, blended by height.
+    crown = _strands((signed_x, y, z), (0.55, 0.07, 0.3), colour.seed + 4.0)
+    sides = _strands((signed_x, y, z), (0.35, 0.42, 0.06), colour.seed + 6.0)
+    strand = crown + (sides - crown) * step(z, 70.0, -18.0)
+    tint = hue * (1.0 + 0.20 * strand + 0.06 * hairs)[..., None] * (1.0 - 0.25 * colour.grey * step(hairs, 0.3, 0.2)[..., None])
+    brow = step(soft_brow(p, tissue, strand), 0.3, 0.7) * 0.72 * colour.brow
+    skin = mix(skin, 0.75 * hue, jnp.clip(brow, 0, 0.9))
+    # Hair thins out towards its edge.
+    thin = step(soft.hair_edge(p, tissue) + 2.2 * strand, 1.5, 2.2)
+    is_hair = step(bare - hair, 0.5, 0.6) * jnp.maximum(thin, step(bare - hair, 6.0, 1.0))
+    albedo = mix(skin, tint, is_hair)
+    gloss = 0.055 + 0.05 * lips + 0.02 * step(y, 96, 4) + is_hair * (0.03 + 0.05 * strand)
+
+    ex, _, ez = soft.eye_center(tissue)
+    radius = jnp.hypot(x - ex, z - ez)
+    spokes = 0.85 + 0.2 * jnp.sin(9.0 * jnp.arctan2(z - ez, x - ex) + colour.seed)
+    white = jnp.array([0.86, 0.83, 0.80]) * (1.0 - 0.02 * jnp.maximum(radius - 6.0, 0.0))[..., None]
+    iris = colour.iris * (spokes * (1.1 - 0.5 * step(radius, 5.2, 0.4)))[..., None]
+    ball = mix(white, iris, step(radius, 6.1, -0.35))
+    ball = mix(ball, jnp.full(3, 0.03), step(radius, 2.4, -0.3))
+    # The upper lid shades the eye.
+    ball = ball * (1.0 - 0.5 * step(soft.lid_gap(p, tissue), -2.2, 1.2) * step(z, ez - 1.0, 2.0))[..., None]
+    glint = bump(x * jnp.sign(signed_x) - (ex * jnp.sign(signed_x) + 1.6), 0.0, 0.9) * bump(z, ez + 2.6, 0.9)
+    ball = ball + 0.8 * glint[..., None]
+    is_eye = step(jnp.minimum(bare, hair) - eye, 0.05, 0.12)
+    return mix(albedo, ball, is_eye), gloss * (1 - is_eye) + 0.10 * is_eye
+
+
+def soft_brow(p, tissue: Tissue, strand):
+    """The eyebrow's region with a ragged edge."""
+    return brow_region(p, tissue) + 0.8 * strand - 0.3
+
+
+# The distance is a large expression: compiled once by itself and called for the grid, the march and the
+# normals, it costs seconds to compile; inlined at each place, or differentiated in reverse, minutes.
+_distances = jax.jit(lambda p, skull, tissue: outer_distance((p[..., 0], p[..., 1], p[..., 2]), skull, tissue))
+_TOWARD = {"frontal": (0.0, 1.0, 0.0), "lateral": (1.0, 0.0, 0.0)}
+_TETRAHEDRON = 0.3 * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32)  # mm
+
+
+@jax.jit
+def _advance(points, toward, distance, least):
+    # A warped field is no exact distance: short steps, and back where one went too far. Rays that graze
+    # an edge would creep along it; a least step lets them pass.
+    step = 0.85 * jnp.clip(distance, -4.0, 16.0)
+    step = jnp.where(distance > 0.4, jnp.maximum(step, least), step)
+    return points - toward * step[..., None]
+
+
+@partial(jax.jit, static_argnames=("fine",))
+def _near_surface(coarse: Volume, fine: Frame):
+    # The grid misses what is thinner than itself by up to 1 mm; the march starts a little before the crossing.
+    depth = jnp.stack([surface.first_crossing(coarse, fine, view, -1.0, -200.0) for view in VIEWS])
+    return depth, jnp.stack([ray_points(fine, view, d + 3.0) for view, d in zip(VIEWS, depth, strict=True)])
+
+
+@jax.jit
+def _normals(corners):
+    normal = sum(c[..., None] * offset for c, offset in zip(corners, _TETRAHEDRON, strict=True))
+    return normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+
+
+@partial(jax.jit, static_argnames=("supersample",))
+def _develop(depth, points, value, normal, above, skull, tissue, colour, supersample):
+    sky = surface.openness_from_distances(above)
+    template = bones.to_template((points[..., 0], points[..., 1], points[..., 2]), skull)
+    albedo, gloss = _material(_folded(template), template[0], skull, tissue, colour)
+    met = depth > surface.MISS
+    pictures = []
+    for i, view in enumerate(VIEWS):
+        picture = surface.shade(view, normal[i], albedo[i], sky[i], gloss[i])
+        picture = jnp.where(met[i][..., None], picture, surface.BACKGROUND)
+        # Rays that are still on their way leave the pixel to their neighbours.
+        settled = ~met[i] | (jnp.abs(value[i]) < 1.0)
+        pictures.append(surface.downsample(picture, settled.astype(jnp.float32), supersample))
+    return jnp.stack(pictures)
+
+
+def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersample: int = 2):
+    """Frontal and lateral portraits: `(2, size, size, 3)` display RGB in [0, 1], in the order of VIEWS.
+
+    A coarse grid of distances finds each ray's first place near the head; a few steps of the
+    exact distance then settle it.
+    """
+    coarse = Volume(-_distances(_grid(4.0), skull, tissue), np.full(3, 4.0, np.float32), _LOW)
+    depth, points = _near_surface(coarse, Frame(size * supersample, WIDTH, CENTER))
+    toward = np.array([_TOWARD[view] for view in VIEWS], np.float32)[:, None, None, :]
+    for least in np.float32([0, 0, 0.5, 1, 2, 2, 1, 0, 0]):
+        points = _advance(points, toward, _distances(points, skull, tissue), least)
+    value = _distances(points, skull, tissue)
+    normal = _normals([_distances(points + offset, skull, tissue) for offset in _TETRAHEDRON])
+    above = tuple(_distances(points + radius * normal, skull, tissue) for radius in surface.RADII)
+    return _develop(depth, points, value, normal, above, skull, tissue, colour, supersample)

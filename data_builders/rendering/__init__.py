@@ -1,0 +1,1 @@
+"""From a volume in Hounsfield units to an X-ray and to a picture of its skin."""

@@ -1,0 +1,137 @@
+"""The volume that every renderer takes, and the two views that the study uses.
+
+Axes follow nibabel's RAS+ rule: array index 0 runs to the subject's right, 1 to
+the front, 2 to the top. Pictures are as seen by somebody who faces the subject
+(`frontal`: the subject's right is on the picture's left, as on a PA radiograph) or
+stands at the subject's right (`lateral`: the subject looks to the picture's right).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+VIEWS = ("frontal", "lateral")
+
+
+class Volume(NamedTuple):
+    """A sampled scalar field, such as CT numbers in Hounsfield units.
+
+    Attributes:
+      values: `(right, front, top)` samples.
+      spacing: `(3,)` mm between samples.
+      origin: `(3,)` mm, the place of sample `[0, 0, 0]`.
+    """
+
+    values: Float[Array, "x y z"]
+    spacing: Float[Array, "3"]
+    origin: Float[Array, "3"]
+
+
+class Frame(NamedTuple):
+    """A square picture plane seen by parallel rays.
+
+    Attributes:
+      size: pixels along each side.
+      width: mm along each side.
+      center: mm `(right, front, top)`, what the middle of the picture shows.
+    """
+
+    size: int
+    width: float
+    center: tuple[float, float, float]
+
+    @property
+    def pixel(self) -> float:
+        """Millimetres between pixel centres."""
+        return self.width / self.size
+
+
+def check_view(view: str) -> str:
+    """Returns `view`; raises ValueError where it is not one of VIEWS."""
+    if view not in VIEWS:
+        raise ValueError(f"unknown view {view!r}; expected one of {', '.join(VIEWS)}")
+    return view
+
+
+def pixel_axes(frame: Frame, view: str) -> tuple[Array, Array]:
+    """Millimetres of the pixel centres: `(columns, rows)`.
+
+    Columns are the right axis (decreasing) in a frontal view and the front axis
+    (increasing) in a lateral one; rows are the top axis, decreasing.
+    """
+    offset = (jnp.arange(frame.size) - (frame.size - 1) / 2) * frame.pixel
+    rows = frame.center[2] - offset
+    if check_view(view) == "frontal":
+        return frame.center[0] - offset, rows
+    return frame.center[1] + offset, rows
+
+
+def ray_points(frame: Frame, view: str, depth: Float[Array, "h w"]) -> Float[Array, "h w 3"]:
+    """Places in mm at the coordinate `depth` (front or right axis) along each pixel's ray."""
+    columns, rows = pixel_axes(frame, view)
+    columns = jnp.broadcast_to(columns[None, :], depth.shape)
+    rows = jnp.broadcast_to(rows[:, None], depth.shape)
+    if view == "frontal":
+        return jnp.stack([columns, depth, rows], -1)
+    return jnp.stack([depth, columns, rows], -1)
+
+
+def project_point(frame: Frame, view: str, point: Float[Array, "*n 3"]) -> Float[Array, "*n 2"]:
+    """Pixel coordinates `(column, row)` of places in mm; pixel centres are whole numbers."""
+    middle = (frame.size - 1) / 2
+    offset = (point - jnp.asarray(frame.center)) / frame.pixel
+    across = -offset[..., 0] if check_view(view) == "frontal" else offset[..., 1]
+    return jnp.stack([middle + across, middle - offset[..., 2]], -1)
+
+
+def look_along(volume: Volume, view: str) -> tuple[Array, Array, Array]:
+    """The volume as `(row, column, depth)` with depth from the far side to the viewer.
+
+    Returns the transposed values and the positions in mm of its rows and columns,
+    both increasing in the volume's own axes (top, then right or front).
+    """
+    places = [volume.origin[i] + volume.spacing[i] * jnp.arange(volume.values.shape[i]) for i in range(3)]
+    if check_view(view) == "frontal":
+        return volume.values.transpose(2, 0, 1), places[2], places[0]
+    return volume.values.transpose(2, 1, 0), places[2], places[1]
+
+
+def sample(volume: Volume, points: Float[Array, "*n 3"], outside: float) -> Float[Array, "*n"]:
+    """Trilinear samples of `volume` at `points` in mm; `outside` beyond its edge."""
+    index = (points - volume.origin) / volume.spacing
+    return jax.scipy.ndimage.map_coordinates(
+        volume.values, list(jnp.moveaxis(index, -1, 0)), order=1, mode="constant", cval=outside
+    )
+
+
+def resample_plane(
+    planes: Float[Array, "row column *rest"],
+    rows: Float[Array, "row"],
+    columns: Float[Array, "column"],
+    frame: Frame,
+    view: str,
+    outside: float,
+) -> Float[Array, "h w *rest"]:
+    """Linear resampling of the first two axes, at `rows` and `columns` mm, to the pixels of `frame`.
+
+    Where pixels are wider than samples they average over their width (a tent as wide as
+    the coarser of the two), so a shrunken picture does not alias.
+    """
+    to_columns, to_rows = pixel_axes(frame, view)
+
+    def weights(target, source):
+        step = source[1] - source[0]
+        reach = jnp.maximum(step, frame.pixel)
+        tent = lambda places: jnp.maximum(0.0, 1.0 - jnp.abs(target[:, None] - places[None, :]) / reach)
+        # Normalised over samples that go on beyond the volume's edge, which leaves their part to `outside`.
+        phase = source[0] + step * jnp.round((target - source[0]) / step)
+        around = phase[:, None] + step * jnp.arange(-8, 9)
+        total = jnp.maximum(0.0, 1.0 - jnp.abs(target[:, None] - around) / reach).sum(1)
+        return tent(source) / total[:, None]
+
+    planes = planes - outside
+    planes = jnp.tensordot(weights(to_rows, rows), planes, axes=1)
+    planes = jnp.tensordot(weights(to_columns, columns), planes, axes=(1, 1))
+    return jnp.swapaxes(planes, 0, 1) + outside
