@@ -128,9 +128,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return {name: self._generate_examples(members) for name, members in cohort.split(config.seed, config.subjects).items()}
 
     def _generate_examples(self, members):
+        make = functools.partial(subject_records, self.builder_config)
+        yield from make(members[0])  # alone, so that every program is compiled once
         # XLA leaves the interpreter free while it computes, so threads keep all cores busy.
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for records in pool.map(functools.partial(subject_records, self.builder_config), members):
+        with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for records in pool.map(make, members[1:]):
                 yield from records
 
 
@@ -146,7 +148,7 @@ def subject_records(config: PhantomConfig, index: int):
     skull, tissue, _ = cohort.appearance(subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, config.spread)
     xrays = [_png(x) for x in head.radiographs(skull, tissue, config.size, _voxel(config.size))]
     places = {
-        kind: np.stack(from_template(np.array(list(names.values()), np.float32).T, skull), -1)
+        kind: np.stack(from_template(tuple(np.array(list(names.values()), np.float32).T), skull), -1)
         for kind, names in (("xray", LANDMARKS), ("face", FACE_LANDMARKS))
     }
     project = lambda kind, view: np.asarray(project_point(frame, view, places[kind]), np.float32)

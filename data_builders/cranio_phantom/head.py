@@ -109,11 +109,7 @@ def _fill(p, skull: Skull, tissue: Tissue, spacing):
     return hu + (-1000.0 - hu) * jnp.clip(0.5 - bones.airway(p) / spacing, 0, 1), skin
 
 
-@partial(jax.jit, static_argnames=("paint", "start", "stop"))
-def _paint_part(hu, p, skull: Skull, spacing, paint, start, stop):
-    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-    here = jax.tree.map(lambda a: a[box] if jnp.ndim(a) == 3 else a, skull)
-    return hu.at[box].set(paint(hu[box], tuple(c[box] for c in p), here, spacing))
+_paint = jax.jit(lambda hu, p, skull, spacing, paint: paint(hu, p, skull, spacing), static_argnames="paint")
 
 
 @jax.jit
@@ -134,7 +130,10 @@ def volume(skull: Skull, tissue: Tissue, spacing: float) -> Volume:
     for paint, low, high in bones.PARTS:
         start = np.maximum(0, np.floor((np.array(low) - _LOW) / spacing)).astype(int)
         stop = np.minimum(grid.shape[:3], np.ceil((np.array(high) - _LOW) / spacing)).astype(int)
-        hu = _paint_part(hu, p, sided, spacing, paint=paint, start=tuple(start.tolist()), stop=tuple(stop.tolist()))
+        box = tuple(slice(a, b) for a, b in zip(start.tolist(), stop.tolist(), strict=True))
+        # Cut out before the program starts: strided reads inside it are several times slower.
+        *here, sided_here = jax.tree.map(lambda a: a[box] if jnp.ndim(a) == 3 else a, (*p, sided))  # noqa: B023
+        hu = hu.at[box].set(_paint(hu[box], tuple(here), sided_here, spacing, paint=paint))
     return Volume(_clip_to_skin(hu, skin, spacing), np.full(3, spacing, np.float32), _LOW)
 
 
@@ -230,7 +229,8 @@ def soft_brow(p, tissue: Tissue, strand):
 
 # The distance is a large expression: compiled once by itself and called for the grid, the march and the
 # normals, it costs seconds to compile; inlined at each place, or differentiated in reverse, minutes.
-_distances = jax.jit(lambda p, skull, tissue: outer_distance((p[..., 0], p[..., 1], p[..., 2]), skull, tissue))
+# Places are triples of arrays: reading a last axis of three with strides is several times slower.
+_distances = jax.jit(outer_distance)
 _TOWARD = {"frontal": (0.0, 1.0, 0.0), "lateral": (1.0, 0.0, 0.0)}
 _TETRAHEDRON = 0.3 * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32)  # mm
 
@@ -241,27 +241,30 @@ def _advance(points, toward, distance, least):
     # an edge would creep along it; a least step lets them pass.
     step = 0.85 * jnp.clip(distance, -4.0, 16.0)
     step = jnp.where(distance > 0.4, jnp.maximum(step, least), step)
-    return points - toward * step[..., None]
+    return tuple(p - t * step for p, t in zip(points, toward, strict=True))
 
 
 @partial(jax.jit, static_argnames=("fine",))
 def _near_surface(coarse: Volume, fine: Frame):
     # The grid misses what is thinner than itself by up to 1 mm; the march starts a little before the crossing.
     depth = jnp.stack([surface.first_crossing(coarse, fine, view, -1.0, -200.0) for view in VIEWS])
-    return depth, jnp.stack([ray_points(fine, view, d + 3.0) for view, d in zip(VIEWS, depth, strict=True)])
+    points = jnp.stack([ray_points(fine, view, d + 3.0) for view, d in zip(VIEWS, depth, strict=True)])
+    return depth, tuple(jnp.moveaxis(points, -1, 0))
 
 
 @jax.jit
 def _normals(corners):
-    normal = sum(c[..., None] * offset for c, offset in zip(corners, _TETRAHEDRON, strict=True))
-    return normal / jnp.maximum(jnp.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+    nx, ny, nz = (sum(c * offset[i] for c, offset in zip(corners, _TETRAHEDRON, strict=True)) for i in range(3))
+    scale = 1.0 / jnp.maximum(jnp.sqrt(nx * nx + ny * ny + nz * nz), 1e-6)
+    return nx * scale, ny * scale, nz * scale
 
 
 @partial(jax.jit, static_argnames=("supersample",))
 def _develop(depth, points, value, normal, above, skull, tissue, colour, supersample):
     sky = surface.openness_from_distances(above)
-    template = bones.to_template((points[..., 0], points[..., 1], points[..., 2]), skull)
+    template = bones.to_template(points, skull)
     albedo, gloss = _material(_folded(template), template[0], skull, tissue, colour)
+    normal = jnp.stack(normal, -1)
     met = depth > surface.MISS
     pictures = []
     for i, view in enumerate(VIEWS):
@@ -279,12 +282,14 @@ def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersamp
     A coarse grid of distances finds each ray's first place near the head; a few steps of the
     exact distance then settle it.
     """
-    coarse = Volume(-_distances(_grid(4.0), skull, tissue), np.full(3, 4.0, np.float32), _LOW)
+    grid = tuple(np.moveaxis(_grid(4.0), -1, 0))
+    coarse = Volume(-_distances(grid, skull, tissue), np.full(3, 4.0, np.float32), _LOW)
     depth, points = _near_surface(coarse, Frame(size * supersample, WIDTH, CENTER))
-    toward = np.array([_TOWARD[view] for view in VIEWS], np.float32)[:, None, None, :]
+    toward = tuple(np.array([_TOWARD[view] for view in VIEWS], np.float32).T[:, :, None, None])
     for least in np.float32([0, 0, 0.5, 1, 2, 2, 1, 0, 0]):
         points = _advance(points, toward, _distances(points, skull, tissue), least)
     value = _distances(points, skull, tissue)
-    normal = _normals([_distances(points + offset, skull, tissue) for offset in _TETRAHEDRON])
-    above = tuple(_distances(points + radius * normal, skull, tissue) for radius in surface.RADII)
+    moved = lambda offset: _distances(tuple(p + o for p, o in zip(points, offset, strict=True)), skull, tissue)
+    normal = _normals([moved(offset) for offset in _TETRAHEDRON])
+    above = tuple(moved([radius * n for n in normal]) for radius in surface.RADII)
     return _develop(depth, points, value, normal, above, skull, tissue, colour, supersample)

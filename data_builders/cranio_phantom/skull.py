@@ -8,6 +8,7 @@ share one description through |x|; the warp and the noise make them differ.
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -131,6 +132,7 @@ def to_template(p, skull: Skull):
     return (x - _lean(z, skull)) / (1.0 + scale), y - dy, z - dz
 
 
+@jax.jit
 def from_template(p, skull: Skull):
     """Places in this head (mm) of places in the template; inverts `to_template` by iteration."""
     target = tuple(jnp.asarray(a, jnp.float32) for a in p)

@@ -1,0 +1,37 @@
+"""Reading the config.json of a published network into a dataclass."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], fields: Mapping[str, Any], fixed: Mapping[str, Any]) -> T:
+    """Builds the configuration `cls` from the fields of a config.json.
+
+    Args:
+      cls: a dataclass whose fields are named as in the file.
+      fields: the file's content. Fields that begin with an underscore are notes of the writer.
+      fixed: fields that the network knows but implements for one value only.
+
+    Raises:
+      ValueError: a field is unknown, or has a value that the network does not implement.
+    """
+    known = {f.name for f in dataclasses.fields(cls)}
+    taken = {}
+    for name, value in fields.items():
+        if name.startswith("_"):
+            continue
+        if name in known:
+            taken[name] = tuple(value) if isinstance(value, (list, tuple)) else value
+        elif name not in fixed:
+            raise ValueError(f"{cls.__name__}: unknown field {name!r} (value {value!r})")
+        elif fixed[name] is not ... and value != fixed[name]:
+            raise ValueError(f"{cls.__name__}: {name}={value!r} is not implemented; only {fixed[name]!r} is")
+    return cls(**taken)
+
+
+def per_block(value: Any, blocks: int) -> tuple:
+    """A per-block setting: one value for all blocks, or one for each."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * blocks

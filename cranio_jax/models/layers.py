@@ -1,0 +1,203 @@
+"""Building blocks that UNet, ControlNet and autoencoder share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+}
+
+
+def conv(
+    features_in: int, features_out: int, kernel: int = 3, stride: int = 1, padding: int | None = None, *, dtype=None, rngs: nnx.Rngs, **kwargs
+) -> nnx.Conv:
+    """A square convolution padded as torch does: `padding` on every side, kernel // 2 by default."""
+    padding = kernel // 2 if padding is None else padding
+    return nnx.Conv(
+        features_in,
+        features_out,
+        (kernel, kernel),
+        strides=stride,
+        padding=((padding, padding), (padding, padding)),
+        dtype=dtype,
+        rngs=rngs,
+        **kwargs,
+    )
+
+
+def zero_conv(features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Conv:
+    """The 1 x 1 convolution that starts at zero, so that a ControlNet starts without effect."""
+    return conv(features, features, 1, dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros)
+
+
+def timestep_embedding(
+    timesteps: Float[Array, "batch"], dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0
+) -> Float[Array, "batch dim"]:
+    """Sinusoidal embedding of diffusion steps (Vaswani et al. 2017, with diffusers' two switches)."""
+    half = dim // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]
+    parts = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    return jnp.concatenate(parts, -1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two-layer perceptron over the sinusoidal embedding."""
+
+    def __init__(self, dim_in: int, dim: int, act_fn: str, *, dtype=None, rngs: nnx.Rngs):
+        self.linear_1 = nnx.Linear(dim_in, dim, dtype=dtype, rngs=rngs)
+        self.linear_2 = nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.act = ACTIVATIONS[act_fn]
+
+    def __call__(self, embedding: Float[Array, "batch dim_in"]) -> Float[Array, "batch dim"]:
+        return self.linear_2(self.act(self.linear_1(embedding)))
+
+
+class ResnetBlock2D(nnx.Module):
+    """Two convolutions with group norms, the time embedding between them, and a residual.
+
+    `dim_time` None leaves the time embedding out (autoencoder).
+    """
+
+    def __init__(
+        self, features_in: int, features_out: int, dim_time: int | None, groups: int, eps: float, act_fn: str = "silu", *, dtype=None, rngs: nnx.Rngs
+    ):
+        self.norm1 = nnx.GroupNorm(features_in, groups, epsilon=eps, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(features_in, features_out, dtype=dtype, rngs=rngs)
+        if dim_time is not None:
+            self.time_emb_proj = nnx.Linear(dim_time, features_out, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.GroupNorm(features_out, groups, epsilon=eps, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(features_out, features_out, dtype=dtype, rngs=rngs)
+        if features_in != features_out:
+            self.conv_shortcut = conv(features_in, features_out, 1, dtype=dtype, rngs=rngs)
+        self.act = ACTIVATIONS[act_fn]
+
+    def __call__(self, hidden: Float[Array, "b h w c"], temb: Float[Array, "b t"] | None = None) -> Float[Array, "b h w d"]:
+        residual = self.conv_shortcut(hidden) if hasattr(self, "conv_shortcut") else hidden
+        hidden = self.conv1(self.act(self.norm1(hidden)))
+        if temb is not None:
+            hidden = hidden + self.time_emb_proj(self.act(temb))[:, None, None, :]
+        return residual + self.conv2(self.act(self.norm2(hidden)))
+
+
+class Downsample2D(nnx.Module):
+    """Strided convolution. `padding` 0 pads right and below only, as the autoencoder does."""
+
+    def __init__(self, features: int, padding: int = 1, *, dtype=None, rngs: nnx.Rngs):
+        sides = (padding, padding) if padding else (0, 1)
+        self.conv = nnx.Conv(features, features, (3, 3), strides=2, padding=(sides, sides), dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        return self.conv(hidden)
+
+
+class Upsample2D(nnx.Module):
+    """Nearest-neighbour enlargement to `size` (twice by default), then a convolution."""
+
+    def __init__(self, features: int, *, dtype=None, rngs: nnx.Rngs):
+        self.conv = conv(features, features, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "b h w c"], size: tuple[int, int] | None = None) -> Float[Array, "b h2 w2 c"]:
+        b, h, w, c = hidden.shape
+        if size is None or size == (2 * h, 2 * w):
+            # Repeating by broadcast compiles to a copy; a general resize gathers.
+            hidden = jnp.broadcast_to(hidden[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+        else:
+            rows, columns = jnp.arange(size[0]) * h // size[0], jnp.arange(size[1]) * w // size[1]
+            hidden = hidden[:, rows][:, :, columns]
+        return self.conv(hidden)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention over a sequence; to itself where no `context` is given."""
+
+    def __init__(self, dim: int, dim_context: int, heads: int, bias: bool = False, *, dtype=None, rngs: nnx.Rngs):
+        self.heads = heads
+        self.to_q = nnx.Linear(dim, dim, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.to_k = nnx.Linear(dim_context, dim, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.to_v = nnx.Linear(dim_context, dim, use_bias=bias, dtype=dtype, rngs=rngs)
+        self.to_out = nnx.List([nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)])
+
+    def __call__(self, hidden: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None) -> Float[Array, "b n c"]:
+        context = hidden if context is None else context
+        split = lambda x: x.reshape(*x.shape[:2], self.heads, -1)
+        out = jax.nn.dot_product_attention(split(self.to_q(hidden)), split(self.to_k(context)), split(self.to_v(context)))
+        return self.to_out[0](out.reshape(hidden.shape))
+
+
+class GEGLU(nnx.Module):
+    """Linear layer gated by the exact GELU of its other half (Shazeer 2020)."""
+
+    def __init__(self, dim: int, dim_out: int, *, dtype=None, rngs: nnx.Rngs):
+        self.proj = nnx.Linear(dim, 2 * dim_out, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
+        value, gate = jnp.split(self.proj(hidden), 2, -1)
+        return value * jax.nn.gelu(gate, approximate=False)
+
+
+class NoLayer(nnx.Module):
+    """Holds the place of a dropout in a list, so that indices agree with the checkpoint's keys."""
+
+
+class FeedForward(nnx.Module):
+    """GEGLU to four times the width and back."""
+
+    def __init__(self, dim: int, *, dtype=None, rngs: nnx.Rngs):
+        self.net = nnx.List(
+            [GEGLU(dim, 4 * dim, dtype=dtype, rngs=rngs), NoLayer(), nnx.Linear(4 * dim, dim, dtype=dtype, rngs=rngs)]
+        )
+
+    def __call__(self, hidden: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
+        return self.net[2](self.net[0](hidden))
+
+
+class BasicTransformerBlock(nnx.Module):
+    """Self-attention, cross-attention and feed-forward, each behind a layer norm."""
+
+    def __init__(self, dim: int, dim_context: int, heads: int, *, dtype=None, rngs: nnx.Rngs):
+        norm = lambda: nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
+        self.attn1 = Attention(dim, dim, heads, dtype=dtype, rngs=rngs)
+        self.attn2 = Attention(dim, dim_context, heads, dtype=dtype, rngs=rngs)
+        self.ff = FeedForward(dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "b n c"], context: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
+        hidden = hidden + self.attn1(self.norm1(hidden))
+        hidden = hidden + self.attn2(self.norm2(hidden), context)
+        return hidden + self.ff(self.norm3(hidden))
+
+
+class Transformer2DModel(nnx.Module):
+    """Transformer blocks over the pixels of a feature map, with a residual around all."""
+
+    def __init__(
+        self, features: int, dim_context: int, heads: int, groups: int, use_linear_projection: bool, layers: int = 1, *, dtype=None, rngs: nnx.Rngs
+    ):
+        project = (
+            (lambda: nnx.Linear(features, features, dtype=dtype, rngs=rngs))
+            if use_linear_projection
+            else (lambda: conv(features, features, 1, dtype=dtype, rngs=rngs))
+        )
+        self.norm = nnx.GroupNorm(features, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.proj_in = project()
+        self.transformer_blocks = nnx.List(
+            [BasicTransformerBlock(features, dim_context, heads, dtype=dtype, rngs=rngs) for _ in range(layers)]
+        )
+        self.proj_out = project()
+
+    def __call__(self, hidden: Float[Array, "b h w c"], context: Float[Array, "b m d"]) -> Float[Array, "b h w c"]:
+        b, h, w, c = hidden.shape
+        # A 1 x 1 convolution and a linear layer over the last axis are the same sum.
+        inner = self.proj_in(self.norm(hidden)).reshape(b, h * w, c)
+        for block in self.transformer_blocks:
+            inner = block(inner, context)
+        return hidden + self.proj_out(inner.reshape(b, h, w, c))
