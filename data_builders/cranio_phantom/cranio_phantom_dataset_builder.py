@@ -175,3 +175,6 @@ def subject_records(config: PhantomConfig, index: int):
                         "face_landmarks": project("face", face_view),
                     }))
     return records
+
+
+CONFIG = PhantomConfig

@@ -1,0 +1,47 @@
+"""The whole road on two cores: a cohort of 120 procedural heads at 64 pixels, everything trained from scratch.
+
+python -m cranio_jax.main --config=configs/demo.py --workdir=/tmp/cranio
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The demo; variant 'smoke' runs every part of it in a minute or two and learns nothing."""
+    c = common.get_config()
+    c.name = "demo"
+    c.prompt.known_ages = (25, 45, 65)
+    c.augment.update(flip=0.0, rotation=3.0, erase=0.02)
+
+    c.method = dict(name="cranio_diff", trained=("controlnet", "unet", "text_encoder"), codec="patch", patch=4, prompt_dropout=0.0)
+    c.method.update(loss_weight="v_prediction", min_snr_gamma=5.0, max_loss_weight=20.0)
+    c.method.schedule = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", rescale_betas_zero_snr=True)
+    c.method.unet = dict(
+        in_channels=48,
+        out_channels=48,
+        block_out_channels=(64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+    c.method.controlnet = dict(conditioning_embedding_out_channels=(16, 32, 64))
+    c.method.text_encoder = dict(
+        vocab_size=200, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=16
+    )
+
+    c.train.update(num_steps=700, learning_rate=1e-3, schedule="cosine", warmup_steps=50, weight_decay=1e-2, ema_decay=0.99)
+    c.sampling.update(num_steps=10, guidance_scale=1.0, clip=1.0)
+    if variant == "smoke":
+        c.name = "demo:smoke"
+        c.data.settings.subjects = 24
+        c.train.update(num_steps=6, batch_size=8, log_every=2, checkpoint_every=3, warmup_steps=2)
+        c.sampling.num_steps = 2
+        c.evaluate.update(num_samples=2, bootstrap=200, pictures=2)
+    elif variant:
+        raise ValueError(f"configs/demo.py has no variant {variant!r}; expected 'smoke' or none")
+    return c

@@ -1,0 +1,146 @@
+"""From records on disk to batches: a Grain pipeline over a TFDS data source."""
+
+import hashlib
+import importlib
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import ml_collections
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from cranio_jax.errors import InputError
+from cranio_jax.prompts import make_prompt, make_tokenizer
+
+# Arrays that go to the device; everything else in an example stays on the host.
+DEVICE_FIELDS = ("xray", "face", "prompt_ids", "id_hash", "mask")
+
+
+def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
+    """The TFDS builder that `config.builder` names, with `config.settings`; builds the records if need be.
+
+    Raises InputError where a setting is wrong or the folder holds records built with other settings.
+    """
+    try:
+        module = importlib.import_module(f"data_builders.{config.builder}.{config.builder}_dataset_builder")
+    except ModuleNotFoundError:
+        raise InputError(f"data.builder={config.builder!r} is not a package in data_builders/") from None
+    try:
+        builder_config = module.CONFIG(**config.settings.to_dict())
+    except (TypeError, ValueError) as error:
+        raise InputError(f"data.settings: {error}") from None
+    builder = module.Builder(config=builder_config, data_dir=config.data_dir or None)
+    builder.download_and_prepare(file_format="array_record")
+    built = dict(builder.info.metadata or {})
+    for name, value in config.settings.items():
+        if name in built and built[name] != value:
+            raise InputError(
+                f"{builder.data_dir} was built with {name}={built[name]!r}, not {value!r}; remove it or set data.data_dir to another folder"
+            )
+    return builder
+
+
+def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
+    """SHA-256 over the record files, in the order of their names."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(builder.data_dir).glob("*.array_record*")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Examples:
+    """A random-access source of examples: images as uint8, the prompt as token ids, the rest as Python values."""
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, prompt: ml_collections.ConfigDict):
+        if split not in builder.info.splits or not builder.info.splits[split].num_examples:
+            raise InputError(f"split {split!r} of {builder.info.full_name} is empty; raise data.settings.subjects")
+        self._source = builder.as_data_source(split)
+        self._prompt = prompt
+        self._tokenize = make_tokenizer(prompt.tokenizer, prompt.length)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __repr__(self) -> str:  # Grain puts it into its checkpoints; a path has no place there
+        return f"Examples({len(self)})"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self._source[int(index)]
+        text = lambda name: record[name].decode()
+        example = {name: text(name) for name in ("id", "subject", "xray_view", "face_view", "sex")}
+        example |= {"age": float(record["age"]), "bmi_change": float(record["bmi_change"])}
+        return example | {
+            "xray": record["xray"],
+            "face": record["face"],
+            "prompt_ids": self.prompt_ids(example["face_view"], example["sex"], example["age"], example["bmi_change"]),
+            "id_hash": np.uint32(zlib.crc32(example["id"].encode())),
+            "mask": np.float32(1.0),
+        }
+
+    def prompt_ids(self, view: str, sex: str, age: float, bmi_change: float) -> np.ndarray:
+        """Token ids `(length,)` of a profile."""
+        return self._tokenize([make_prompt(self._prompt.template, view, sex, age, bmi_change, self._prompt.known_ages)])[0]
+
+
+def rotate(image: np.ndarray, degrees: float, fill: tuple[int, ...]) -> np.ndarray:
+    """Bilinear rotation about the centre; `fill` where nothing was."""
+    picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+    fill = fill[0] if len(fill) == 1 else fill
+    return np.asarray(picture.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=fill)).reshape(image.shape)
+
+
+def augment(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The paper's augmentations: geometry alike for X-ray and face, exposure and erasing for the X-ray alone.
+
+    The paper does not say what exposure and erasing apply to; changing the face would teach the model to
+    paint at random exposures, so the X-ray alone is ours.
+    """
+    xray, face = example["xray"], example["face"]
+    if rng.random() < settings.flip:
+        xray, face = xray[:, ::-1], face[:, ::-1]
+    if settings.rotation:
+        degrees = rng.uniform(-settings.rotation, settings.rotation)
+        xray, face = rotate(xray, degrees, (0,)), rotate(face, degrees, tuple(int(v) for v in face[0, 0]))
+    exposed = xray.astype(np.float32)
+    contrast = 1.0 + rng.uniform(-settings.contrast, settings.contrast)
+    exposed = (exposed - exposed.mean()) * contrast + exposed.mean() + 255.0 * rng.uniform(-settings.brightness, settings.brightness)
+    exposed = np.clip(np.round(exposed), 0, 255).astype(np.uint8)
+    if settings.erase:
+        height, width = exposed.shape[:2]
+        area, aspect = rng.uniform(0, settings.erase) * height * width, np.exp(rng.uniform(-1.0, 1.0))
+        h, w = min(height, round((area * aspect) ** 0.5)), min(width, round((area / aspect) ** 0.5))
+        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+        exposed[top : top + h, left : left + w] = rng.integers(0, 256)
+    return example | {"xray": np.ascontiguousarray(exposed), "face": np.ascontiguousarray(face)}
+
+
+def to_device_fields(example: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Drops what stays on the host."""
+    return {name: example[name] for name in DEVICE_FIELDS}
+
+
+def training_batches(
+    examples: Examples, batch_size: int, seed: int, settings: ml_collections.ConfigDict, process_index: int, process_count: int
+) -> grain.DatasetIterator:
+    """Endless shuffled, augmented batches of this process, whose position can be saved.
+
+    The global order depends on the seed alone; each process takes every `process_count`-th example of it.
+    """
+    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+    dataset = dataset[process_index::process_count]
+    dataset = dataset.random_map(lambda example, rng: to_device_fields(augment(example, rng, settings)))
+    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)))
+
+
+def ordered_batches(examples: list[dict[str, Any]], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches in order; the last is filled up with copies whose mask is 0."""
+    for start in range(0, len(examples), batch_size):
+        part = [to_device_fields(e) for e in examples[start : start + batch_size]]
+        part += [part[-1] | {"mask": np.float32(0.0)}] * (batch_size - len(part))
+        yield {name: np.stack([e[name] for e in part]) for name in DEVICE_FIELDS}

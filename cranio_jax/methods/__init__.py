@@ -1,0 +1,42 @@
+"""What the paper compares. A method is one file and one entry here."""
+
+from typing import Any, Protocol
+
+import jax
+import ml_collections
+
+from cranio_jax.errors import InputError
+
+Batch = dict[str, jax.Array]
+Tree = Any
+
+
+class Method(Protocol):
+    """What the loop, the evaluation and the report know of a method.
+
+    A state is a dictionary that holds `step`, and whatever else must survive a restart: parameters, their
+    averages, optimiser, a pool of images. `frozen` is loaded once and never saved. All functions are pure and
+    run inside jit.
+    """
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """`(state, frozen)` of an untrained model."""
+
+    def train_step(self, state: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
+        """One update on a global batch; scalars to log, `loss` among them."""
+
+    def generation_params(self, state: Tree) -> Tree:
+        """The part of the state that `generate` takes."""
+
+    def generate(self, params: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> jax.Array:
+        """Faces `(batch, height, width, 3)` in [-1, 1]; the noise of each depends on `key` and its `id_hash`."""
+
+
+def make_method(config: ml_collections.ConfigDict) -> Method:
+    """The method that `config.method.name` names."""
+    from cranio_jax.methods import cranio_diff
+
+    methods = {"cranio_diff": cranio_diff.CranioDiff}
+    if config.method.name not in methods:
+        raise InputError(f"method.name={config.method.name!r} is not one of {', '.join(methods)}")
+    return methods[config.method.name](config)

@@ -1,0 +1,181 @@
+"""Cranio-Diff: latent diffusion with a ControlNet on the skull X-ray and a biometric prompt."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from cranio_jax import diffusion, models, optimizer
+from cranio_jax.errors import InputError
+from cranio_jax.models.functional import Network
+from cranio_jax.prompts import make_tokenizer
+
+NETWORKS = ("controlnet", "unet", "text_encoder", "vae")
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchCodec:
+    """A lossless stand-in for the autoencoder: `patch` x `patch` pixels become channels (space to depth)."""
+
+    patch: int
+
+    def encode(self, picture: Float[Array, "b H W c"]) -> Float[Array, "b h w d"]:
+        b, height, width, c = picture.shape
+        p = self.patch
+        blocks = picture.reshape(b, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+        return blocks.reshape(b, height // p, width // p, p * p * c)
+
+    def decode(self, latents: Float[Array, "b h w d"]) -> Float[Array, "b H W c"]:
+        b, h, w, d = latents.shape
+        p = self.patch
+        blocks = latents.reshape(b, h, w, p, p, d // (p * p)).transpose(0, 1, 3, 2, 4, 5)
+        return blocks.reshape(b, h * p, w * p, d // (p * p))
+
+
+class CranioDiff:
+    """The method behind the protocol of `cranio_jax.methods.Method`."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        """Builds the structure of all networks, and no parameter. Raises InputError on impossible settings."""
+        m = self.config = config.method
+        self.size = config.data.settings.size
+        self.train_config = config.train
+        self.sampling = config.sampling
+        self.dtype = jnp.dtype(config.compute_dtype)
+        self.trained = tuple(sorted(m.trained))
+        if unknown := set(self.trained) - set(NETWORKS):
+            raise InputError(f"method.trained names {sorted(unknown)[0]!r}; expected some of {', '.join(NETWORKS)}")
+        try:
+            self.schedule = diffusion.make_schedule(**m.schedule.to_dict())
+            unet = models.UNet2DConditionConfig.from_mapping(m.unet.to_dict())
+            control = models.ControlNetConfig.from_mapping(m.unet.to_dict() | m.controlnet.to_dict())
+            text = models.CLIPTextConfig.from_mapping(m.text_encoder.to_dict())
+        except (TypeError, ValueError) as error:
+            raise InputError(f"method: {error}") from None
+        self.networks = {
+            "controlnet": Network(lambda rngs: models.ControlNetModel(control, dtype=self.dtype, rngs=rngs)),
+            "unet": Network(lambda rngs: models.UNet2DConditionModel(unet, dtype=self.dtype, rngs=rngs)),
+            "text_encoder": Network(lambda rngs: models.CLIPTextModel(text, dtype=self.dtype, rngs=rngs)),
+        }
+        if m.codec == "patch":
+            self.factor, self.channels = m.patch, 3 * m.patch**2
+        elif m.codec == "vae":
+            vae = models.AutoencoderKLConfig.from_mapping(m.vae.to_dict())
+            self.networks["vae"] = Network(lambda rngs: models.AutoencoderKL(vae, dtype=self.dtype, rngs=rngs))
+            self.factor, self.channels = 2 ** (len(vae.block_out_channels) - 1), vae.latent_channels
+        else:
+            raise InputError(f"method.codec={m.codec!r} is not 'patch' or 'vae'")
+        halvings = 2 ** (len(control.conditioning_embedding_out_channels) - 1)
+        if halvings != self.factor:
+            raise InputError(
+                f"method.controlnet.conditioning_embedding_out_channels shrinks the X-ray by {halvings}, the codec by {self.factor}"
+            )
+        if unet.in_channels != self.channels or unet.out_channels != self.channels:
+            raise InputError(f"method.unet.in_channels and out_channels must be {self.channels}, the codec's channels")
+        if self.size % self.factor:
+            raise InputError(f"data.settings.size={self.size} is not a multiple of {self.factor}, the codec's factor")
+        self.empty_prompt = make_tokenizer(config.prompt.tokenizer, config.prompt.length)([""])
+        self.optimizer = optimizer.make_optimizer(config.train)
+
+    def init(self, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Fresh `(state, frozen)`."""
+        params = {name: network.init(jax.random.fold_in(key, i)) for i, (name, network) in enumerate(sorted(self.networks.items()))}
+        trained = {name: params.pop(name) for name in self.trained}
+        # The average starts as a copy: two names for one buffer could not both be donated to the next step.
+        ema = jax.tree.map(jnp.copy, trained)
+        state = {"step": jnp.zeros((), jnp.int32), "params": trained, "ema": ema, "opt_state": self.optimizer.init(trained)}
+        return state, params
+
+    def _codec(self, params):
+        return PatchCodec(self.config.patch) if self.config.codec == "patch" else self.networks["vae"].bind(params["vae"])
+
+    def _denoiser(self, params, xray: UInt8[Array, "b H W 1"], scale: float):
+        unet, control = (self.networks[name].bind(params[name]) for name in ("unet", "controlnet"))
+        picture = jnp.repeat(xray.astype(self.dtype) / 255.0, 3, axis=-1)
+
+        def denoise(x, timesteps, context):
+            copies = x.shape[0] // picture.shape[0]  # guidance runs both prompts in one batch
+            pictures = jnp.concatenate([picture] * copies)
+            x, context = x.astype(self.dtype), context.astype(self.dtype)
+            down, middle = control(x, timesteps, context, pictures, scale)
+            return unet(x, timesteps, context, down, middle).astype(jnp.float32)
+
+        return denoise
+
+    def loss(self, params, frozen, batch, draws) -> tuple[Array, dict[str, Array]]:
+        """Weighted squared error of the denoiser's output (Eq. 9 of the paper is its unweighted form)."""
+        m, params = self.config, params | frozen
+        text = self.networks["text_encoder"].bind(params["text_encoder"])
+        x0 = self._codec(params).encode(batch["face"].astype(self.dtype) / 127.5 - 1.0).astype(jnp.float32)
+        timesteps = draws["timesteps"]
+        x_t = self.schedule.add_noise(x0, draws["noise"], timesteps)
+        empty = jnp.asarray(self.empty_prompt)
+        context = text(jnp.where(draws["drop_prompt"][:, None], empty, batch["prompt_ids"]))
+        denoise = self._denoiser(params, batch["xray"], 1.0)
+        error = denoise(x_t, timesteps, context) - self.schedule.target(x0, draws["noise"], timesteps)
+        weight = diffusion.loss_weight(self.schedule, timesteps, m.loss_weight, m.min_snr_gamma)
+        weight = jnp.minimum(weight, m.max_loss_weight)
+        each = weight * (error**2).mean((1, 2, 3))
+        return each.mean(), {"loss": each.mean(), "mse": (error**2).mean()}
+
+    def train_step(self, state, frozen, batch, key):
+        """One update; random draws depend on the seed and the step alone, not on how the batch is cut up."""
+        m, t = self.config, self.train_config
+        count, side = batch["face"].shape[0], self.size // self.factor
+        k1, k2, k3 = jax.random.split(jax.random.fold_in(key, state["step"]), 3)
+        draws = {
+            "timesteps": jax.random.randint(k1, (count,), 0, self.schedule.count),
+            "noise": jax.random.normal(k2, (count, side, side, self.channels)),
+            "drop_prompt": jax.random.bernoulli(k3, m.prompt_dropout, (count,)),
+        }
+        gradients, metrics = optimizer.accumulated(
+            lambda params, batch, draws: self.loss(params, frozen, batch, draws), state["params"], batch, draws, t.accumulate
+        )
+        updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
+        params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state["params"], updates)
+        step = state["step"] + 1
+        # A young average would remember the random start for long.
+        decay = jnp.minimum(t.ema_decay, (1.0 + step) / (10.0 + step))
+        ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state["ema"], params)
+        metrics["gradient_norm"] = optimizer.global_norm(gradients)
+        return {"step": step, "params": params, "ema": ema, "opt_state": opt_state}, metrics
+
+    def generation_params(self, state):
+        """The averaged parameters."""
+        return state["ema"]
+
+    def generate(self, params, frozen, batch, key):
+        """Samples one face for each example, `(batch, size, size, 3)` in [-1, 1]."""
+        s, params = self.sampling, params | frozen
+        text = self.networks["text_encoder"].bind(params["text_encoder"])
+        count, side = batch["xray"].shape[0], self.size // self.factor
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["id_hash"])
+        noise = jax.vmap(lambda k: jax.random.normal(k, (side, side, self.channels)))(keys)
+        empty = jnp.broadcast_to(jnp.asarray(self.empty_prompt), (count, self.empty_prompt.shape[1]))
+        denoise = self._denoiser(params, batch["xray"], s.controlnet_scale)
+        unconditional = text(empty) if s.guidance_scale != 1.0 else None
+        denoise = diffusion.guided(denoise, text(batch["prompt_ids"]), unconditional, s.guidance_scale)
+        table = diffusion.steps(self.schedule, s.sampler, s.num_steps, s.spacing, set_alpha_to_one=True, eta=s.eta)
+        latents = diffusion.sample(denoise, noise, table, self.schedule, keys, clip=s.clip or None)
+        return jnp.clip(self._codec(params).decode(latents.astype(self.dtype)).astype(jnp.float32), -1.0, 1.0)
+
+    def parameter_count(self) -> dict[str, int]:
+        """Parameters of each network."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        both = shapes[0]["params"] | shapes[1]
+        return {name: sum(math.prod(p.shape) for p in params.values()) for name, params in both.items()}
+
+
+def quantise(faces: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
+    """Faces in [-1, 1] as they would be stored."""
+    return jnp.round((faces + 1.0) * 127.5).astype(jnp.uint8)
+
+
+def dequantise(faces: np.ndarray) -> np.ndarray:
+    """Stored faces in [0, 1]."""
+    return faces.astype(np.float32) / 255.0

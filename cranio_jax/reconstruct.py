@@ -1,0 +1,113 @@
+"""X-ray files and a biometric profile to faces, their mean, their spread and a record."""
+
+import glob
+import pathlib
+import zlib
+
+import ml_collections
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cranio_jax.errors import InputError
+from cranio_jax.evaluate import load_evaluator
+from cranio_jax.prompts import check_profile, make_prompt, make_tokenizer
+from cranio_jax.writers import whole_file, write_json
+
+NOTICE = "A reconstructed face is a plausible hypothesis, not an identification."
+
+
+def read_xray(path: pathlib.Path, size: int) -> np.ndarray:
+    """An X-ray of any size and depth as `(size, size, 1)` uint8: padded to a square, exposure stretched.
+
+    Raises InputError, naming the file, where it is missing, unreadable or of constant value.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such X-ray") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: not a readable picture ({str(error).split(':')[0].split(str(path.parent))[0].strip() or 'damaged file'})") from None
+    if picture.mode not in ("L", "I", "F") and not picture.mode.startswith("I;16"):
+        picture = picture.convert("L")
+    values = np.asarray(picture, np.float32)
+    low, high = np.percentile(values, [0.5, 99.8])
+    if not np.isfinite([low, high]).all() or high <= low:
+        low, high = float(values.min()), float(values.max())
+        if not high > low:
+            raise InputError(f"{path}: all pixels have the value {low:g}; this is no X-ray")
+    values = np.clip((values - low) / (high - low), 0.0, 1.0)
+    height, width = values.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = np.zeros((side, side), np.float32)
+    square[top : top + height, left : left + width] = values
+    # Pillow's resize widens its filter when it shrinks, so fine grain does not alias.
+    small = Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC)
+    return np.clip(np.round(np.asarray(small) * 255.0), 0, 255).astype(np.uint8)[..., None]
+
+
+def find_xrays(pattern: str) -> list[pathlib.Path]:
+    """Files of a comma-separated list of paths and glob patterns."""
+    paths = []
+    for part in filter(None, (p.strip() for p in pattern.split(","))):
+        found = sorted(glob.glob(part))
+        if not found:
+            raise InputError(f"{part}: no such X-ray")
+        paths += [pathlib.Path(p) for p in found]
+    if not paths:
+        raise InputError("reconstruct.xrays is empty; name one or more X-ray files")
+    return paths
+
+
+def heat(spread: np.ndarray) -> np.ndarray:
+    """A spread in [0, 1] as black-red-yellow-white, uint8; white is a quarter of the range."""
+    level = np.clip(spread * 4.0, 0.0, 1.0)[..., None]
+    return np.round(255 * np.clip(level * np.array([3.0, 3.0, 3.0]) - np.array([0.0, 1.0, 2.0]), 0, 1)).astype(np.uint8)
+
+
+def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Reconstructs faces from `config.reconstruct.xrays`; returns a folder for each X-ray, under workdir/reconstructions.
+
+    A folder holds `face_K.png`, `mean.png`, `spread.png` (standard deviation of each pixel over the samples),
+    `sheet.png` and `record.json`. It is named by a number, not by the file, whose name may be a patient's.
+    """
+    r = config.reconstruct
+    check_profile(r.view, r.sex, r.age, r.bmi_change)
+    if r.num_samples < 1:
+        raise InputError(f"reconstruct.num_samples={r.num_samples} must be 1 or more")
+    paths = find_xrays(r.xrays)
+    size = config.data.settings.size
+    xrays = [read_xray(path, size) for path in paths]
+    evaluator, _, step = load_evaluator(config, workdir, r.batch_size)
+    prompt = make_prompt(config.prompt.template, r.view, r.sex, r.age, r.bmi_change, config.prompt.known_ages)
+    ids = make_tokenizer(config.prompt.tokenizer, config.prompt.length)([prompt])[0]
+    nothing = np.zeros((size, size, 3), np.uint8)
+    folders = []
+    for number, xray in enumerate(xrays):
+        # The pixels decide the noise, so the same X-ray gives the same faces wherever it lies.
+        digest = zlib.crc32(xray.tobytes())
+        examples = [
+            {"xray": xray, "face": nothing, "prompt_ids": ids, "id_hash": np.uint32((digest + k) % 2**32), "mask": np.float32(1)}
+            for k in range(r.num_samples)
+        ]
+        faces = evaluator.generate(examples, say=f"X-ray {number + 1} of {len(xrays)}")
+        mean = faces.mean(0, dtype=np.float64)
+        spread = (faces / 255.0).std(0).mean(-1)
+        folder = workdir / "reconstructions" / f"{number:03d}"
+        pictures = {f"face_{k}": face for k, face in enumerate(faces)}
+        pictures |= {"xray": np.repeat(xray, 3, -1), "mean": np.round(mean).astype(np.uint8), "spread": heat(spread)}
+        order = ["xray", "mean", "spread", *(f"face_{k}" for k in range(len(faces)))]
+        pictures["sheet"] = np.concatenate([pictures[name] for name in order], 1)
+        for name, picture in pictures.items():
+            with whole_file(folder / f"{name}.png", "wb") as file:
+                Image.fromarray(picture).save(file, "PNG")
+        record = {
+            "notice": NOTICE, "xray": number, "xray_crc32": f"{digest:08x}", "view": r.view, "sex": r.sex, "age": r.age,
+            "bmi_change": r.bmi_change, "prompt": prompt, "samples": r.num_samples, "step": step, "seed": config.seed,
+            "mean_spread": float(spread.mean()), "sheet": order,
+        }  # fmt: skip
+        write_json(folder / "record.json", record)
+        folders.append(folder)
+    return folders

@@ -1,0 +1,148 @@
+"""One page to look at: the table, X-ray | truth | faces, curves. It needs no network."""
+
+import base64
+import html
+import io
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from cranio_jax.errors import InputError
+from cranio_jax.reconstruct import NOTICE
+from cranio_jax.writers import whole_file
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
+.notice { background: #fff4de; border-left: 4px solid #d98a00; padding: .6rem .9rem; }
+table { border-collapse: collapse; } th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid #dfe4ea; }
+th:first-child, td:first-child { text-align: left; } .interval { color: #66707d; font-size: .85em; white-space: nowrap; }
+.faces { display: grid; gap: .5rem; overflow-x: auto; } .faces figure { margin: 0; text-align: center; }
+.faces img, .sheet { width: 100%; image-rendering: auto; border-radius: 3px; display: block; } figcaption, .small { font-size: .8rem; color: #66707d; }
+.yes { color: #11743a; } .no { color: #a32020; } pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: .8rem; }
+"""
+
+
+def _image(picture: np.ndarray, scale: int = 1) -> str:
+    """A data URI of a picture, enlarged smoothly by `scale`."""
+    image = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _cell(value: dict[str, float], digits: int, sign: str = "") -> str:
+    form = f"{sign}.{digits}f"
+    return f"<td>{value['mean']:{form}} <span class=interval>[{value['low']:{form}}, {value['high']:{form}}]</span></td>"
+
+
+def _table(results: dict[str, Any]) -> str:
+    body = "".join(
+        f"<tr><td>{html.escape(name)}</td>{_cell(row['psnr'], 2)}{_cell(row['ssim'], 4)}</tr>" for name, row in results["rows"].items()
+    )
+    return f"<table><tr><th></th><th>PSNR (dB)</th><th>SSIM</th></tr>{body}</table>"
+
+
+def _differences(results: dict[str, Any]) -> str:
+    rows = []
+    for name, row in results["differences"].items():
+        better = [m.upper() for m, v in row.items() if v["low"] > 0]
+        verdict = f"<td class=yes>better on {' and '.join(better)}</td>" if better else "<td class=no>not better</td>"
+        rows.append(f"<tr><td>{html.escape(name)}</td>{_cell(row['psnr'], 2, '+')}{_cell(row['ssim'], 4, '+')}{verdict}</tr>")
+    return f"<table><tr><th></th><th>PSNR (dB)</th><th>SSIM</th><th></th></tr>{''.join(rows)}</table>"
+
+
+def _curve(points: list[tuple[float, float]], title: str) -> str:
+    """A line chart of `(step, value)` with a logarithmic value axis, as SVG."""
+    if len(points) < 2 or min(v for _, v in points) <= 0:
+        return ""
+    steps, values = np.array(points).T
+    logs = np.log10(values)
+    low, high = np.floor(logs.min() * 10) / 10, np.ceil(logs.max() * 10) / 10
+    width, height, left, bottom = 560, 230, 62, 34
+    x = left + (steps - steps[0]) / (steps[-1] - steps[0]) * (width - left - 12)
+    y = (high - logs) / max(high - low, 1e-9) * (height - bottom - 14) + 10
+    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+    ticks = "".join(
+        f'<text x="{left - 8}" y="{(high - v) / max(high - low, 1e-9) * (height - bottom - 14) + 14:.0f}" text-anchor="end">{10**v:.2g}</text>'
+        for v in np.linspace(low, high, 4)
+    )
+    ends = "".join(f'<text x="{a:.0f}" y="{height - 12}" text-anchor="middle">{s:.0f}</text>' for a, s in ((x[0], steps[0]), (x[-1], steps[-1])))
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{html.escape(title)}" style="font-size:12px;fill:#66707d;max-width:100%">'
+        f'<polyline points="{left},10 {left},{height - bottom} {width - 12},{height - bottom}" fill="none" stroke="#b9c2cc"/>'
+        f'<polyline points="{line}" fill="none" stroke="#1f6fb2" stroke-width="1.6"/>{ticks}{ends}'
+        f'<text x="{width / 2:.0f}" y="{height - 2}" text-anchor="middle">step</text></svg><div class=small>{html.escape(title)}</div>'
+    )
+
+
+def _gallery(path: pathlib.Path) -> str:
+    if not path.exists():
+        return ""
+    with np.load(path, allow_pickle=False) as kept:
+        pictures = {name: kept[name] for name in kept.files}
+    names = ["X-ray", "truth", *pictures["rows"]]
+    scale = max(1, 192 // pictures["face"].shape[1])
+    parts = []
+    for i, caption in enumerate(pictures["captions"]):
+        images = [pictures["xray"][i], pictures["face"][i], *pictures["faces"][i]]
+        figures = "".join(
+            f'<figure><img src="{_image(p, scale)}" alt="{html.escape(str(n))}"><figcaption>{html.escape(str(n))}</figcaption></figure>'
+            for n, p in zip(names, images, strict=True)
+        )
+        parts.append(f'<div class=small>{html.escape(str(caption))}</div><div class=faces style="grid-template-columns:repeat({len(names)},minmax(6rem,1fr))">{figures}</div>')
+    return "<h2>People it never saw</h2>" + "".join(parts)
+
+
+def _reconstructions(folder: pathlib.Path) -> str:
+    parts = []
+    for record_path in sorted(folder.glob("*/record.json")):
+        record = json.loads(record_path.read_text())
+        with Image.open(record_path.parent / "sheet.png") as sheet:
+            picture = np.asarray(sheet.convert("RGB"))
+        caption = f"X-ray {record['xray']}, prompt “{record['prompt']}”; left to right: X-ray, mean, spread, samples"
+        parts.append(f'<figure style="margin:0 0 1rem"><img class=sheet src="{_image(picture, 2)}" alt="reconstruction"><figcaption>{html.escape(caption)}</figcaption></figure>')
+    return "<h2>Reconstructions</h2>" + "".join(parts) if parts else ""
+
+
+def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """Writes report.html from results.json, metrics.jsonl, pictures.npz and the reconstructions in `workdir`."""
+    del config
+    path = workdir / "results.json"
+    if not path.exists():
+        raise InputError(f"{workdir} holds no results.json; run job=evaluate first")
+    results = json.loads(path.read_text())
+    lines = workdir / "metrics.jsonl"
+    curves: dict[int, float] = {}
+    if lines.exists():
+        for line in lines.read_text().splitlines():
+            entry = json.loads(line)
+            curves[entry["step"]] = entry["loss"]  # a resumed run may log a step twice; the last counts
+    count = sum(results["parameters"].values())
+    page = f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
+<title>cranio_jax: {html.escape(results["config"]["name"])}</title><style>{_STYLE}</style>
+<h1>Faces from skull X-rays: {html.escape(results["config"]["name"])}</h1>
+<p class=small>{results["examples"]} test pictures of {results["subjects"]} people, step {results["step"]}, {count / 1e6:.1f} M parameters</p>
+<p class=notice>{NOTICE}</p>
+<h2>Scores</h2>{_table(results)}
+<p class=small>Means over people with 95 % intervals from resampling people. Higher is better. The mean face is the training mean of the
+same view, age and BMI change; shuffled X-rays give each person somebody else's X-ray of the same view and sex.
+A mean of several samples is no face that was drawn and is not compared with single samples.</p>
+<h2>Against the controls</h2>{_differences(results)}
+{_gallery(workdir / "pictures.npz")}
+{_reconstructions(workdir / "reconstructions")}
+<h2>Training</h2>{_curve(sorted(curves.items()), "loss on training batches")}
+<h2>Where this comes from</h2>
+<pre>{html.escape(json.dumps({k: results[k] for k in ("seed", "step", "data", "versions", "devices", "commit", "parameters")}, indent=2))}</pre>
+<details><summary>Configuration</summary><pre>{html.escape(json.dumps(results["config"], indent=2))}</pre></details>
+</html>
+"""
+    with whole_file(workdir / "report.html") as file:
+        file.write(page)
+    return workdir / "report.html"

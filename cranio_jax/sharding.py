@@ -1,0 +1,59 @@
+"""One mesh for one device, eight or a pod: batches over both axes, large parameters over `fsdp`."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cranio_jax.errors import InputError
+
+MIN_SHARDED_SIZE = 2**16  # elements; smaller arrays cost more to gather than to keep
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """The `("data", "fsdp")` mesh over all devices; -1 takes what the other axis leaves."""
+    count = jax.device_count()
+    if data == -1:
+        data = max(count // fsdp, 1)
+    if data * fsdp != count:
+        raise InputError(f"mesh.data={data} x mesh.fsdp={fsdp} is {data * fsdp} devices, but there are {count}")
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def check_batch(batch_size: int, mesh: Mesh, name: str) -> None:
+    """Raises InputError where a batch can't be dealt out evenly to the mesh and the processes."""
+    for count, what in ((mesh.size, "devices"), (jax.process_count(), "processes")):
+        if batch_size <= 0 or batch_size % count:
+            raise InputError(f"{name}={batch_size} does not divide over {count} {what}; use a multiple of {count}")
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def state_sharding(tree: Any, mesh: Mesh) -> Any:
+    """Shardings for a tree of arrays or shapes: large ones over `fsdp` along their largest axis that divides."""
+    fsdp = mesh.shape["fsdp"]
+
+    def shard(leaf):
+        shape = leaf.shape
+        fitting = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+        if fsdp == 1 or np.prod(shape, dtype=np.int64) < MIN_SHARDED_SIZE or not fitting:
+            return replicated(mesh)
+        axis = max(fitting, key=lambda a: shape[a])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "fsdp"))
+
+    return jax.tree.map(shard, tree)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays from this process's part of a batch."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

@@ -1,0 +1,128 @@
+"""The training loop, the same for every method."""
+
+import contextlib
+import pathlib
+import sys
+import time
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from cranio_jax import data, sharding
+from cranio_jax.checkpoint import Checkpoints
+from cranio_jax.errors import InputError
+from cranio_jax.methods import Method, make_method
+from cranio_jax.workdir import claim
+from cranio_jax.writers import Writer
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training diverged; the message names the step and the examples."""
+
+
+def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
+    """Trains until `config.train.num_steps`, going on from the newest checkpoint in `workdir`.
+
+    Returns the state. Raises InputError on impossible settings, NonFiniteLossError on divergence.
+    """
+    t = config.train
+    # Check what can be checked before anything is built or written.
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch(t.batch_size, mesh, "train.batch_size")
+    if t.accumulate < 1 or (t.batch_size // mesh.size) % t.accumulate:
+        raise InputError(f"train.accumulate={t.accumulate} does not divide the {t.batch_size // mesh.size} examples of each device")
+    method = make_method(config)
+    claim(workdir, config)
+
+    # Data: the same global order on any number of processes.
+    builder = data.make_builder(config.data)
+    examples = data.Examples(builder, "train", config.prompt)
+    batches = data.training_batches(examples, t.batch_size, config.seed, config.augment, jax.process_index(), jax.process_count())
+
+    # State: own checkpoint, else from scratch.
+    step_fn, state_shardings, frozen = compile_step(method, mesh, config.seed)
+    with Checkpoints(workdir / "checkpoints", t.keep, t.keep_period) as checkpoints:
+        state, _, restored_step = restore_or_init(method, mesh, config.seed, checkpoints, batches)
+        last = min(t.num_steps, t.stop_at or t.num_steps)
+        if restored_step and jax.process_index() == 0:
+            print(f"going on from step {restored_step}", file=sys.stderr)
+        with Writer(workdir) as writer, progress(restored_step, t.num_steps, t.batch_size) as bar:
+            state = _loop(step_fn, state, frozen, batches, mesh, restored_step, last, t, checkpoints, writer, bar)
+        checkpoints.save(last, state, batches.get_state())
+    return state
+
+
+def key_of(seed: int) -> jax.Array:
+    """The run's key; made inside jit, where no transfer guard minds."""
+    return jax.jit(lambda: jax.random.key(seed))()
+
+
+def compile_step(method: Method, mesh: jax.sharding.Mesh, seed: int):
+    """`(jitted step (state, frozen, batch) -> (state, metrics), shardings of the state, frozen weights)`."""
+    shapes = jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)))
+    state_shardings, frozen_shardings = sharding.state_sharding(shapes, mesh)
+    frozen = jax.jit(lambda: method.init(jax.random.key(seed))[1], out_shardings=frozen_shardings)()
+    step = jax.jit(
+        lambda state, frozen, batch: method.train_step(state, frozen, batch, jax.random.key(seed + 1)),
+        in_shardings=(state_shardings, frozen_shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(state_shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return step, state_shardings, frozen
+
+
+def restore_or_init(method: Method, mesh: jax.sharding.Mesh, seed: int, checkpoints: Checkpoints, batches=None):
+    """`(state, its shardings, its step)`; the position of `batches` goes with a restored state."""
+    shapes = jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)))[0]
+    shardings = sharding.state_sharding(shapes, mesh)
+    if (step := checkpoints.latest) is not None:
+        state, position = checkpoints.restore(shapes, shardings)
+        if batches is not None:
+            batches.set_state(position)
+        return state, shardings, step
+    return jax.jit(lambda: method.init(jax.random.key(seed))[0], out_shardings=shardings)(), shardings, 0
+
+
+@contextlib.contextmanager
+def progress(start: int, total: int, batch_size: int):
+    """A line with images per second and the time left."""
+    form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {elapsed} gone, {remaining} left{postfix}"
+    quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file wants few lines
+    with tqdm(total=total, initial=start, desc="training", bar_format=form, mininterval=quiet, disable=jax.process_index() > 0) as bar:
+        yield bar
+
+
+def _loop(step_fn, state, frozen, batches, mesh, first, last, t, checkpoints, writer, bar):
+    def check(done, metrics, ids):
+        loss = float(jax.device_get(metrics["loss"]))
+        if not np.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss is {loss} at step {done}, whose batch held the examples {', '.join(f'{i:08x}' for i in ids)}; "
+                f"the newest checkpoint is of step {checkpoints.latest or 0}: lower train.learning_rate and start again"
+            )
+
+    began, began_step, before = None, first, None
+    with jax.transfer_guard("disallow"):
+        for done in range(first + 1, last + 1):
+            local = next(batches)
+            state, metrics = step_fn(state, frozen, sharding.put_batch(local, mesh))
+            if before is not None:  # while this step computes, look at the one before it
+                check(*before)
+            before = (done, metrics, local["id_hash"])
+            bar.update(1)
+            if done == first + 1:  # the first step compiles; rates are of the others
+                jax.block_until_ready(metrics)
+                began, began_step = time.monotonic(), done
+            if done % t.log_every == 0 or done == last:
+                check(*before)
+                values = {name: float(v) for name, v in jax.device_get(metrics).items()}
+                if done > began_step:
+                    values["images_per_second"] = (done - began_step) * t.batch_size / (time.monotonic() - began)
+                    bar.set_postfix_str(f"{values['images_per_second']:.0f} images/s, loss {values['loss']:.4f}")
+                writer.scalars(done, values)
+            if t.checkpoint_every and done % t.checkpoint_every == 0 and done < last:
+                check(*before)  # only a finite state may replace an older one
+                checkpoints.save(done, state, batches.get_state())
+    return state

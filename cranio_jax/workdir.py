@@ -1,0 +1,48 @@
+"""Which experiment a folder holds."""
+
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from cranio_jax.errors import InputError
+from cranio_jax.writers import write_json
+
+# Fields that say what to do with an experiment and where, not which experiment it is.
+_FREE = {
+    "": ("job", "evaluate", "reconstruct", "mesh"),
+    "train": ("stop_at", "log_every", "checkpoint_every", "keep", "keep_period"),
+    "data": ("data_dir",),
+}
+
+
+def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The part of a configuration that makes an experiment what it is."""
+    fields = {name: value for name, value in config.to_dict().items() if name not in _FREE[""]}
+    for section in ("train", "data"):
+        fields[section] = {name: value for name, value in fields[section].items() if name not in _FREE[section]}
+    return json.loads(json.dumps(fields))
+
+
+def _difference(there: Any, here: Any, path: str = "") -> str | None:
+    if isinstance(there, dict) and isinstance(here, dict):
+        for name in sorted(there.keys() | here.keys()):
+            if found := _difference(there.get(name), here.get(name), f"{path}.{name}".lstrip(".")):
+                return found
+        return None
+    return None if there == here else f"{path} is {there!r} there and {here!r} here"
+
+
+def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Raises InputError where `workdir` holds another experiment."""
+    path = workdir / "config.json"
+    if path.exists() and (difference := _difference(json.loads(path.read_text()), identity(config))):
+        raise InputError(f"{workdir} holds another experiment ({difference}); choose another --workdir")
+
+
+def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Marks `workdir` as this experiment's, after `check`."""
+    check(workdir, config)
+    if not (workdir / "config.json").exists():
+        write_json(workdir / "config.json", identity(config))

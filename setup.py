@@ -1,0 +1,43 @@
+"""Installs the packages; configs/ and launch/ stay in the checkout: `pip install -e .`."""
+
+import pathlib
+import re
+
+import setuptools
+
+version = re.search(r'__version__ = "(.+)"', pathlib.Path(__file__).with_name("cranio_jax").joinpath("__init__.py").read_text()).group(1)
+
+setuptools.setup(
+    name="cranio_jax",
+    version=version,
+    description="Faces from skull X-rays: Cranio-Diff and its baselines in JAX",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["cranio_jax*", "data_builders*"]),
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "diffusers",
+        "tensorflow-datasets>=4.9.9",
+        "clu",
+        "ml_collections",
+        "numpy",
+        "absl-py",
+        "array_record",
+        "grain",
+        "jaxtyping",
+        "pillow",
+        "safetensors",
+        "tensorboardX",
+        "tokenizers",
+        "tqdm",
+    ],
+    extras_require={
+        # The CPU build of torch is the oracle of the tests; the program never imports it.
+        "test": ["pytest", "ruff", "scikit-image", "torch==2.13.0", "nibabel"],
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+    },
+)
