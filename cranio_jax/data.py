@@ -30,7 +30,7 @@ def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     except ModuleNotFoundError:
         raise InputError(f"data.builder={config.builder!r} is not a package in data_builders/") from None
     try:
-        builder_config = module.CONFIG(**config.settings.to_dict())
+        builder_config = module.make_config(**config.settings.to_dict())
     except (TypeError, ValueError) as error:
         raise InputError(f"data.settings: {error}") from None
     builder = module.Builder(config=builder_config, data_dir=config.data_dir or None)

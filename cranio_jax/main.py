@@ -52,17 +52,21 @@ def main(_) -> None:
     run(_CONFIG.value, pathlib.Path(_WORKDIR.value).expanduser())
 
 
-def cli() -> None:
-    """Parses the flags and runs; wrong input ends in one sentence and exit code 2."""
+def parse(arguments: list[str]) -> list[str]:
+    """Parses the flags; ml_collections' words on a misspelt or mistyped override become the error."""
     try:
-        flags.mark_flags_as_required(["config", "workdir"])
-        app.run(main, argv=find_config(sys.argv))
-    except (InputError, train.NonFiniteLossError) as error:
-        sys.exit(f"cranio_jax: {error}")
+        return flags.FLAGS(find_config(arguments))
     except (AttributeError, KeyError, TypeError) as error:
-        # ml_collections refuses a misspelt or mistyped override in one of these, before main runs.
-        if _CONFIG.present and _CONFIG.value is not None and not isinstance(error, TypeError):
-            raise
+        raise InputError("--config: " + " ".join(str(error.args[0]).split())) from None
+
+
+def cli() -> None:
+    """Runs; wrong input ends in one sentence and an exit code that is not 0."""
+    sys.path.append(str(CHECKOUT))  # a configuration may import its neighbours in configs/
+    flags.mark_flags_as_required(["config", "workdir"])
+    try:
+        app.run(main, flags_parser=parse)
+    except (InputError, train.NonFiniteLossError) as error:
         sys.exit(f"cranio_jax: {error}")
 
 

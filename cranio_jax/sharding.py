@@ -12,13 +12,14 @@ MIN_SHARDED_SIZE = 2**16  # elements; smaller arrays cost more to gather than to
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """The `("data", "fsdp")` mesh over all devices; -1 takes what the other axis leaves."""
+    """The `("data", "fsdp")` mesh; `data` -1 takes all the devices that `fsdp` leaves, less than all must be asked for."""
     count = jax.device_count()
     if data == -1:
         data = max(count // fsdp, 1)
-    if data * fsdp != count:
+    if not 0 < data * fsdp <= count or (jax.process_count() > 1 and data * fsdp < count):
         raise InputError(f"mesh.data={data} x mesh.fsdp={fsdp} is {data * fsdp} devices, but there are {count}")
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    devices = jax.devices()[: data * fsdp]
+    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def check_batch(batch_size: int, mesh: Mesh, name: str) -> None:

@@ -6,8 +6,15 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 
+import tempfile  # noqa: E402
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# Many tests compile the same programs; the folder lives as long as the run.
+_CACHE = tempfile.TemporaryDirectory(prefix="cranio_jax_tests_")
+jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
@@ -20,3 +27,25 @@ def shared_data():
         if folder and pathlib.Path(folder).is_dir():
             return pathlib.Path(folder)
     pytest.skip("no real test data: set CRANIO_JAX_TEST_DATA to the folder that holds ct/ and weights/")
+
+
+@pytest.fixture(scope="session")
+def records(tmp_path_factory):
+    """A folder for the records of a small cohort; the first test that reads them builds them."""
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.fixture
+def config(records):
+    """The demo at its smallest: 24 subjects of 32 pixels, networks 16 wide."""
+    from configs import demo
+
+    c = demo.get_config("smoke")
+    c.data.data_dir = str(records)
+    c.data.settings.size = 32
+    c.method.unet.block_out_channels = (16, 32)
+    c.method.unet.norm_num_groups = 8
+    c.method.controlnet.conditioning_embedding_out_channels = (4, 8, 16)
+    c.method.text_encoder.update(hidden_size=64, intermediate_size=64)
+    c.evaluate.update(batch_size=16, num_samples=1)
+    return c

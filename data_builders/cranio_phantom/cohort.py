@@ -133,7 +133,7 @@ def appearance(subject: Subject, age: float, bmi_change: float, spread: Spread) 
         brow_height=(-0.5 if male else 1.5) + 1.0 * soft["brow_height"] - 1.5 * sag,
         neck=(1.04 if male else 0.86) + 0.03 * soft["neck"] + 0.045 * weight,
         sag=sag,
-        fat=0.8 * weight,
+        fat=weight,
         hair_length=1.0 if long_hair else 0.0,
         hair_volume=(6.0 if male else 8.5) + 1.3 * spread.hair * look["hair_volume"] - 1.0 * sag,
         hairline=(sag * (5.0 + 4.0 * look["hairline"]) + 2.0 if male else 0.0) * min(1.0, spread.hair),

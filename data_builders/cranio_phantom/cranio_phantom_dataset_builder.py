@@ -6,6 +6,7 @@ import functools
 import io
 import os
 
+import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
@@ -30,7 +31,7 @@ FACE_LANDMARKS = {
 }
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass
 class PhantomConfig(tfds.core.BuilderConfig):
     """Settings of a cohort. The name is made from them, so different settings never share a folder.
 
@@ -139,6 +140,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 _SETTINGS = ("size", "pairing", "subjects", "seed", "skin_spread", "hair_spread", "depth_spread")
 
 
+@jax.numpy_rank_promotion("allow")  # colours meet fields of places on purpose
 def subject_records(config: PhantomConfig, index: int):
     """All pairs of one subject: `[(id, record)]`."""
     records = []
@@ -177,4 +179,7 @@ def subject_records(config: PhantomConfig, index: int):
     return records
 
 
-CONFIG = PhantomConfig
+def make_config(**settings) -> PhantomConfig:
+    """The configuration with these settings; the builder's own where it has one of that name, as TFDS demands."""
+    config = PhantomConfig(**settings)
+    return Builder.builder_configs.get(config.name, config)

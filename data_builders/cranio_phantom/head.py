@@ -177,7 +177,7 @@ def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
     )
     skin = skin * (1.0 + 0.07 * colour.flush * red[..., None] * jnp.array([0.9, -1.1, -0.9]))
     socket = bump(x, 31, 15) * bump(z, 13.0, 8.5) * step(y, 60, 6)
-    skin = skin * (1.0 - socket[..., None] * jnp.array([0.07, 0.09, 0.06]))
+    skin = skin * (1.0 - socket[..., None] * jnp.array([0.03, 0.05, 0.04]))
     skin = skin * (1.0 - colour.blotch * (0.10 * spots + 0.03 * jnp.abs(mottle))[..., None] * jnp.array([0.6, 1.0, 1.2]))
     beard = step(-24.0 - z, 0.0, 5.0) * step(y, 12.0 + 0.0 * z, 7.0) * step(z, -104.0, 5.0)
     beard = beard * (1.0 - 0.85 * bump(x, 40, 12) * bump(z, -34, 14) * step(y, 35, 8))
@@ -190,7 +190,7 @@ def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
     skin = mix(skin, lip_colour, 0.85 * lips)
     skin = skin * (1.0 - 0.55 * parting[..., None])
     lash = bump(soft.lid_gap(p, tissue), 0.3, 0.7) * step(z, 15.0, 2.0) * step(y, 70, 2)
-    skin = skin * (1.0 - (0.55 + 0.3 * colour.makeup) * lash[..., None])
+    skin = skin * (1.0 - (0.40 + 0.4 * colour.makeup) * lash[..., None])
 
     hue = colour.hair * (1.0 - colour.grey) + jnp.array([0.68, 0.67, 0.65]) * colour.grey
     hairs = _strands((signed_x, y, z), (0.42, 0.10, 0.16), colour.seed + 9.0)
@@ -215,7 +215,7 @@ def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
     ball = mix(white, iris, step(radius, 6.1, -0.35))
     ball = mix(ball, jnp.full(3, 0.03), step(radius, 2.4, -0.3))
     # The upper lid shades the eye.
-    ball = ball * (1.0 - 0.5 * step(soft.lid_gap(p, tissue), -2.2, 1.2) * step(z, ez - 1.0, 2.0))[..., None]
+    ball = ball * (1.0 - 0.35 * step(soft.lid_gap(p, tissue), -2.2, 1.2) * step(z, ez - 1.0, 2.0))[..., None]
     glint = bump(x * jnp.sign(signed_x) - (ex * jnp.sign(signed_x) + 1.6), 0.0, 0.9) * bump(z, ez + 2.6, 0.9)
     ball = ball + 0.8 * glint[..., None]
     is_eye = step(jnp.minimum(bare, hair) - eye, 0.05, 0.12)

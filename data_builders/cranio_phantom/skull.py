@@ -53,8 +53,8 @@ MODES = (
     Mode("forehead breadth", "breadth", 80, 55, 35, 28, 0.045, 0.1),
     Mode("cheekbone breadth", "breadth", 45, -2, 38, 20, 0.050, 0.35),
     Mode("midface breadth", "breadth", 80, -25, 28, 16, 0.050, 0.1),
-    Mode("jaw angle breadth", "breadth", 8, -58, 32, 24, 0.065, 0.5),
-    Mode("chin breadth", "breadth", 82, -85, 24, 18, 0.090, 0.5),
+    Mode("jaw angle breadth", "breadth", 8, -58, 32, 24, 0.060, 0.8),
+    Mode("chin breadth", "breadth", 82, -85, 24, 18, 0.085, 0.8),
     Mode("orbit spacing", "breadth", 75, 18, 22, 16, 0.040, 0.0),
     Mode("occiput", "depth", -90, 42, 40, 45, 4.0, 0.0),
     Mode("forehead slope", "depth", 90, 78, 28, 24, 3.4, -0.45),
@@ -62,7 +62,7 @@ MODES = (
     Mode("nasal root", "depth", 95, 22, 16, 9, 1.8, 0.2),
     Mode("midface projection", "depth", 92, -26, 34, 18, 3.0, 0.0),
     Mode("tooth row projection", "depth", 92, -48, 26, 12, 2.2, 0.0),
-    Mode("chin projection", "depth", 84, -86, 26, 14, 3.4, 0.35),
+    Mode("chin projection", "depth", 84, -86, 26, 14, 2.8, 0.4),
     Mode("cheekbone projection", "depth", 60, -6, 16, 14, 2.2, -0.1),
     Mode("vault height", "level", 0, 75, 0, 30, 5.0, 0.1),
     Mode("upper face height", "level", 0, -8, 0, -14, 2.8, 0.2),
@@ -217,9 +217,9 @@ def zygoma(p):
     frontal = capsule(p, (50, 66, 0), (49.5, 66, 32), 4.2, 3.8)
     to_maxilla = capsule(p, (45, 68, -10), (33, 76, -9), 4.5, 3.0)
     arch = union(
-        capsule(p, (51, 62, -9), (63, 42, -6), 4.2, 2.9),
-        capsule(p, (63, 42, -6), (65, 22, -2), 2.9, 2.7),
-        capsule(p, (65, 22, -2), (59, 6, 1), 2.7, 4.0),
+        capsule(p, (51, 62, -9), (61.5, 42, -6), 4.2, 2.9),
+        capsule(p, (61.5, 42, -6), (63.5, 22, -2), 2.9, 2.7),
+        capsule(p, (63.5, 22, -2), (58, 6, 1), 2.7, 4.0),
     )
     return smooth_min(union(body, frontal, to_maxilla, radius=6.0), arch, 4.0)
 
@@ -252,7 +252,7 @@ def nasal_bones(p):
     return jnp.maximum(jnp.maximum((jnp.abs(y - roof) - 1.5) * 0.8, x - 7.5), jnp.abs(z - 14.0) - 11.5)
 
 
-JAW_FRONT = 80.5  # mm; the plan of the mandible is y = JAW_FRONT - 0.03 x^2 - 9e-7 x^4
+JAW_FRONT = 80.5  # mm; the plan of the mandible is y = JAW_FRONT - 0.034 x^2 - 9e-7 x^4
 
 
 def along_jaw(p):
@@ -264,8 +264,8 @@ def along_jaw(p):
     x = x - 0.07 * (z + 60.0) * step(y, 40.0, -14.0)
     inward = 0.0
     for _ in range(2):
-        offset = JAW_FRONT - 0.03 * x * x - 9e-7 * x**4 - y
-        slope = 0.06 * x + 3.6e-6 * x**3
+        offset = JAW_FRONT - 0.034 * x * x - 9e-7 * x**4 - y
+        slope = 0.068 * x + 3.6e-6 * x**3
         norm2 = 1.0 / (1.0 + slope * slope)
         inward = inward + offset * jnp.sqrt(norm2)
         x, y = x + offset * slope * norm2, y + offset * norm2
@@ -285,9 +285,9 @@ def mandible(p):
     body = smooth_max(jnp.maximum(jnp.abs(inward - 5.0) - half, 12.0 - front), jnp.maximum(lower_edge - z, z - upper_edge), 4.5)
     ramus = jnp.maximum(polygon(front, z, _RAMUS), jnp.abs(inward - 4.6) - 3.9)
     chin = union(ellipsoid(p, (0, 79, -87), (14, 7.5, 8)), sphere(p, (13, 74, -91), 5.0), radius=5.0)
-    condyle = ellipsoid(p, (50.5, 12.5, -5.5), (9.0, 4.6, 5.2))
-    neck = capsule(p, (49, 11, -9), (46, 10, -24), 4.0, 4.2)
-    angle = sphere(p, (44.5, 12, -56), 6.0)
+    condyle = ellipsoid(p, (49.5, 12.5, -5.5), (9.0, 4.6, 5.2))
+    neck = capsule(p, (48, 11, -9), (44.5, 10, -26), 4.0, 4.2)
+    angle = sphere(p, (42.0, 12, -56), 6.0)
     body = smooth_min(body, chin, 6.0)
     return union(body, smooth_min(ramus, angle, 5.0), union(condyle, neck), radius=3.0)
 
@@ -556,8 +556,8 @@ LANDMARKS = {
     "basion": (0, 2, -28),
     "right orbitale": (33, 84, 0.5),
     "right porion": (60, 0, 3),
-    "right zygion": (67.5, 27, -3),
-    "right gonion": (48, 8, -60),
+    "right zygion": (66, 27, -3),
+    "right gonion": (45.5, 8, -60),
     "right euryon": (72, -10, 62),
     "right condylion": (50.5, 12.5, 0),
 }

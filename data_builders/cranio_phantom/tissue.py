@@ -57,20 +57,20 @@ DEPTHS = (
     Depth("nasion", (0, 91.5, 24), 6.5, 1.5, 0.05, 0.1),
     Depth("mid-infraorbital", (33, 83, -1), 7.0, 2.5, 0.16, -0.8),
     Depth("zygoma", (48, 74, -8), 9.5, 2.0, 0.16, -1.0),
-    Depth("zygion", (67, 27, -3), 6.5, 2.0, 0.14, -0.5),
+    Depth("zygion", (65, 27, -3), 6.5, 2.0, 0.14, -0.5),
     Depth("alare curvature", (16, 86, -24), 9.5, 2.0, 0.08, 0.2),
     Depth("subspinale", (0, 88, -31), 13.0, 2.5, 0.04, -0.4),
     Depth("mid-philtrum", (0, 90, -37), 11.5, 2.0, 0.04, -0.6),
     Depth("supra canine", (20, 82, -38), 10.0, 2.0, 0.08, -0.4),
-    Depth("supra second molar", (32, 52, -34), 24.0, 4.0, 0.14, -1.6),
+    Depth("supra second molar", (31, 52, -34), 24.0, 4.0, 0.14, -1.6),
     Depth("infra second molar", (31, 50, -66), 20.0, 4.0, 0.17, 0.8),
     Depth("infra canine", (18, 74, -68), 10.5, 2.0, 0.10, 0.5),
     Depth("supramentale", (0, 79.5, -72), 11.0, 1.8, 0.06, 0.3),
     Depth("pogonion", (0, 86.5, -87), 11.0, 2.3, 0.08, 0.0),
     Depth("menton", (0, 78, -95), 7.5, 2.3, 0.16, 0.6),
     Depth("mid-mandibular border", (34, 44, -83), 10.5, 3.5, 0.22, 1.5),
-    Depth("gonion", (48, 8, -60), 11.5, 4.0, 0.20, 0.8),
-    Depth("mid-ramus", (48, 24, -38), 18.0, 4.0, 0.15, 0.0),
+    Depth("gonion", (45.5, 8, -60), 11.5, 4.0, 0.20, 0.8),
+    Depth("mid-ramus", (41, 24, -38), 17.5, 4.0, 0.15, 0.0),
 )
 _REACH = 16.0  # mm; standard deviation of a landmark's influence
 
@@ -133,7 +133,7 @@ def _jaw_solid(p):
     outside = 2.0 - inward
     behind = jnp.maximum(4.0 - front, 4.0 - y)
     shape = smooth_max(smooth_max(outside, (lower - z) * 0.93, 9.0), smooth_max(behind, z + 48.0, 8.0), 9.0)
-    return smooth_min(shape, ellipsoid(p, (0, 76, -87), (16, 10.5, 9)), 8.0)
+    return smooth_min(shape, ellipsoid(p, (0, 76, -87), (13, 10.5, 9)), 8.0)
 
 
 def bony_hull(p):
@@ -141,16 +141,16 @@ def bony_hull(p):
     x, y, z = p
     cheek = union(
         ellipsoid((x, y, z), (44, 66, -5), (14, 11, 12)),
-        capsule(p, (49, 60, -8), (60, 24, -3), 6.0, 5.0),
+        capsule(p, (48, 60, -8), (58, 24, -3), 6.0, 5.0),
         capsule(p, (49, 66, 4), (49, 66, 30), 5.5),
         radius=8.0,
     )
     face = ellipsoid(p, (0, 45, -20), (36, 46, 36))
     brow = union(capsule(p, (0, 88, 32), (36, 79, 37), 7.0), capsule(p, (36, 79, 37), (50, 66, 32), 6.5, 5.0))
-    ramus = ellipsoid(p, (37, 20, -36), (6, 17, 28))
+    ramus = ellipsoid(p, (35, 20, -36), (6, 17, 28))
     temple = ellipsoid(p, (44, 40, 20), (16, 36, 32))
-    parotid = ellipsoid(p, (44, 26, -14), (15, 26, 26))
-    buccal = ellipsoid(p, (29, 42, -34), (13, 28, 28))
+    parotid = ellipsoid(p, (42, 26, -12), (14, 26, 24))
+    buccal = ellipsoid(p, (25, 42, -34), (12, 28, 28))
     hull = union(bones.vault(p), brow, temple, parotid, radius=13.0)
     return union(hull, cheek, face, ramus, buccal, _jaw_solid(p), radius=14.0)
 
@@ -179,8 +179,8 @@ def lid_gap(p, t):
     across = (x - 32.0) / 15.2
     arch = jnp.maximum(1.0 - across * across, 0.0)
     middle = 16.2 + 1.1 * across
-    upper = middle + (5.0 * t.eye_opening - 0.9 * t.sag * jnp.maximum(across, 0.0)) * arch**0.75
-    lower = middle - (4.2 * t.eye_opening + 0.3 * t.sag) * arch
+    upper = middle + (6.0 * t.eye_opening - 0.9 * t.sag * jnp.maximum(across, 0.0)) * arch**0.75
+    lower = middle - (4.7 * t.eye_opening + 0.3 * t.sag) * arch
     gap = jnp.maximum(z - upper, lower - z)
     return jnp.maximum(gap, (jnp.abs(across) - 1.0) * 15.2)
 
@@ -272,7 +272,7 @@ def _age_and_weight(skin, p, t):
     cheek = bump(x, 42, 12) * bump(y, 58, 18) * bump(z, -38, 18)
     tear = bump(x - 24.0 - 0.4 * (4.0 - z), 0.0, 4.0) * bump(z, 4.0, 5.0) * step(y, 70, 5)
     change = t.sag * (0.9 * fold - 2.6 * jowl + 0.7 * marionette - 3.0 * throat + 1.8 * cheek + 0.9 * tear)
-    return skin + 0.35 * fold + 0.5 * tear + change - t.fat * (1.6 * cheek + 3.4 * throat + 1.2 * jowl)
+    return skin + 0.35 * fold + 0.5 * tear + change - t.fat * (2.6 * cheek + 4.4 * throat + 1.8 * jowl)
 
 
 def ear(p, t):
@@ -310,7 +310,7 @@ def skin_without_ears(p, t: Tissue):
     body = _mouth(body, p, t)
     body = _nose(body, p, t)
     body = _eyes(body, p, t)
-    return smooth_min(body, _neck(p, t), 13.0)
+    return smooth_min(body, _neck(p, t), 9.0)
 
 
 def eyeball(p, t: Tissue):
@@ -342,9 +342,9 @@ def hair(p, t: Tissue, bare):
     top = 0.55 + 0.45 * step(z, 70, 18)
     thick = (t.hair_volume * top + lock) * step(edge, 4.0, 6.0) - 3.0 * step(edge, 0.0, -3.0)
     cap = bare - thick
-    long_edge = 6.0 - 0.05 * (z + 20) + 4.0 * jnp.sin(z / 23.0)
-    curtain = ellipsoid((x, y, 0.0), (0, -16, 0), (79, 84, 1e3))
-    curtain = smooth_max(curtain + lock, smooth_max(y - long_edge, jnp.maximum(z - 52.0, -78.0 - 0.1 * y - z), 10.0), 10.0)
+    long_edge = 19.0 - 0.04 * (z + 20) + 4.0 * jnp.sin(z / 23.0)
+    curtain = ellipsoid((x, y, 0.0), (0, -16, 0), (82, 86, 1e3))
+    curtain = smooth_max(curtain + lock, smooth_max(y - long_edge, jnp.maximum(z - 56.0, -84.0 - 0.1 * y - z), 12.0), 12.0)
     inner = ellipsoid((x, y, 0.0), (0, -10, 0), (58, 60, 1e3))
     curtain = smooth_max(curtain, -inner, 6.0) + 60.0 * (1.0 - t.hair_length)
     return smooth_min(cap, curtain, 10.0)

@@ -66,7 +66,7 @@ def openness_from_distances(distances: tuple[Float[Array, "*n"], ...]) -> Float[
     """As `openness`, from the distances to the surface at RADII mm above it: less than the radius in a hollow."""
     result = 1.0
     for distance, radius in zip(distances, RADII, strict=True):
-        result = result * jnp.clip(0.28 + 0.76 * distance / radius, 0.15, 1.05)
+        result = result * jnp.clip(0.36 + 0.68 * distance / radius, 0.25, 1.05)
     return result
 
 
@@ -111,7 +111,7 @@ def shade(
     half = key + to_viewer
     half = half / jnp.linalg.norm(half)
     highlight = (gloss * open_sky * jnp.clip(normal @ half, 0.0, 1.0) ** 22)[..., None]
-    return jnp.clip(albedo * light * 1.06 + highlight, 0.0, 1.0)
+    return jnp.clip(albedo * light * 1.2 + highlight, 0.0, 1.0)
 
 
 def normals_from_volume(volume: Volume, points: Float[Array, "h w 3"], outside: float) -> Float[Array, "h w 3"]:

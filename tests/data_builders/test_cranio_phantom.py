@@ -1,0 +1,143 @@
+"""The procedural cohort: who is in it, what determines a face, and what is written."""
+
+import numpy as np
+import pytest
+
+from data_builders.cranio_phantom import cohort, head, skull, tissue
+from data_builders.cranio_phantom.cranio_phantom_dataset_builder import Builder, PhantomConfig, subject_records
+
+SPREAD = cohort.Spread()
+
+
+def portraits(subject, age=45, change=0, size=64):
+    return np.asarray(head.portraits(*cohort.appearance(subject, age, change, SPREAD), size))
+
+
+def xrays(subject, size=64):
+    look = cohort.appearance(subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, SPREAD)
+    return np.asarray(head.radiographs(*look[:2], size, 2.0))
+
+
+@pytest.mark.parametrize("subjects", [3, 7, 24, 120, 121])
+def test_splits_hold_each_subject_once(subjects):
+    splits = cohort.split(0, subjects)
+    assert sorted(splits["train"] + splits["test"]) == list(range(subjects))
+    assert len(splits["test"]) == round(subjects / 6)
+
+
+def test_splits_hold_both_sexes():
+    for members in cohort.split(0, 120).values():
+        women = sum(cohort.sex_of(0, i) == "female" for i in members)
+        assert women == len(members) - women
+
+
+def test_too_few_subjects():
+    with pytest.raises(ValueError, match="subjects=2 leaves the split 'test' empty"):
+        PhantomConfig(subjects=2)
+
+
+def test_a_subject_does_not_depend_on_the_others():
+    again = cohort.draw(0, 5)
+    np.testing.assert_array_equal(cohort.draw(0, 5).skull.shape, again.skull.shape)
+    assert not np.array_equal(cohort.draw(1, 5).skull.shape, again.skull.shape)
+
+
+def test_skull_warp_is_inverted():
+    subject = cohort.draw(0, 3)
+    places = tuple(np.array(list(skull.LANDMARKS.values()), np.float32).T)
+    there = skull.from_template(places, subject.skull)
+    for back, place in zip(skull.to_template(there, subject.skull), places, strict=True):
+        np.testing.assert_allclose(back, place, atol=0.05)
+
+
+def test_age_and_weight_leave_the_skull_alone():
+    subject = cohort.draw(0, 4)
+    young, old = (cohort.appearance(subject, age, change, SPREAD) for age, change in ((25, -10), (65, 10)))
+    for a, b in zip(young[0], old[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.any(young[1].depth != old[1].depth) and young[2].grey < old[2].grey
+
+
+def test_heavier_is_thicker_where_the_tables_say_so():
+    subject = cohort.draw(0, 4)
+    lean, heavy = (dict(zip((d.name for d in tissue.DEPTHS), cohort.appearance(subject, 45, c, SPREAD)[1].depth, strict=True)) for c in (-10, 10))
+    growth = {name: heavy[name] / lean[name] for name in lean}
+    assert growth["gonion"] > 1.25 and growth["forehead"] < 1.15
+
+
+def test_tissue_depth_at_the_landmarks():
+    """Measured from the bone outwards, the depth of an average head is that of the tables, within 3 mm on average."""
+    average = cohort.Subject("male", cohort.draw(0, 0).skull._replace(shape=np.zeros(len(skull.MODES))), np.zeros(len(tissue.DEPTHS)),
+                             dict.fromkeys(cohort._SOFT, 0.0), dict.fromkeys(cohort._LOOK, 0.0))  # fmt: skip
+    _, soft, _ = cohort.appearance(average, 45, 0, SPREAD)
+    errors = {}
+    for landmark in tissue.DEPTHS:
+        place = tuple(np.float32(v) for v in landmark.place)
+        errors[landmark.name] = -float(tissue.skin(place, soft)) - landmark.mean
+    assert np.mean(np.abs(list(errors.values()))) < 3.0, errors
+    assert abs(errors["glabella"]) < 2 and abs(errors["vertex"]) < 2 and abs(errors["pogonion"]) < 3, errors
+
+
+def test_xray_shows_bone_between_air():
+    frontal, lateral = xrays(cohort.draw(0, 0))
+    for picture in (frontal, lateral):
+        assert picture[:, :2].max() < 0.05 and 0.9 < picture.max() <= 1.0
+    assert np.abs(frontal - frontal[:, ::-1]).mean() < 0.03  # symmetric but for noise and skew
+    assert np.abs(frontal - frontal[:, ::-1]).mean() > 1e-4
+
+
+def test_brain_is_darker_than_its_wall_and_the_sinus_darker_than_bone():
+    sub = cohort.draw(0, 1)
+    volume = head.volume(*cohort.appearance(sub, 45, 0, SPREAD)[:2], 2.0)
+    at = lambda place: float(
+        volume.values[tuple(np.round((np.array([float(v) for v in skull.from_template(tuple(np.float32(p) for p in place), sub.skull)]) - volume.origin) / 2).astype(int))]
+    )  # fmt: skip
+    assert -20 < at((10, 0, 60)) < 80  # brain
+    assert at((28, 62, -13)) < -700  # maxillary sinus
+    assert at((16, 72, -90)) > 300  # mandible
+    assert at((0, 0, 135)) == -1000  # above the head
+
+
+def test_portraits_are_faces_on_a_plain_ground():
+    frontal, lateral = portraits(cohort.draw(0, 1))
+    for picture in (frontal, lateral):
+        assert np.ptp(picture[0, 0]) < 0.2 and picture[32, 30].std() > 0.02
+    assert np.abs(frontal - frontal[:, ::-1]).mean() < 0.06
+
+
+def test_the_skull_says_more_than_the_rest():
+    """The same skull with other soft parts and colours is nearer than another skull: the task can be solved."""
+    people = [cohort.draw(0, i) for i in range(1, 13, 2)]  # one sex
+    own = [portraits(p) for p in people]
+    other = [portraits(cohort.with_other_traits(p, 50 + i)) for i, p in enumerate(people)]
+    distance = np.array([[((a - b) ** 2).mean() for b in own] for a in other])
+    assert np.diag(distance).mean() < 0.6 * distance[~np.eye(len(people), dtype=bool)].mean()
+
+
+def test_records_are_reproducible_and_complete():
+    config = PhantomConfig(size=32, pairing="all_views", subjects=12)
+    one, again = (dict(subject_records(config, 2)) for _ in range(2))
+    assert len(one) == 36
+    for key, record in one.items():
+        assert record["xray"].getvalue() == again[key]["xray"].getvalue()
+        assert record["face"].getvalue() == again[key]["face"].getvalue()
+    # One X-ray for each view, whatever the age and BMI.
+    assert len({r["xray"].getvalue() for r in one.values()}) == 2
+    assert len({r["face"].getvalue() for r in one.values()}) == 18
+    matched = dict(subject_records(PhantomConfig(size=32, subjects=12), 2))
+    assert len(matched) == 18 and all(r["xray_view"] == r["face_view"] for r in matched.values())
+
+
+def test_landmarks_lie_on_the_head():
+    config = PhantomConfig(size=64, subjects=12)
+    record = next(r for _, r in subject_records(config, 2) if r["xray_view"] == "lateral")
+    names = list(skull.LANDMARKS)
+    at = lambda name: record["xray_landmarks"][names.index(name)]
+    assert at("menton")[1] > at("nasion")[1] > at("vertex")[1]
+    assert at("opisthocranion")[0] < at("basion")[0] < at("nasion")[0]
+
+
+def test_settings_make_the_name():
+    assert PhantomConfig().name == "matched_64"
+    assert PhantomConfig(size=128, pairing="all_views", subjects=24, seed=3).name == "all_views_128-n24-seed3"
+    assert {c.name for c in Builder.BUILDER_CONFIGS} == {f"{p}_{s}" for p in ("matched", "all_views") for s in (64, 128, 256)}

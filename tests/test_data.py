@@ -1,0 +1,86 @@
+"""The pipeline: order, augmentation, and records that do not fit."""
+
+import numpy as np
+import pytest
+
+from cranio_jax import data
+from cranio_jax.errors import InputError
+
+
+@pytest.fixture
+def examples(config):
+    return data.Examples(data.make_builder(config.data), "train", config.prompt)
+
+
+def test_processes_share_one_global_order(config, examples):
+    config.augment.update(flip=0.0, rotation=0.0, brightness=0.0, contrast=0.0, erase=0.0)
+    whole = data.training_batches(examples, 8, 3, config.augment, 0, 1)
+    halves = [data.training_batches(examples, 8, 3, config.augment, p, 2) for p in range(2)]
+    for _ in range(60):  # more than one pass over the 360 examples
+        ids = next(whole)["id_hash"]
+        parts = [next(h)["id_hash"] for h in halves]
+        assert sorted(ids) == sorted(np.concatenate(parts))
+
+
+def test_each_pass_sees_every_example_once(config, examples):
+    batches = data.training_batches(examples, 8, 0, config.augment, 0, 1)
+    seen = [np.concatenate([next(batches)["id_hash"] for _ in range(len(examples) // 8)]) for _ in range(2)]
+    assert len(examples) % 8 == 0 and all(len(set(s)) == len(examples) for s in seen)
+    assert list(seen[0]) != list(seen[1])
+
+
+def marked():
+    """X-ray and face with the same bright square in the same place."""
+    face = np.full((32, 32, 3), 40, np.uint8)
+    face[4:12, 18:27] = 220
+    return {"xray": face[..., :1].copy(), "face": face}
+
+
+@pytest.mark.parametrize("setting", [{"flip": 1.0}, {"rotation": 30.0}])
+def test_geometry_moves_xray_and_face_together(config, setting):
+    config.augment.update(flip=0.0, rotation=0.0, brightness=0.0, contrast=0.0, erase=0.0)
+    config.augment.update(setting)
+    before = marked()
+    after = data.augment(before, np.random.default_rng(1), config.augment)
+    inside = after["face"][..., 0].astype(int)
+    assert np.abs(inside - before["face"][..., 0]).mean() > 5
+    # The corners that a rotation uncovers are background in the face and black in the X-ray.
+    covered = after["xray"][..., 0] > 30
+    assert covered.mean() > 0.7
+    assert np.abs(inside - after["xray"][..., 0])[covered].max() <= 12
+
+
+def test_exposure_and_erasing_touch_the_xray_alone(config):
+    config.augment.update(flip=0.0, rotation=0.0, brightness=0.15, contrast=0.2, erase=0.05)
+    before = marked()
+    changed = []
+    for seed in range(20):
+        after = data.augment(before, np.random.default_rng(seed), config.augment)
+        np.testing.assert_array_equal(after["face"], before["face"])
+        changed.append(np.abs(after["xray"].astype(int) - before["xray"]).mean())
+    assert np.mean(changed) > 5
+
+
+def test_erased_area_is_bounded(config):
+    config.augment.update(flip=0.0, rotation=0.0, brightness=0.0, contrast=0.0, erase=0.05)
+    flat = {"xray": np.full((64, 64, 1), 100, np.uint8), "face": np.zeros((64, 64, 3), np.uint8)}
+    areas = [(data.augment(flat, np.random.default_rng(s), config.augment)["xray"] != 100).mean() for s in range(200)]
+    assert 0.01 < max(areas) < 0.06
+
+
+def test_last_batch_is_masked(examples):
+    batches = list(data.ordered_batches([examples[i] for i in range(5)], 4))
+    assert [b["mask"].tolist() for b in batches] == [[1, 1, 1, 1], [1, 0, 0, 0]]
+
+
+def test_unknown_builder_and_setting(config):
+    config.data.settings.pairing = "all_pairs"
+    with pytest.raises(InputError, match="pairing='all_pairs' is not one of matched, all_views"):
+        data.make_builder(config.data)
+    config.data.builder = "skulls"
+    with pytest.raises(InputError, match="data.builder='skulls'"):
+        data.make_builder(config.data)
+
+
+def test_no_path_in_examples(examples, records):
+    assert str(records) not in repr(examples) and str(records) not in repr(examples[0])

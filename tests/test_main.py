@@ -1,0 +1,155 @@
+"""The command line: the whole road at its smallest, and one sentence for each kind of wrong input."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cranio_jax import evaluate, reconstruct, report, train
+from cranio_jax.errors import InputError
+from cranio_jax.prompts import check_profile, make_prompt, word_tokenizer
+from cranio_jax.reconstruct import read_xray
+
+CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def xray_file(tmp_path):
+    """A 16-bit, oblong picture whose file name must not travel."""
+    values = np.linspace(300, 40000, 90 * 60).reshape(90, 60).astype(np.uint16)
+    path = tmp_path / "Jane_Doe_1970-01-01.png"
+    Image.fromarray(values).save(path)
+    return path
+
+
+def test_whole_road(config, tmp_path, xray_file):
+    workdir = tmp_path / "run"
+    train.train(config, workdir)
+    config.evaluate.num_samples = 2
+    results = evaluate.evaluate(config, workdir)
+    assert list(results["rows"]) == ["cranio_diff", "cranio_diff, mean of 2 samples", "shuffled X-rays", "mean face"]
+    assert results["examples"] == 4 * 18 and results["subjects"] == 4
+    for row in results["rows"].values():
+        assert all(v["low"] <= v["mean"] <= v["high"] for v in row.values())
+    assert set(results) > {"config", "seed", "step", "data", "versions", "commit", "differences"}
+    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
+
+    # Fused and kept faces give the same numbers.
+    config.evaluate.update(keep_faces=False, num_samples=1)
+    fused = evaluate.evaluate(config, workdir)
+    for metric in ("psnr", "ssim"):
+        assert fused["rows"]["cranio_diff"][metric]["mean"] == pytest.approx(results["rows"]["cranio_diff"][metric]["mean"], rel=1e-6)
+
+    config.reconstruct.update(xrays=str(xray_file), view="lateral", sex="male", age=45.0, num_samples=3)
+    config.reconstruct.batch_size = 8
+    (folder,) = reconstruct.reconstruct(config, workdir)
+    names = {p.name for p in folder.iterdir()}
+    assert names == {"face_0.png", "face_1.png", "face_2.png", "mean.png", "spread.png", "xray.png", "sheet.png", "record.json"}
+    first = (folder / "face_0.png").read_bytes()
+    assert first != (folder / "face_1.png").read_bytes()
+    reconstruct.reconstruct(config, workdir)
+    assert (folder / "face_0.png").read_bytes() == first  # the same X-ray, the same faces
+
+    page = report.report(config, workdir).read_text()
+    assert "a plausible hypothesis, not an identification" in page
+    assert "mean face" in page and "<svg" in page and page.count("<img") > 2
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
+    for place in workdir.rglob("*"):
+        if place.suffix in (".json", ".html", ".jsonl"):
+            assert "Doe" not in place.read_text() and str(xray_file.parent) not in place.read_text()
+
+
+def test_nobody_keeps_their_own_xray():
+    examples = [
+        {"subject": s, "sex": sex, "xray_view": v, "xray": f"{s} {v}"}
+        for sex, people in (("female", "abc"), ("male", "de")) for s in people for v in ("frontal", "lateral") for _ in range(2)
+    ]  # fmt: skip
+    for e, other in zip(examples, evaluate.shuffled_xrays(examples, 0), strict=True):
+        assert other["xray"] != e["xray"] and other["xray"].split()[1] == e["xray_view"]
+        assert ("abc".find(other["xray"][0]) >= 0) == (e["sex"] == "female") and other["subject"] == e["subject"]
+    with pytest.raises(InputError, match="one male subject"):
+        evaluate.shuffled_xrays([e for e in examples if e["subject"] != "d"], 0)
+
+
+def test_xray_is_padded_not_stretched(xray_file, tmp_path):
+    got = read_xray(xray_file, 30)
+    assert got.shape == (30, 30, 1) and got.dtype == np.uint8
+    assert got[:, :4].max() == 0 and got[:, -4:].max() == 0 and got[15, 15] > 100
+    for suffix, mode in ((".jpg", "L"), (".tiff", "I;16"), (".png", "RGB")):
+        picture = Image.open(xray_file) if mode == "I;16" else Image.fromarray((np.asarray(Image.open(xray_file)) // 256).astype(np.uint8)).convert(mode)
+        picture.save(tmp_path / f"other{suffix}")
+        other = read_xray(tmp_path / f"other{suffix}", 30)
+        assert np.abs(other.astype(int) - got).mean() < 3, suffix
+
+
+def test_unreadable_xrays_are_named(tmp_path, xray_file):
+    with pytest.raises(InputError, match="gone.png: no such X-ray"):
+        read_xray(tmp_path / "gone.png", 32)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(xray_file.read_bytes()[:500])
+    with pytest.raises(InputError, match="broken.png: not a readable picture"):
+        read_xray(broken, 32)
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match="text.png: not a readable picture"):
+        read_xray(tmp_path / "text.png", 32)
+    Image.new("L", (20, 20), 77).save(tmp_path / "flat.png")
+    with pytest.raises(InputError, match="flat.png: all pixels have the value 77"):
+        read_xray(tmp_path / "flat.png", 32)
+
+
+@pytest.mark.parametrize(
+    "profile,words",
+    [
+        (("oblique", "male", 30, 0), "view='oblique' is unknown; expected frontal or lateral"),
+        (("frontal", "x", 30, 0), "sex='x' is unknown"),
+        (("frontal", "male", -1, 0), "age=-1 is outside 0 to 120"),
+        (("frontal", "male", 121, 0), "age=121 is outside 0 to 120"),
+        (("frontal", "male", 30, -80), "bmi_change=-80 is outside"),
+    ],
+)
+def test_impossible_profiles(profile, words):
+    with pytest.raises(InputError, match=words):
+        check_profile(*profile)
+
+
+def test_prompt_and_its_tokens():
+    template = "portrait of a {noun}, {view} view, {age} years old, {bmi}"
+    assert make_prompt(template, "lateral", "female", 45, -10) == "portrait of a woman, lateral view, 45 years old, 10 percent less weight"
+    assert "25 years" in make_prompt(template, "lateral", "female", 30, 0, known_ages=(25, 45))
+    tokenize = word_tokenizer(20)
+    profiles = [(v, s, a, b) for v in ("frontal", "lateral") for s in ("female", "male") for a in (25, 45, 65) for b in (-10, 0, 10)]
+    ids = tokenize([make_prompt(template, *p) for p in profiles])
+    assert len({tuple(i) for i in ids}) == len(profiles)
+    assert (ids != tokenize(["<unknown>"])[0, 1]).all(), "the packaged vocabulary lacks a word of the template"
+    with pytest.raises(InputError, match="prompt.template"):
+        make_prompt("a {nose}", "lateral", "female", 45, 0)
+
+
+def command(*arguments, cwd=CHECKOUT):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(CHECKOUT)}
+    return subprocess.run([sys.executable, "-m", "cranio_jax.main", *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["--config=configs/nothing.py"], "configs/nothing.py: no such file"),
+        (["--config=configs/demo.py", "--config.train.lerning_rate=1"], "learning_rate"),
+        (["--config=configs/demo.py", "--config.job=dance"], "job='dance' is not one of train_and_evaluate"),
+        (["--config=configs/demo.py", "--config.job=evaluate"], "holds no checkpoint; run job=train first"),
+        (["--config=configs/demo.py", "--config.job=reconstruct", "--config.reconstruct.age=130.0"], "age=130 is outside 0 to 120"),
+        (["--config=configs/demo.py", "--config.job=report"], "holds no results.json"),
+        (["--config=configs/demo.py", "--config.train.batch_size=0"], "train.batch_size=0"),
+    ],
+)  # fmt: skip
+def test_wrong_command_is_one_sentence(arguments, words, tmp_path):
+    done = command(*arguments, f"--workdir={tmp_path / 'w'}", cwd=tmp_path)
+    assert done.returncode not in (0, None)
+    assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "w").exists()
