@@ -28,15 +28,17 @@ setuptools.setup(
         "array_record",
         "grain",
         "jaxtyping",
+        "nibabel",
         "pillow",
         "safetensors",
+        "scipy",
         "tensorboardX",
         "tokenizers",
         "tqdm",
     ],
     extras_require={
         # The CPU build of torch is the oracle of the tests; the program never imports it.
-        "test": ["pytest", "ruff", "scikit-image", "torch==2.13.0", "nibabel"],
+        "test": ["pytest", "ruff", "scikit-image", "torch==2.13.0"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
     },

@@ -12,7 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.compute_dtype = "float32"  # "bfloat16" on accelerators; parameters stay float32
 
     c.data = dict(builder="cranio_phantom", data_dir="")  # data_dir: TFDS's own folder if empty
-    c.data.settings = dict(size=64, pairing="matched", subjects=120, seed=0, skin_spread=0.07, hair_spread=1.0, depth_spread=1.0)
+    c.data.settings = dict(size=64, pairing="matched", subjects=120, seed=0, skin_spread=0.06, hair_spread=1.0, depth_spread=1.0)
     # The paper's augmentations.
     c.augment = dict(flip=0.5, rotation=5.0, brightness=0.15, contrast=0.20, erase=0.05)
     # The wording is ours; the paper names the biometrics only.
@@ -20,7 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.mesh = dict(data=-1, fsdp=1)
 
     c.train = dict(batch_size=16, num_steps=1000, stop_at=0, accumulate=1, log_every=20, checkpoint_every=500, keep=2, keep_period=0)
-    c.train.update(learning_rate=1e-4, schedule="constant", warmup_steps=100, b1=0.9, b2=0.999, weight_decay=1e-5, clip_norm=1.0, ema_decay=0.999)
+    c.train.update(
+        learning_rate=1e-4, schedule="constant", warmup_steps=100, b1=0.9, b2=0.999, weight_decay=1e-5, clip_norm=1.0, ema_decay=0.999
+    )
 
     c.sampling = dict(sampler="ddim", num_steps=50, spacing="trailing", eta=0.0, guidance_scale=7.5, controlnet_scale=1.0, clip=0.0)
     c.evaluate = dict(batch_size=40, num_samples=4, keep_faces=True, max_subjects=0, bootstrap=10_000, pictures=8)

@@ -24,7 +24,7 @@ from cranio_jax.methods.cranio_diff import quantise
 from cranio_jax.metrics import psnr, ssim
 from cranio_jax.train import restore_or_init
 from cranio_jax.workdir import check
-from cranio_jax.writers import write_json
+from cranio_jax.writers import Writer, whole_file, write_json
 
 MEAN_FACE, SHUFFLED = "mean face", "shuffled X-rays"
 METRICS = ("psnr", "ssim")
@@ -155,7 +155,9 @@ def shuffled_xrays(examples: list[dict], seed: int) -> list[dict]:
     other = {}
     for sex, subjects in order.items():
         if len(subjects) < 2:
-            raise InputError(f"the test split has one {sex} subject, so X-rays can't be shuffled within a sex; raise data.settings.subjects")
+            raise InputError(
+                f"the test split has one {sex} subject, so X-rays can't be shuffled within a sex; raise data.settings.subjects"
+            )
         subjects = list(rng.permutation(subjects))
         other |= dict(zip(subjects, subjects[1:] + subjects[:1], strict=True))  # one cycle: a derangement
     return [e | {"xray": xrays[other[e["subject"]], e["xray_view"]]} for e in examples]
@@ -246,21 +248,23 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         "subjects": len(set(subjects)),
     }
     write_json(workdir / "results.json", results)
-    _keep_pictures(workdir, examples, kept, c.pictures)
+    _keep_pictures(workdir, step, examples, kept, c.pictures)
     return results
 
 
-def _keep_pictures(workdir: pathlib.Path, examples: list[dict], kept: dict[str, np.ndarray], count: int) -> None:
-    """Saves a spread of test examples with their faces for the report."""
-    chosen = np.unique(np.linspace(0, len(examples) - 1, count).round().astype(int)) if count else []
-    arrays = {"faces": np.stack([[faces[i] for faces in kept.values()] for i in chosen])} if len(chosen) else {}
-    if not arrays:
+def _keep_pictures(workdir: pathlib.Path, step: int, examples: list[dict], kept: dict[str, np.ndarray], count: int) -> None:
+    """Saves a spread of test examples with their faces, for the report and for TensorBoard."""
+    if count < 1:
         return
-    arrays |= {name: np.stack([examples[i][name] for i in chosen]) for name in ("xray", "face")}
+    chosen = np.unique(np.linspace(0, len(examples) - 1, count).round().astype(int))
+    xrays, truth = (np.stack([examples[i][name] for i in chosen]) for name in ("xray", "face"))
+    faces = np.stack([[rows[i] for rows in kept.values()] for i in chosen])
     captions = [f"{e['sex']}, {e['age']:.0f} years, BMI {e['bmi_change']:+.0f} %, {e['face_view']}" for e in (examples[i] for i in chosen)]
-    temporary = workdir / ".pictures.npz"
-    np.savez_compressed(temporary, rows=np.array(list(kept)), captions=np.array(captions), **arrays)
-    temporary.replace(workdir / "pictures.npz")
+    with whole_file(workdir / "pictures.npz", "wb") as file:
+        np.savez_compressed(file, rows=np.array(list(kept)), captions=np.array(captions), xray=xrays, face=truth, faces=faces)
+    lines = np.concatenate([np.repeat(xrays, 3, -1)[:, None], truth[:, None], faces], 1)
+    with Writer(workdir) as writer:
+        writer.image(step, "X-ray, truth, " + ", ".join(kept), np.concatenate([np.concatenate(list(line), 1) for line in lines]))
 
 
 def summary(results: dict[str, Any]) -> str:

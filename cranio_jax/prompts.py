@@ -73,4 +73,6 @@ def make_tokenizer(name: str, length: int) -> Callable[[Sequence[str]], np.ndarr
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(name)
-    return lambda texts: loaded(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="np")["input_ids"].astype(np.int32)
+    return lambda texts: loaded(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="np")[
+        "input_ids"
+    ].astype(np.int32)

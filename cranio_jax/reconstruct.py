@@ -28,7 +28,9 @@ def read_xray(path: pathlib.Path, size: int) -> np.ndarray:
     except FileNotFoundError:
         raise InputError(f"{path}: no such X-ray") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: not a readable picture ({str(error).split(':')[0].split(str(path.parent))[0].strip() or 'damaged file'})") from None
+        raise InputError(
+            f"{path}: not a readable picture ({str(error).split(':')[0].split(str(path.parent))[0].strip() or 'damaged file'})"
+        ) from None
     if picture.mode not in ("L", "I", "F") and not picture.mode.startswith("I;16"):
         picture = picture.convert("L")
     values = np.asarray(picture, np.float32)

@@ -73,7 +73,9 @@ def _curve(points: list[tuple[float, float]], title: str) -> str:
         f'<text x="{left - 8}" y="{(high - v) / max(high - low, 1e-9) * (height - bottom - 14) + 14:.0f}" text-anchor="end">{10**v:.2g}</text>'
         for v in np.linspace(low, high, 4)
     )
-    ends = "".join(f'<text x="{a:.0f}" y="{height - 12}" text-anchor="middle">{s:.0f}</text>' for a, s in ((x[0], steps[0]), (x[-1], steps[-1])))
+    ends = "".join(
+        f'<text x="{a:.0f}" y="{height - 12}" text-anchor="middle">{s:.0f}</text>' for a, s in ((x[0], steps[0]), (x[-1], steps[-1]))
+    )
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{html.escape(title)}" style="font-size:12px;fill:#66707d;max-width:100%">'
         f'<polyline points="{left},10 {left},{height - bottom} {width - 12},{height - bottom}" fill="none" stroke="#b9c2cc"/>'
@@ -96,7 +98,9 @@ def _gallery(path: pathlib.Path) -> str:
             f'<figure><img src="{_image(p, scale)}" alt="{html.escape(str(n))}"><figcaption>{html.escape(str(n))}</figcaption></figure>'
             for n, p in zip(names, images, strict=True)
         )
-        parts.append(f'<div class=small>{html.escape(str(caption))}</div><div class=faces style="grid-template-columns:repeat({len(names)},minmax(6rem,1fr))">{figures}</div>')
+        parts.append(
+            f'<div class=small>{html.escape(str(caption))}</div><div class=faces style="grid-template-columns:repeat({len(names)},minmax(6rem,1fr))">{figures}</div>'
+        )
     return "<h2>People it never saw</h2>" + "".join(parts)
 
 
@@ -107,7 +111,9 @@ def _reconstructions(folder: pathlib.Path) -> str:
         with Image.open(record_path.parent / "sheet.png") as sheet:
             picture = np.asarray(sheet.convert("RGB"))
         caption = f"X-ray {record['xray']}, prompt “{record['prompt']}”; left to right: X-ray, mean, spread, samples"
-        parts.append(f'<figure style="margin:0 0 1rem"><img class=sheet src="{_image(picture, 2)}" alt="reconstruction"><figcaption>{html.escape(caption)}</figcaption></figure>')
+        parts.append(
+            f'<figure style="margin:0 0 1rem"><img class=sheet src="{_image(picture, 2)}" alt="reconstruction"><figcaption>{html.escape(caption)}</figcaption></figure>'
+        )
     return "<h2>Reconstructions</h2>" + "".join(parts) if parts else ""
 
 

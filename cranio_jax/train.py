@@ -42,7 +42,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     batches = data.training_batches(examples, t.batch_size, config.seed, config.augment, jax.process_index(), jax.process_count())
 
     # State: own checkpoint, else from scratch.
-    step_fn, state_shardings, frozen = compile_step(method, mesh, config.seed)
+    step_fn, _state_shardings, frozen = compile_step(method, mesh, config.seed)
     with Checkpoints(workdir / "checkpoints", t.keep, t.keep_period) as checkpoints:
         state, _, restored_step = restore_or_init(method, mesh, config.seed, checkpoints, batches)
         last = min(t.num_steps, t.stop_at or t.num_steps)

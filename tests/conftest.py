@@ -6,10 +6,10 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 
-import tempfile  # noqa: E402
+import tempfile
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 # Many tests compile the same programs; the folder lives as long as the run.
 _CACHE = tempfile.TemporaryDirectory(prefix="cranio_jax_tests_")
@@ -43,7 +43,7 @@ def config(records):
     c = demo.get_config("smoke")
     c.data.data_dir = str(records)
     c.data.settings.size = 32
-    c.method.unet.block_out_channels = (16, 32)
+    c.method.unet.block_out_channels = (8, 16, 16)
     c.method.unet.norm_num_groups = 8
     c.method.controlnet.conditioning_embedding_out_channels = (4, 8, 16)
     c.method.text_encoder.update(hidden_size=64, intermediate_size=64)

@@ -1,5 +1,8 @@
 """The pipeline: order, augmentation, and records that do not fit."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -84,3 +87,13 @@ def test_unknown_builder_and_setting(config):
 
 def test_no_path_in_examples(examples, records):
     assert str(records) not in repr(examples) and str(records) not in repr(examples[0])
+
+
+def test_records_built_with_other_settings_are_refused(config, tmp_path):
+    config.data.data_dir = str(tmp_path)
+    config.data.settings.subjects = 6
+    folder = pathlib.Path(str(data.make_builder(config.data).data_dir))
+    metadata = json.loads((folder / "metadata.json").read_text())
+    (folder / "metadata.json").write_text(json.dumps(metadata | {"skin_spread": 0.25}))
+    with pytest.raises(InputError, match="was built with skin_spread=0.25, not 0.06"):
+        data.make_builder(config.data)

@@ -82,7 +82,11 @@ def test_xray_is_padded_not_stretched(xray_file, tmp_path):
     assert got.shape == (30, 30, 1) and got.dtype == np.uint8
     assert got[:, :4].max() == 0 and got[:, -4:].max() == 0 and got[15, 15] > 100
     for suffix, mode in ((".jpg", "L"), (".tiff", "I;16"), (".png", "RGB")):
-        picture = Image.open(xray_file) if mode == "I;16" else Image.fromarray((np.asarray(Image.open(xray_file)) // 256).astype(np.uint8)).convert(mode)
+        picture = (
+            Image.open(xray_file)
+            if mode == "I;16"
+            else Image.fromarray((np.asarray(Image.open(xray_file)) // 256).astype(np.uint8)).convert(mode)
+        )
         picture.save(tmp_path / f"other{suffix}")
         other = read_xray(tmp_path / f"other{suffix}", 30)
         assert np.abs(other.astype(int) - got).mean() < 3, suffix

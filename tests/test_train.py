@@ -85,7 +85,9 @@ def test_only_what_is_trained_moves(config, batch, trained):
     assert set(state["params"]) == set(trained) and set(frozen) == {"controlnet", "unet", "text_encoder"} - set(trained)
     after, _ = jax.jit(method.train_step)(state, frozen, batch, jax.random.key(1))
     for name in trained:
-        moved = max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (state["params"][name], after["params"][name])), strict=True))
+        moved = max(
+            float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (state["params"][name], after["params"][name])), strict=True)
+        )
         assert moved > 0, name
 
 

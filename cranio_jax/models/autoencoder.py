@@ -66,10 +66,14 @@ class _Stage(nnx.Module):
     """Residual blocks of one resolution and the sampler behind them."""
 
     def __init__(self, c, features_in, features, layers, sampler, *, dtype=None, rngs: nnx.Rngs):
-        self.resnets = nnx.List([
-            ResnetBlock2D(features_in if i == 0 else features, features, None, c.norm_num_groups, 1e-6, c.act_fn, dtype=dtype, rngs=rngs)
-            for i in range(layers)
-        ])
+        self.resnets = nnx.List(
+            [
+                ResnetBlock2D(
+                    features_in if i == 0 else features, features, None, c.norm_num_groups, 1e-6, c.act_fn, dtype=dtype, rngs=rngs
+                )
+                for i in range(layers)
+            ]
+        )
         if sampler == "down":
             self.downsamplers = nnx.List([Downsample2D(features, padding=0, dtype=dtype, rngs=rngs)])
         elif sampler == "up":
@@ -102,10 +106,12 @@ class Encoder(nnx.Module):
         widths = c.block_out_channels
         self.conv_in = conv(c.in_channels, widths[0], dtype=dtype, rngs=rngs)
         inputs = (widths[0], *widths[:-1])
-        self.down_blocks = nnx.List([
-            _Stage(c, a, b, c.layers_per_block, "down" if i < len(widths) - 1 else None, dtype=dtype, rngs=rngs)
-            for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
-        ])
+        self.down_blocks = nnx.List(
+            [
+                _Stage(c, a, b, c.layers_per_block, "down" if i < len(widths) - 1 else None, dtype=dtype, rngs=rngs)
+                for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
+            ]
+        )
         self.mid_block = _MidBlock(c, dtype=dtype, rngs=rngs)
         self.conv_norm_out = nnx.GroupNorm(widths[-1], c.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.conv_out = conv(widths[-1], 2 * c.latent_channels, dtype=dtype, rngs=rngs)
@@ -126,10 +132,12 @@ class Decoder(nnx.Module):
         self.conv_in = conv(c.latent_channels, widths[0], dtype=dtype, rngs=rngs)
         self.mid_block = _MidBlock(c, dtype=dtype, rngs=rngs)
         inputs = (widths[0], *widths[:-1])
-        self.up_blocks = nnx.List([
-            _Stage(c, a, b, c.layers_per_block + 1, "up" if i < len(widths) - 1 else None, dtype=dtype, rngs=rngs)
-            for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
-        ])
+        self.up_blocks = nnx.List(
+            [
+                _Stage(c, a, b, c.layers_per_block + 1, "up" if i < len(widths) - 1 else None, dtype=dtype, rngs=rngs)
+                for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
+            ]
+        )
         self.conv_norm_out = nnx.GroupNorm(widths[-1], c.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.conv_out = conv(widths[-1], c.out_channels, dtype=dtype, rngs=rngs)
         self.act = ACTIVATIONS[c.act_fn]

@@ -14,10 +14,34 @@ from cranio_jax.models.layers import ACTIVATIONS
 
 # transformers writes its generic fields into every config.json; none of them changes this network.
 _GENERIC = (
-    "architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "initializer_factor", "initializer_range",
-    "attention_dropout", "dropout", "projection_dim", "bos_token_id", "eos_token_id", "pad_token_id", "return_dict", "output_attentions",
-    "output_hidden_states", "use_return_dict", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id",
-    "problem_type", "tie_word_embeddings", "use_cache", "gradient_checkpointing", "add_cross_attention", "cross_attention_hidden_size",
+    "architectures",
+    "model_type",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "initializer_factor",
+    "initializer_range",
+    "attention_dropout",
+    "dropout",
+    "projection_dim",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "return_dict",
+    "output_attentions",
+    "output_hidden_states",
+    "use_return_dict",
+    "chunk_size_feed_forward",
+    "is_encoder_decoder",
+    "is_decoder",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "tie_word_embeddings",
+    "use_cache",
+    "gradient_checkpointing",
+    "add_cross_attention",
+    "cross_attention_hidden_size",
 )
 
 

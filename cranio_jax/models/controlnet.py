@@ -1,6 +1,7 @@
 """ControlNet: a copy of the U-Net's encoder that reads a picture (Zhang et al. 2023)."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ class ControlNetConditioningEmbedding(nnx.Module):
     def __init__(self, features: int, channels: int, widths: tuple[int, ...], *, dtype=None, rngs: nnx.Rngs):
         self.conv_in = conv(channels, widths[0], dtype=dtype, rngs=rngs)
         blocks = []
-        for here, following in zip(widths[:-1], widths[1:], strict=True):
+        for here, following in itertools.pairwise(widths):
             blocks += [conv(here, here, dtype=dtype, rngs=rngs), conv(here, following, stride=2, dtype=dtype, rngs=rngs)]
         self.blocks = nnx.List(blocks)
         self.conv_out = conv(widths[-1], features, dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros)

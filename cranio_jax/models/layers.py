@@ -17,7 +17,15 @@ ACTIVATIONS = {
 
 
 def conv(
-    features_in: int, features_out: int, kernel: int = 3, stride: int = 1, padding: int | None = None, *, dtype=None, rngs: nnx.Rngs, **kwargs
+    features_in: int,
+    features_out: int,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: int | None = None,
+    *,
+    dtype=None,
+    rngs: nnx.Rngs,
+    **kwargs,
 ) -> nnx.Conv:
     """A square convolution padded as torch does: `padding` on every side, kernel // 2 by default."""
     padding = kernel // 2 if padding is None else padding
@@ -68,7 +76,16 @@ class ResnetBlock2D(nnx.Module):
     """
 
     def __init__(
-        self, features_in: int, features_out: int, dim_time: int | None, groups: int, eps: float, act_fn: str = "silu", *, dtype=None, rngs: nnx.Rngs
+        self,
+        features_in: int,
+        features_out: int,
+        dim_time: int | None,
+        groups: int,
+        eps: float,
+        act_fn: str = "silu",
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
     ):
         self.norm1 = nnx.GroupNorm(features_in, groups, epsilon=eps, dtype=dtype, rngs=rngs)
         self.conv1 = conv(features_in, features_out, dtype=dtype, rngs=rngs)
@@ -152,9 +169,7 @@ class FeedForward(nnx.Module):
     """GEGLU to four times the width and back."""
 
     def __init__(self, dim: int, *, dtype=None, rngs: nnx.Rngs):
-        self.net = nnx.List(
-            [GEGLU(dim, 4 * dim, dtype=dtype, rngs=rngs), NoLayer(), nnx.Linear(4 * dim, dim, dtype=dtype, rngs=rngs)]
-        )
+        self.net = nnx.List([GEGLU(dim, 4 * dim, dtype=dtype, rngs=rngs), NoLayer(), nnx.Linear(4 * dim, dim, dtype=dtype, rngs=rngs)])
 
     def __call__(self, hidden: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         return self.net[2](self.net[0](hidden))
@@ -180,7 +195,16 @@ class Transformer2DModel(nnx.Module):
     """Transformer blocks over the pixels of a feature map, with a residual around all."""
 
     def __init__(
-        self, features: int, dim_context: int, heads: int, groups: int, use_linear_projection: bool, layers: int = 1, *, dtype=None, rngs: nnx.Rngs
+        self,
+        features: int,
+        dim_context: int,
+        heads: int,
+        groups: int,
+        use_linear_projection: bool,
+        layers: int = 1,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
     ):
         project = (
             (lambda: nnx.Linear(features, features, dtype=dtype, rngs=rngs))

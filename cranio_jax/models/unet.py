@@ -107,10 +107,14 @@ class DownBlock2D(nnx.Module):
 
     def __init__(self, c, features_in: int, features: int, heads: int | None, downsample: bool, *, dtype=None, rngs: nnx.Rngs):
         dim_time = 4 * c.block_out_channels[0]
-        self.resnets = nnx.List([
-            ResnetBlock2D(features_in if i == 0 else features, features, dim_time, c.norm_num_groups, c.norm_eps, c.act_fn, dtype=dtype, rngs=rngs)
-            for i in range(c.layers_per_block)
-        ])
+        self.resnets = nnx.List(
+            [
+                ResnetBlock2D(
+                    features_in if i == 0 else features, features, dim_time, c.norm_num_groups, c.norm_eps, c.act_fn, dtype=dtype, rngs=rngs
+                )
+                for i in range(c.layers_per_block)
+            ]
+        )
         if heads is not None:
             self.attentions = nnx.List([transformer(c, features, heads, dtype=dtype, rngs=rngs) for _ in range(c.layers_per_block)])
         if downsample:
@@ -132,12 +136,25 @@ class DownBlock2D(nnx.Module):
 class UpBlock2D(nnx.Module):
     """Residual blocks over the encoder's residuals, transformers as in `DownBlock2D`, then an upsampler."""
 
-    def __init__(self, c, features_in: int, skips: list[int], features: int, heads: int | None, upsample: bool, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self, c, features_in: int, skips: list[int], features: int, heads: int | None, upsample: bool, *, dtype=None, rngs: nnx.Rngs
+    ):
         dim_time = 4 * c.block_out_channels[0]
-        self.resnets = nnx.List([
-            ResnetBlock2D((features_in if i == 0 else features) + skip, features, dim_time, c.norm_num_groups, c.norm_eps, c.act_fn, dtype=dtype, rngs=rngs)
-            for i, skip in enumerate(skips)
-        ])
+        self.resnets = nnx.List(
+            [
+                ResnetBlock2D(
+                    (features_in if i == 0 else features) + skip,
+                    features,
+                    dim_time,
+                    c.norm_num_groups,
+                    c.norm_eps,
+                    c.act_fn,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for i, skip in enumerate(skips)
+            ]
+        )
         if heads is not None:
             self.attentions = nnx.List([transformer(c, features, heads, dtype=dtype, rngs=rngs) for _ in skips])
         if upsample:
@@ -168,7 +185,14 @@ class UNetMidBlock2DCrossAttn(nnx.Module):
 def transformer(c, features: int, heads: int, *, dtype=None, rngs: nnx.Rngs) -> Transformer2DModel:
     """The transformer that configuration `c` puts at a resolution."""
     return Transformer2DModel(
-        features, c.cross_attention_dim, heads, c.norm_num_groups, c.use_linear_projection, c.transformer_layers_per_block, dtype=dtype, rngs=rngs
+        features,
+        c.cross_attention_dim,
+        heads,
+        c.norm_num_groups,
+        c.use_linear_projection,
+        c.transformer_layers_per_block,
+        dtype=dtype,
+        rngs=rngs,
     )
 
 

@@ -43,7 +43,7 @@ class Spread(NamedTuple):
       depth: scale of the personal tissue depths, 1 for the published standard deviations.
     """
 
-    skin: float = 0.07
+    skin: float = 0.06
     hair: float = 1.0
     depth: float = 1.0
 
@@ -113,10 +113,12 @@ def appearance(subject: Subject, age: float, bmi_change: float, spread: Spread) 
     soft, look = subject.soft, subject.look
     sag = np.clip((age - 25.0) / 40.0, -0.2, 1.4)
     weight = bmi_change / 10.0
-    depth = np.array([
-        max(2.0, (d.mean + spread.depth * d.spread * n * 0.85) * (1.0 + d.bmi * weight) + d.age * (age - 45.0) / 20.0)
-        for d, n in zip(DEPTHS, subject.depth_noise, strict=True)
-    ])
+    depth = np.array(
+        [
+            max(2.0, (d.mean + spread.depth * d.spread * n * 0.85) * (1.0 + d.bmi * weight) + d.age * (age - 45.0) / 20.0)
+            for d, n in zip(DEPTHS, subject.depth_noise, strict=True)
+        ]
+    )
     # The bony opening and root of the nose say something about the soft nose, as in life.
     bone = dict(zip((m.name for m in MODES), subject.skull.shape, strict=True))
     long_hair = not male and look["hair_length"] > -0.9
@@ -139,9 +141,9 @@ def appearance(subject: Subject, age: float, bmi_change: float, spread: Spread) 
         hairline=(sag * (5.0 + 4.0 * look["hairline"]) + 2.0 if male else 0.0) * min(1.0, spread.hair),
     )
     luminance = 1.0 + spread.skin * look["skin"]
-    hue = 0.012 * look["skin_hue"] * min(1.5, spread.skin / 0.07)
+    hue = 0.012 * look["skin_hue"] * min(1.5, spread.skin / 0.06)
     skin = np.array([0.80 + hue, 0.605, 0.495 - hue]) * luminance + (0.015 if not male else 0.0)
-    dark = np.clip(0.5 + 0.24 * spread.hair * look["hair"], 0.0, 1.0)
+    dark = np.clip(0.5 + 0.18 * spread.hair * look["hair"], 0.0, 1.0)
     hair = (1 - dark) * np.array([0.42, 0.29, 0.17]) + dark * np.array([0.15, 0.11, 0.09])
     hair = hair * np.array([1.0 + 0.10 * spread.hair * look["hair_hue"], 1.0, 1.0 - 0.06 * spread.hair * look["hair_hue"]])
     blue = 1.0 / (1.0 + np.exp(-4.0 * (spread.hair * look["iris"] - 0.3)))

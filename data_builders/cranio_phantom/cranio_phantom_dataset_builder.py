@@ -50,7 +50,7 @@ class PhantomConfig(tfds.core.BuilderConfig):
     pairing: str = "matched"
     subjects: int = 120
     seed: int = 0
-    skin_spread: float = 0.07
+    skin_spread: float = 0.06
     hair_spread: float = 1.0
     depth_spread: float = 1.0
 
@@ -98,19 +98,21 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         landmarks = lambda names: tfds.features.Tensor(shape=(len(names), 2), dtype=np.float32)
         return self.dataset_info_from_configs(
             description="A procedural cohort of head volumes: X-rays by Beer-Lambert projection, faces by shading.",
-            features=tfds.features.FeaturesDict({
-                "id": tfds.features.Text(),
-                "subject": tfds.features.Text(),
-                "xray": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
-                "face": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
-                "xray_view": tfds.features.Text(),
-                "face_view": tfds.features.Text(),
-                "sex": tfds.features.Text(),
-                "age": np.float32,
-                "bmi_change": np.float32,
-                "xray_landmarks": landmarks(LANDMARKS),
-                "face_landmarks": landmarks(FACE_LANDMARKS),
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "subject": tfds.features.Text(),
+                    "xray": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
+                    "face": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
+                    "xray_view": tfds.features.Text(),
+                    "face_view": tfds.features.Text(),
+                    "sex": tfds.features.Text(),
+                    "age": np.float32,
+                    "bmi_change": np.float32,
+                    "xray_landmarks": landmarks(LANDMARKS),
+                    "face_landmarks": landmarks(FACE_LANDMARKS),
+                }
+            ),
             metadata=tfds.core.MetadataDict(
                 {f.name: getattr(self.builder_config, f.name) for f in dataclasses.fields(PhantomConfig) if f.name in _SETTINGS}
                 | {
@@ -163,19 +165,24 @@ def subject_records(config: PhantomConfig, index: int):
                     if config.pairing == "matched" and i != j:
                         continue
                     key = f"{name}-{xray_view}-{face_view}-{age}-{change:+d}"
-                    records.append((key, {
-                        "id": key,
-                        "subject": name,
-                        "xray": io.BytesIO(xrays[i]),
-                        "face": io.BytesIO(faces[j]),
-                        "xray_view": xray_view,
-                        "face_view": face_view,
-                        "sex": subject.sex,
-                        "age": np.float32(age),
-                        "bmi_change": np.float32(change),
-                        "xray_landmarks": project("xray", xray_view),
-                        "face_landmarks": project("face", face_view),
-                    }))
+                    records.append(
+                        (
+                            key,
+                            {
+                                "id": key,
+                                "subject": name,
+                                "xray": io.BytesIO(xrays[i]),
+                                "face": io.BytesIO(faces[j]),
+                                "xray_view": xray_view,
+                                "face_view": face_view,
+                                "sex": subject.sex,
+                                "age": np.float32(age),
+                                "bmi_change": np.float32(change),
+                                "xray_landmarks": project("xray", xray_view),
+                                "face_landmarks": project("face", face_view),
+                            },
+                        )
+                    )
     return records
 
 

@@ -30,9 +30,7 @@ def sheet(size: int = 192, subjects: int = 6) -> np.ndarray:
 def variants(size: int = 160, index: int = 2) -> np.ndarray:
     """One subject: columns 25, 45, 65 years (both views), rows BMI -10 %, 0, +10 %."""
     subject = cohort.draw(0, index)
-    rows = [
-        np.concatenate([f for age in cohort.AGES for f in _faces(subject, age, change, size)], 1) for change in cohort.BMI_CHANGES
-    ]
+    rows = [np.concatenate([f for age in cohort.AGES for f in _faces(subject, age, change, size)], 1) for change in cohort.BMI_CHANGES]
     return np.concatenate(rows)
 
 

@@ -198,9 +198,7 @@ def nasal_passage(p):
     x, y, z = p
     low = jnp.clip((20.0 - z) / 40.0, 0.0, 1.0)
     half_width = 3.0 + 9.0 * low - 2.5 * jnp.maximum(low - 0.85, 0.0) / 0.15
-    return smooth_max(
-        smooth_max(x - half_width, jnp.maximum(z - 22.0, -25.0 - z), 3.0), jnp.maximum(42.0 - y, y - 104.0), 2.0
-    )
+    return smooth_max(smooth_max(x - half_width, jnp.maximum(z - 22.0, -25.0 - z), 3.0), jnp.maximum(42.0 - y, y - 104.0), 2.0)
 
 
 def _upper_arch(p):
@@ -238,9 +236,7 @@ def midface(p):
     ring = smooth_max(smooth_max(socket - 5.0, front, 3.0), rim_front(x) - 11.0 - y, 4.0)
     nose_floor = smooth_max(nasal_passage(p) - 2.4, jnp.maximum(z + 5.0, y - 84.0 + 0.25 * x), 3.0)
     maxilla = union(antrum(p) - 1.8, nose_floor, radius=5.0)
-    frontal_process = union(
-        capsule(p, (7.0, 91, 18), (11, 86, 0), 3.6, 4.0), capsule(p, (11, 86, 0), (16, 82, -20), 4.0, 5.5)
-    )
+    frontal_process = union(capsule(p, (7.0, 91, 18), (11, 86, 0), 3.6, 4.0), capsule(p, (11, 86, 0), (16, 82, -20), 4.0, 5.5))
     spine = capsule(p, (0, 80, -26), (0, 95.0, -27.5), 2.6, 1.4)
     return union(ring, maxilla, frontal_process, zygoma(p), _upper_arch(p), spine, radius=4.0)
 
@@ -277,7 +273,7 @@ _RAMUS = [(7, -57), (16, -65), (40, -76), (39, -50), (31, -36), (31, -12), (27, 
 
 def mandible(p):
     """The lower jaw."""
-    x, y, z = p
+    _x, _y, z = p
     front, inward = along_jaw(p)
     lower_edge = -95.0 + 0.36 * jnp.maximum(JAW_FRONT - 4.0 - front, 0.0)
     upper_edge = -56.5 + 0.06 * jnp.maximum(JAW_FRONT - front, 0.0)
@@ -459,7 +455,8 @@ def paint_braincase(hu, p, skull: Skull, voxel):
     hu = _paint(hu, styloid, 900.0, voxel)
 
     frontal_sinus = ellipsoid(
-        (x, y, z), (9.0 + 2.0 * skull.sinus, 88.5, 36.0 + 3.0 * skull.sinus),
+        (x, y, z),
+        (9.0 + 2.0 * skull.sinus, 88.5, 36.0 + 3.0 * skull.sinus),
         (2.0 + 10.0 * skull.sinus, 4.2, 3.0 + 9.0 * skull.sinus),
     )
     scallop = 1.6 * noise(x / 8.0, 0.0, z / 8.0, skull.seed + 6.0)
@@ -499,11 +496,15 @@ def paint_face(hu, p, skull: Skull, voxel):
     bend = 0.9 * jnp.sin(0.08 * z + skull.seed)
     septum = jnp.maximum(jnp.abs(x + bend * bump(x, 0, 4)) - 1.0, jnp.maximum(passage - 1.0, y - 84.0))
     hu = _paint(hu, septum, 620.0, voxel)
-    palate = smooth_max(jnp.maximum(jnp.abs(z + 27.5 + 0.010 * (y - 66) ** 2 * step(y, 66.0, 4.0)) - 2.0, x - 22.0), jnp.maximum(44.0 - y, y - 90.0), 3.0)
+    palate = smooth_max(
+        jnp.maximum(jnp.abs(z + 27.5 + 0.010 * (y - 66) ** 2 * step(y, 66.0, 4.0)) - 2.0, x - 22.0), jnp.maximum(44.0 - y, y - 90.0), 3.0
+    )
     hu = _paint(hu, palate, 1150.0, voxel)
     soft_palate = capsule(p, (0, 44, -27), (0, 27, -42), 3.6, 3.0)
     hu = _paint(hu, soft_palate, 45.0, voxel)
-    plates = jnp.maximum(jnp.abs(x - 13.5 + 0.25 * (z + 20.0)) - 0.9, jnp.maximum(jnp.abs(y - 36.0 - 0.12 * (z + 20)) - 5.0, jnp.abs(z + 20) - 15.0))
+    plates = jnp.maximum(
+        jnp.abs(x - 13.5 + 0.25 * (z + 20.0)) - 0.9, jnp.maximum(jnp.abs(y - 36.0 - 0.12 * (z + 20)) - 5.0, jnp.abs(z + 20) - 15.0)
+    )
     hu = _paint(hu, plates, 1000.0, voxel)
     nasal = nasal_bones(p)
     return _paint(hu, nasal, 1150.0, voxel)
@@ -561,6 +562,4 @@ LANDMARKS = {
     "right euryon": (72, -10, 62),
     "right condylion": (50.5, 12.5, 0),
 }
-LANDMARKS |= {
-    name.replace("right", "left"): (-x, y, z) for name, (x, y, z) in LANDMARKS.items() if name.startswith("right")
-}
+LANDMARKS |= {name.replace("right", "left"): (-x, y, z) for name, (x, y, z) in LANDMARKS.items() if name.startswith("right")}

@@ -127,7 +127,7 @@ def depth_at(p, depth):
 
 def _jaw_solid(p):
     """The mandible filled in between its two halves."""
-    x, y, z = p
+    _x, y, z = p
     front, inward = bones.along_jaw(p)
     lower = -95.5 + 0.40 * jnp.maximum(74.0 - front, 0.0)
     outside = 2.0 - inward
@@ -186,7 +186,7 @@ def lid_gap(p, t):
 
 
 def _eyes(skin, p, t):
-    x, y, z = p
+    _x, y, z = p
     hollow = ellipsoid(p, (33, 100, 16), (18, 18.5, 12.0))
     skin = smooth_max(skin, -hollow, 9.0)
     corner = ellipsoid(p, (17, 99, 17), (7.0, 13.0, 9))
@@ -280,7 +280,7 @@ def ear(p, t):
     x, y, z = p
     s = t.ear
     # Turn the head's frame into the ear's: backward tilt and flare away from the head.
-    qx, qy, qz = turned((x, y, z), (0.0, -9.0, 2.0), 0.22)
+    _qx, qy, qz = turned((x, y, z), (0.0, -9.0, 2.0), 0.22)
     flare = 0.42 * t.ear_flare
     off = x - (68.5 - 0.02 * qz) + flare * (qy - 10.0)
     u, v = qy / (15.5 * s), (qz - 1.0) / (30.5 * s)

@@ -118,10 +118,7 @@ def normals_from_volume(volume: Volume, points: Float[Array, "h w 3"], outside: 
     """Unit normals (against the gradient) of a field that is high inside."""
     step = volume.spacing
     gradient = jnp.stack(
-        [
-            sample(volume, points - jnp.eye(3)[i] * step, outside) - sample(volume, points + jnp.eye(3)[i] * step, outside)
-            for i in range(3)
-        ],
+        [sample(volume, points - jnp.eye(3)[i] * step, outside) - sample(volume, points + jnp.eye(3)[i] * step, outside) for i in range(3)],
         -1,
     )
     gradient = gradient / step
@@ -130,15 +127,13 @@ def normals_from_volume(volume: Volume, points: Float[Array, "h w 3"], outside: 
 
 def downsample(image: Float[Array, "h w c"], weight: Float[Array, "h w"], factor: int) -> Float[Array, "h2 w2 c"]:
     """Weighted mean over `factor` x `factor` blocks; BACKGROUND where all weights are 0."""
-    height, width, channels = image.shape
+    height, width, _channels = image.shape
     block = lambda a: a.reshape(height // factor, factor, width // factor, factor, -1).sum((1, 3))
     total = block(weight[..., None])
     return jnp.where(total > 0, block(image * weight[..., None]) / jnp.maximum(total, 1e-6), BACKGROUND)
 
 
-def isosurface_portrait(
-    volume: Volume, frame: Frame, view: str, level: float = -300.0, supersample: int = 2
-) -> Float[Array, "h w 3"]:
+def isosurface_portrait(volume: Volume, frame: Frame, view: str, level: float = -300.0, supersample: int = 2) -> Float[Array, "h w 3"]:
     """A one-coloured shaded picture of the skin of a CT volume, display RGB in [0, 1].
 
     Args:

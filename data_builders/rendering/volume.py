@@ -101,9 +101,7 @@ def look_along(volume: Volume, view: str) -> tuple[Array, Array, Array]:
 def sample(volume: Volume, points: Float[Array, "*n 3"], outside: float) -> Float[Array, "*n"]:
     """Trilinear samples of `volume` at `points` in mm; `outside` beyond its edge."""
     index = (points - volume.origin) / volume.spacing
-    return jax.scipy.ndimage.map_coordinates(
-        volume.values, list(jnp.moveaxis(index, -1, 0)), order=1, mode="constant", cval=outside
-    )
+    return jax.scipy.ndimage.map_coordinates(volume.values, list(jnp.moveaxis(index, -1, 0)), order=1, mode="constant", cval=outside)
 
 
 def resample_plane(

@@ -60,7 +60,9 @@ def test_age_and_weight_leave_the_skull_alone():
 
 def test_heavier_is_thicker_where_the_tables_say_so():
     subject = cohort.draw(0, 4)
-    lean, heavy = (dict(zip((d.name for d in tissue.DEPTHS), cohort.appearance(subject, 45, c, SPREAD)[1].depth, strict=True)) for c in (-10, 10))
+    lean, heavy = (
+        dict(zip((d.name for d in tissue.DEPTHS), cohort.appearance(subject, 45, c, SPREAD)[1].depth, strict=True)) for c in (-10, 10)
+    )
     growth = {name: heavy[name] / lean[name] for name in lean}
     assert growth["gonion"] > 1.25 and growth["forehead"] < 1.15
 
@@ -89,9 +91,11 @@ def test_xray_shows_bone_between_air():
 def test_brain_is_darker_than_its_wall_and_the_sinus_darker_than_bone():
     sub = cohort.draw(0, 1)
     volume = head.volume(*cohort.appearance(sub, 45, 0, SPREAD)[:2], 2.0)
-    at = lambda place: float(
-        volume.values[tuple(np.round((np.array([float(v) for v in skull.from_template(tuple(np.float32(p) for p in place), sub.skull)]) - volume.origin) / 2).astype(int))]
-    )  # fmt: skip
+
+    def at(place):
+        there = np.array([float(v) for v in skull.from_template(tuple(np.float32(p) for p in place), sub.skull)])
+        return float(volume.values[tuple(np.round((there - volume.origin) / 2).astype(int))])
+
     assert -20 < at((10, 0, 60)) < 80  # brain
     assert at((28, 62, -13)) < -700  # maxillary sinus
     assert at((16, 72, -90)) > 300  # mandible

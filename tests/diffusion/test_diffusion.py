@@ -106,7 +106,14 @@ def test_second_order_beats_first_order():
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_sampler_steps_agree_with_diffusers(sampler, spacing, prediction):
     """The whole trajectory of a nonlinear denoiser, without fresh noise."""
-    common = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1)
+    common = dict(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type=prediction,
+        timestep_spacing=spacing,
+        steps_offset=1,
+    )
     if sampler == "ddim":
         reference = diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=False)
     elif sampler == "ddpm":
@@ -130,7 +137,9 @@ def test_sampler_steps_agree_with_diffusers(sampler, spacing, prediction):
             wanted = stepped
         else:
             wanted = reference.step(output, t, wanted).prev_sample
-    got = diffusion.sample(lambda x, t: jnp.tanh(0.7 * x + 0.001 * t.reshape(-1, 1, 1, 1)), jnp.asarray(x), table._replace(s=np.zeros(10)), schedule)
+    got = diffusion.sample(
+        lambda x, t: jnp.tanh(0.7 * x + 0.001 * t.reshape(-1, 1, 1, 1)), jnp.asarray(x), table._replace(s=np.zeros(10)), schedule
+    )
     error = np.linalg.norm(got - wanted.numpy()) / np.linalg.norm(wanted.numpy())
     assert error < 1e-4, error
 

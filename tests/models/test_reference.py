@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 def to_jax(model: nnx.Module, reference: torch.nn.Module) -> None:
     """Copies a reference's weights by the naming rule; fails on any key of either side left over."""
     keys = reference.state_dict()
-    graph, state = nnx.split(model, nnx.Param)
+    _graph, state = nnx.split(model, nnx.Param)
     flat = nnx.to_flat_state(state)
     values = []
     for path, param in flat:
@@ -84,11 +84,19 @@ def test_unet_with_controlnet(variant, size):
 
     with torch.no_grad():
         down, middle = control_ref(
-            nchw(sample), torch.from_numpy(steps), torch.from_numpy(context), controlnet_cond=nchw(picture), conditioning_scale=0.7, return_dict=False
+            nchw(sample),
+            torch.from_numpy(steps),
+            torch.from_numpy(context),
+            controlnet_cond=nchw(picture),
+            conditioning_scale=0.7,
+            return_dict=False,
         )
         wanted = unet_ref(
-            nchw(sample), torch.from_numpy(steps), torch.from_numpy(context),
-            down_block_additional_residuals=down, mid_block_additional_residual=middle,
+            nchw(sample),
+            torch.from_numpy(steps),
+            torch.from_numpy(context),
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle,
         ).sample
         plain = unet_ref(nchw(sample), torch.from_numpy(steps), torch.from_numpy(context)).sample
     got_down, got_middle = control(sample, steps, context, picture, 0.7)
