@@ -37,14 +37,15 @@ def records(tmp_path_factory):
 
 @pytest.fixture
 def config(records):
-    """The demo at its smallest: 24 subjects of 32 pixels, networks 16 wide."""
+    """The demo at its smallest: 24 subjects of 32 pixels, networks 8 and 16 wide."""
     from configs import demo
 
     c = demo.get_config("smoke")
     c.data.data_dir = str(records)
     c.data.settings.size = 32
-    c.method.unet.block_out_channels = (8, 16, 16)
-    c.method.unet.norm_num_groups = 8
+    c.method.unet.update(block_out_channels=(8, 16), norm_num_groups=4)
+    c.method.unet.down_block_types = ("DownBlock2D", "CrossAttnDownBlock2D")
+    c.method.unet.up_block_types = ("CrossAttnUpBlock2D", "UpBlock2D")
     c.method.controlnet.conditioning_embedding_out_channels = (4, 8, 16)
     c.method.text_encoder.update(hidden_size=64, intermediate_size=64)
     c.evaluate.update(batch_size=16, num_samples=1)

@@ -70,7 +70,7 @@ def test_accumulation_gives_the_same_step(config, batch):
 def test_bfloat16_keeps_float32_masters(config, batch):
     config.compute_dtype = "bfloat16"
     method = make_method(config)
-    state, frozen = method.init(jax.random.key(0))
+    state, frozen = jax.jit(method.init)(jax.random.key(0))
     state, metrics = jax.jit(method.train_step)(state, frozen, batch, jax.random.key(1))
     assert np.isfinite(metrics["loss"])
     assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {jnp.dtype("float32")}
@@ -81,7 +81,7 @@ def test_only_what_is_trained_moves(config, batch, trained):
     config.method.trained = trained
     config.train.warmup_steps = 0
     method = make_method(config)
-    state, frozen = method.init(jax.random.key(0))
+    state, frozen = jax.jit(method.init)(jax.random.key(0))
     assert set(state["params"]) == set(trained) and set(frozen) == {"controlnet", "unet", "text_encoder"} - set(trained)
     after, _ = jax.jit(method.train_step)(state, frozen, batch, jax.random.key(1))
     for name in trained:

@@ -14,19 +14,35 @@ def params_of(module: nnx.Module) -> Params:
     return {".".join(map(str, path)): param.get_value() for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param))}
 
 
+class KeySequence:
+    """Stands for `nnx.Rngs` while parameters are made: a fresh key at each call, by counting.
+
+    NNX's own streams keep their count in a Variable, and setting one under a trace searches the whole trace for
+    its origin: quadratic in the number of layers, minutes for a U-Net.
+    """
+
+    def __init__(self, key: jax.Array):
+        self._key, self._count = key, 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count)
+
+
 class Network:
     """A module that is built in no memory: its structure here, its parameters wherever they are passed in."""
 
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
-        """`make` builds the module from its random streams."""
+    def __init__(self, make: Callable[[Any], nnx.Module]):
+        """`make` builds the module from what its layers take as `rngs`."""
         self._make = make
-        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+        abstract = nnx.eval_shape(lambda: make(KeySequence(jax.random.key(0))))
         self._graph, state, self._rest = nnx.split(abstract, nnx.Param, ...)
         self._paths = {".".join(map(str, path)): (path, param) for path, param in nnx.to_flat_state(state)}
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; call it inside jit."""
-        return params_of(self._make(nnx.Rngs(key)))
+        return params_of(self._make(KeySequence(key)))
 
     def bind(self, params: Params) -> Any:
         """The module with these parameters. Raises KeyError where the names are not the module's."""

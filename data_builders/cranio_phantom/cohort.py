@@ -174,7 +174,7 @@ def split(seed: int, subjects: int) -> dict[str, list[int]]:
     for members in by_sex.values():
         ranks += [((k + 0.5) / len(members), i) for k, i in enumerate(rng.permutation(members))]
     order = [int(i) for _, i in sorted(ranks)]
-    held_out = round(subjects / 6)
+    held_out = (subjects + 3) // 6
     if not 0 < held_out < subjects:
         raise ValueError(f"subjects={subjects} leaves the split 'test' empty; use 3 or more")
     return {"train": sorted(order[held_out:]), "test": sorted(order[:held_out])}

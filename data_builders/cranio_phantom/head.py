@@ -230,7 +230,12 @@ def soft_brow(p, tissue: Tissue, strand):
 # The distance is a large expression: compiled once by itself and called for the grid, the march and the
 # normals, it costs seconds to compile; inlined at each place, or differentiated in reverse, minutes.
 # Places are triples of arrays: reading a last axis of three with strides is several times slower.
-_distances = jax.jit(outer_distance)
+@jax.jit
+def _distances(points, offset, skull, tissue):
+    return outer_distance(tuple(p + o for p, o in zip(points, offset, strict=True)), skull, tissue)
+
+
+_HERE = np.zeros(3, np.float32)
 _TOWARD = {"frontal": (0.0, 1.0, 0.0), "lateral": (1.0, 0.0, 0.0)}
 _TETRAHEDRON = 0.3 * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32)  # mm
 
@@ -259,6 +264,11 @@ def _normals(corners):
     return nx * scale, ny * scale, nz * scale
 
 
+@jax.jit
+def _raised(points, normal, height):
+    return tuple(p + height * n for p, n in zip(points, normal, strict=True))
+
+
 @partial(jax.jit, static_argnames=("supersample",))
 def _develop(depth, points, value, normal, above, skull, tissue, colour, supersample):
     sky = surface.openness_from_distances(above)
@@ -283,13 +293,12 @@ def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersamp
     exact distance then settle it.
     """
     grid = tuple(np.moveaxis(_grid(4.0), -1, 0))
-    coarse = Volume(-_distances(grid, skull, tissue), np.full(3, 4.0, np.float32), _LOW)
+    coarse = Volume(-_distances(grid, _HERE, skull, tissue), np.full(3, 4.0, np.float32), _LOW)
     depth, points = _near_surface(coarse, Frame(size * supersample, WIDTH, CENTER))
     toward = tuple(np.array([_TOWARD[view] for view in VIEWS], np.float32).T[:, :, None, None])
     for least in np.float32([0, 0, 0.5, 1, 2, 2, 1, 0, 0]):
-        points = _advance(points, toward, _distances(points, skull, tissue), least)
-    value = _distances(points, skull, tissue)
-    moved = lambda offset: _distances(tuple(p + o for p, o in zip(points, offset, strict=True)), skull, tissue)
-    normal = _normals([moved(offset) for offset in _TETRAHEDRON])
-    above = tuple(moved([radius * n for n in normal]) for radius in surface.RADII)
+        points = _advance(points, toward, _distances(points, _HERE, skull, tissue), least)
+    value = _distances(points, _HERE, skull, tissue)
+    normal = _normals([_distances(points, offset, skull, tissue) for offset in _TETRAHEDRON])
+    above = tuple(_distances(_raised(points, normal, np.float32(r)), _HERE, skull, tissue) for r in surface.RADII)
     return _develop(depth, points, value, normal, above, skull, tissue, colour, supersample)

@@ -343,7 +343,7 @@ def hair(p, t: Tissue, bare):
     thick = (t.hair_volume * top + lock) * step(edge, 4.0, 6.0) - 3.0 * step(edge, 0.0, -3.0)
     cap = bare - thick
     long_edge = 19.0 - 0.04 * (z + 20) + 4.0 * jnp.sin(z / 23.0)
-    curtain = ellipsoid((x, y, 0.0), (0, -16, 0), (82, 86, 1e3))
+    curtain = ellipsoid((x, y, 0.0), (0, -16, 0), (86, 86, 1e3))
     curtain = smooth_max(curtain + lock, smooth_max(y - long_edge, jnp.maximum(z - 56.0, -84.0 - 0.1 * y - z), 12.0), 12.0)
     inner = ellipsoid((x, y, 0.0), (0, -10, 0), (58, 60, 1e3))
     curtain = smooth_max(curtain, -inner, 6.0) + 60.0 * (1.0 - t.hair_length)

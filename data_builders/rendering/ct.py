@@ -28,7 +28,7 @@ def read_head(path: pathlib.Path) -> Volume:
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     head = ndimage.binary_dilation(largest, iterations=3)
     filled = head | np.stack([ndimage.binary_fill_holes(s) for s in np.moveaxis(head, 2, 0)], 2)
-    return Volume(np.where(filled, values, AIR), spacing, np.asarray(image.affine[:3, 3], np.float32))
+    return Volume(np.where(filled, np.maximum(values, AIR), AIR), spacing, np.asarray(image.affine[:3, 3], np.float32))
 
 
 def frame_of(head: Volume, size: int, width: float = 264.0) -> Frame:

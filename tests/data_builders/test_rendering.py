@@ -62,7 +62,7 @@ def test_surface_of_a_ball(view):
     points = ray_points(FRAME, view, depth)
     normal = surface.normals_from_volume(ball(), points, -1000.0)
     outward = (points - jnp.asarray(CENTER)[None, None]) / RADIUS
-    assert float((normal * outward).sum(-1)[away < 34].min()) > 0.98
+    assert float((normal * outward).sum(-1)[away < 34].min()) > 0.97
 
 
 @pytest.mark.parametrize("view", ["frontal", "lateral"])
