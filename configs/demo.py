@@ -21,21 +21,21 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.method.unet = dict(
         in_channels=48,
         out_channels=48,
-        block_out_channels=(48, 96, 128),
-        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=64,
         attention_head_dim=4,
         norm_num_groups=16,
     )
-    c.method.controlnet = dict(conditioning_embedding_out_channels=(8, 16, 48))
+    c.method.controlnet = dict(conditioning_embedding_out_channels=(16, 32, 64))
     c.method.text_encoder = dict(
         vocab_size=200, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=16
     )
 
     c.train.update(
-        num_steps=700, checkpoint_every=350, learning_rate=1e-3, schedule="cosine", warmup_steps=50, weight_decay=1e-2, ema_decay=0.99
+        num_steps=600, checkpoint_every=300, learning_rate=1e-3, schedule="cosine", warmup_steps=50, weight_decay=1e-2, ema_decay=0.99
     )
     c.sampling.update(num_steps=5, guidance_scale=1.0, clip=1.0)
     c.evaluate.num_samples = 3

@@ -70,11 +70,16 @@ def skin_distance(p, skull: Skull, tissue: Tissue):
     return jnp.minimum(soft.skin(q, tissue), soft.eyeball(q, tissue)) * skull.size
 
 
+def _seen_ear(p, tissue: Tissue):
+    # Long hair lies over the ears; X-rays see them all the same.
+    return soft.ear(p, tissue) + 60.0 * tissue.hair_length
+
+
 def outer_distance(p, skull: Skull, tissue: Tissue):
     """Signed distance in mm to what light meets first: skin, eyes or hair."""
     q = _folded(bones.to_template(p, skull))
     bare = soft.skin_without_ears(q, tissue)
-    skin = smooth_min(bare, soft.ear(q, tissue), 3.0) - 0.7 * step(brow_region(q, tissue), 0.5, 0.8)
+    skin = smooth_min(bare, _seen_ear(q, tissue), 3.0) - 0.7 * step(brow_region(q, tissue), 0.5, 0.8)
     return union(skin, soft.eyeball(q, tissue), soft.hair(q, tissue, bare)) * skull.size
 
 
@@ -161,7 +166,7 @@ def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
     """Albedo and gloss at surface places given in the template's frame."""
     x, y, z = p
     scalp, eye = soft.skin_without_ears(p, tissue), soft.eyeball(p, tissue)
-    bare = smooth_min(scalp, soft.ear(p, tissue), 3.0)
+    bare = smooth_min(scalp, _seen_ear(p, tissue), 3.0)
     hair = soft.hair(p, tissue, scalp)
     mix = lambda a, b, w: a + (b - a) * w[..., None]
 
