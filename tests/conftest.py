@@ -2,16 +2,15 @@
 
 import os
 import pathlib
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
-import tempfile
-
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Many tests compile the same programs; the folder lives as long as the run.
 _CACHE = tempfile.TemporaryDirectory(prefix="cranio_jax_tests_")
