@@ -62,7 +62,7 @@ def test_whole_road(config, tmp_path, xray_file):
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
     for place in workdir.rglob("*"):
         if place.suffix in (".json", ".html", ".jsonl"):
-            assert "Doe" not in place.read_text() and str(xray_file.parent) not in place.read_text()
+            assert "Jane_Doe" not in place.read_text() and str(xray_file.parent) not in place.read_text()
 
 
 def test_nobody_keeps_their_own_xray():
