@@ -20,7 +20,6 @@ from cranio_jax import data, sharding
 from cranio_jax.checkpoint import Checkpoints
 from cranio_jax.errors import InputError
 from cranio_jax.methods import Method, make_method
-from cranio_jax.methods.cranio_diff import quantise
 from cranio_jax.metrics import psnr, ssim
 from cranio_jax.train import restore_or_init
 from cranio_jax.workdir import check
@@ -36,6 +35,11 @@ class PixelMetrics(clu_metrics.Collection):
 
     psnr: clu_metrics.Average.from_output("psnr")
     ssim: clu_metrics.Average.from_output("ssim")
+
+
+def quantise(faces: jax.Array) -> jax.Array:
+    """Faces in [-1, 1] as they would be stored, uint8: kept faces and fresh ones must score alike."""
+    return jnp.round((faces + 1.0) * 127.5).astype(jnp.uint8)
 
 
 def score(faces: jax.Array, truth: jax.Array, mask: jax.Array, totals: PixelMetrics) -> tuple[PixelMetrics, dict[str, jax.Array]]:

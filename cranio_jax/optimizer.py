@@ -10,8 +10,6 @@ import optax
 
 from cranio_jax.errors import InputError
 
-global_norm = optax.global_norm
-
 
 def make_optimizer(t: ml_collections.ConfigDict) -> optax.GradientTransformation:
     """AdamW as `config.train` sets it: rate 'constant' or 'cosine' (to zero at the last step) after linear warm-up."""

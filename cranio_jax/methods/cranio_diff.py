@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
+import optax
 from jaxtyping import Array, Float, UInt8
 
 from cranio_jax import diffusion, models, optimizer
@@ -142,7 +142,7 @@ class CranioDiff:
         # A young average would remember the random start for long.
         decay = jnp.minimum(t.ema_decay, (1.0 + step) / (10.0 + step))
         ema = jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), state["ema"], params)
-        metrics["gradient_norm"] = optimizer.global_norm(gradients)
+        metrics["gradient_norm"] = optax.global_norm(gradients)
         return {"step": step, "params": params, "ema": ema, "opt_state": opt_state}, metrics
 
     def generation_params(self, state):
@@ -169,13 +169,3 @@ class CranioDiff:
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         both = shapes[0]["params"] | shapes[1]
         return {name: sum(math.prod(p.shape) for p in params.values()) for name, params in both.items()}
-
-
-def quantise(faces: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
-    """Faces in [-1, 1] as they would be stored."""
-    return jnp.round((faces + 1.0) * 127.5).astype(jnp.uint8)
-
-
-def dequantise(faces: np.ndarray) -> np.ndarray:
-    """Stored faces in [0, 1]."""
-    return faces.astype(np.float32) / 255.0

@@ -80,7 +80,6 @@ def _png(picture: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-@functools.cache
 def _voxel(size: int) -> float:
     """Voxel spacing in mm: about a pixel, and never coarser than thin bone can stand."""
     return 2.0 if size <= 128 else 1.25
