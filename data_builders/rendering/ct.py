@@ -26,7 +26,7 @@ def read_head(path: pathlib.Path) -> Volume:
     if not count:
         raise ValueError(f"{path.name}: nothing denser than -300 HU; are these Hounsfield units?")
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
-    head = ndimage.binary_dilation(largest, iterations=3)
+    head = ndimage.binary_dilation(largest, iterations=6)
     filled = head | np.stack([ndimage.binary_fill_holes(s) for s in np.moveaxis(head, 2, 0)], 2)
     return Volume(np.where(filled, np.maximum(values, AIR), AIR), spacing, np.asarray(image.affine[:3, 3], np.float32))
 
