@@ -20,7 +20,6 @@ from cranio_jax.models.layers import (
     timestep_embedding,
 )
 
-_OFF = None
 # Fields of published UNets and ControlNets that this family holds constant. `...` means: of no effect here.
 FIXED = {
     "sample_size": ...,
@@ -32,27 +31,27 @@ FIXED = {
     "resnet_time_scale_shift": "default",
     "dropout": 0.0,
     "attention_type": "default",
-    "class_embed_type": _OFF,
-    "num_class_embeds": _OFF,
-    "addition_embed_type": _OFF,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "addition_embed_type": None,
     "addition_embed_type_num_heads": ...,
-    "addition_time_embed_dim": _OFF,
-    "projection_class_embeddings_input_dim": _OFF,
+    "addition_time_embed_dim": None,
+    "projection_class_embeddings_input_dim": None,
     "class_embeddings_concat": False,
-    "encoder_hid_dim": _OFF,
-    "encoder_hid_dim_type": _OFF,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
     "time_embedding_type": "positional",
-    "time_embedding_dim": _OFF,
-    "time_embedding_act_fn": _OFF,
-    "timestep_post_act": _OFF,
-    "time_cond_proj_dim": _OFF,
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "time_cond_proj_dim": None,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
     "resnet_skip_time_act": False,
     "resnet_out_scale_factor": 1.0,
-    "mid_block_only_cross_attention": _OFF,
-    "cross_attention_norm": _OFF,
-    "reverse_transformer_layers_per_block": _OFF,
+    "mid_block_only_cross_attention": None,
+    "cross_attention_norm": None,
+    "reverse_transformer_layers_per_block": None,
 }
 
 
@@ -86,7 +85,7 @@ class UNet2DConditionConfig:
     def __post_init__(self):
         blocks = len(self.block_out_channels)
         for name in ("down_block_types", "up_block_types"):
-            if len(getattr(self, name, self.down_block_types)) != blocks:
+            if len(getattr(self, name)) != blocks:
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries, block_out_channels has {blocks}")
         if self.only_cross_attention:
             raise ValueError("only_cross_attention=True is not implemented")

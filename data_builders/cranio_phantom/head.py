@@ -184,7 +184,7 @@ def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
     socket = bump(x, 31, 15) * bump(z, 13.0, 8.5) * step(y, 60, 6)
     skin = skin * (1.0 - socket[..., None] * jnp.array([0.03, 0.05, 0.04]))
     skin = skin * (1.0 - colour.blotch * (0.10 * spots + 0.03 * jnp.abs(mottle))[..., None] * jnp.array([0.6, 1.0, 1.2]))
-    beard = step(-24.0 - z, 0.0, 5.0) * step(y, 12.0 + 0.0 * z, 7.0) * step(z, -104.0, 5.0)
+    beard = step(-24.0 - z, 0.0, 5.0) * step(y, 12.0, 7.0) * step(z, -104.0, 5.0)
     beard = beard * (1.0 - 0.85 * bump(x, 40, 12) * bump(z, -34, 14) * step(y, 35, 8))
     skin = mix(skin, 0.62 * colour.skin + 0.10 * colour.hair + jnp.array([0.0, 0.01, 0.03]), colour.stubble * beard * (0.85 + 0.15 * fine))
 

@@ -328,7 +328,7 @@ def hair_edge(p, t: Tissue):
     front_y = 78.0 + 1.0 * (z - 88.0) - recede
     front_y = jnp.where(z < 88.0, 78.0 - 0.035 * (88.0 - z) ** 1.5 * 2.2 - 0.25 * (88 - z) * step(x, 30, 8) - recede, front_y)
     front_y = jnp.maximum(front_y, 19.0 - 0.3 * recede + 0.05 * z)
-    low = -14.0 + 0.0 * y
+    low = -14.0
     around_ear = 24.0 * bump(y, -7, 15) * step(z, 60, -10)
     low = low + around_ear - 36.0 * step(y, -34.0, -8.0)
     return jnp.minimum(front_y - y, z - low) + wave

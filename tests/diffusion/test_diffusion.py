@@ -8,7 +8,7 @@ import pytest
 from cranio_jax import diffusion
 
 torch = pytest.importorskip("torch", reason="the reference schedulers need the test extra")
-diffusers = pytest.importorskip("diffusers")
+import diffusers  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2"])

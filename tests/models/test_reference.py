@@ -9,8 +9,8 @@ from flax import nnx
 from cranio_jax import models
 
 torch = pytest.importorskip("torch", reason="the reference networks need the test extra")
-diffusers = pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
+import diffusers  # noqa: E402
+import transformers  # noqa: E402
 
 
 def to_jax(model: nnx.Module, reference: torch.nn.Module) -> None:
