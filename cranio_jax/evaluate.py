@@ -224,6 +224,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     subjects = [e["subject"] for e in examples]
 
     headline, scored, kept = config.method.name, {}, {}
+    others = shuffled_xrays(examples, config.seed)
     if c.keep_faces:
         samples = [evaluator.generate(examples, draw, f"faces, sample {draw + 1} of {c.num_samples}") for draw in range(c.num_samples)]
         kept[headline] = samples[0]
@@ -232,9 +233,10 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
             name = f"{headline}, mean of {c.num_samples} samples"
             kept[name] = np.round(np.mean(samples, 0, dtype=np.float64)).astype(np.uint8)
             scored[name] = evaluator.score(kept[name], examples)
+        scored[SHUFFLED] = evaluator.score(evaluator.generate(others, say="faces of shuffled X-rays"), examples)
     else:
         scored[headline] = evaluator.generate_and_score(examples)
-    scored[SHUFFLED] = evaluator.generate_and_score(shuffled_xrays(examples, config.seed), say="faces of shuffled X-rays")
+        scored[SHUFFLED] = evaluator.generate_and_score(others, say="faces of shuffled X-rays")
     mean_face = mean_faces(data.Examples(builder, "train", config.prompt))
     kept[MEAN_FACE] = np.stack([mean_face(e) for e in examples])
     scored[MEAN_FACE] = evaluator.score(kept[MEAN_FACE], examples)

@@ -240,6 +240,7 @@ def _distances(points, offset, skull, tissue):
     return outer_distance(tuple(p + o for p, o in zip(points, offset, strict=True)), skull, tissue)
 
 
+_COARSE = 5.0  # mm; the grid that rays start from
 _HERE = np.zeros(3, np.float32)
 _TOWARD = {"frontal": (0.0, 1.0, 0.0), "lateral": (1.0, 0.0, 0.0)}
 _TETRAHEDRON = 0.3 * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32)  # mm
@@ -297,11 +298,11 @@ def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersamp
     A coarse grid of distances finds each ray's first place near the head; a few steps of the
     exact distance then settle it.
     """
-    grid = tuple(np.moveaxis(_grid(4.0), -1, 0))
-    coarse = Volume(-_distances(grid, _HERE, skull, tissue), np.full(3, 4.0, np.float32), _LOW)
+    grid = tuple(np.moveaxis(_grid(_COARSE), -1, 0))
+    coarse = Volume(-_distances(grid, _HERE, skull, tissue), np.full(3, _COARSE, np.float32), _LOW)
     depth, points = _near_surface(coarse, Frame(size * supersample, WIDTH, CENTER))
     toward = tuple(np.array([_TOWARD[view] for view in VIEWS], np.float32).T[:, :, None, None])
-    for least in np.float32([0, 0, 0.5, 1, 2, 2, 1, 0, 0]):
+    for least in np.float32([0, 0.5, 1.5, 2, 1, 0, 0]):
         points = _advance(points, toward, _distances(points, _HERE, skull, tissue), least)
     value = _distances(points, _HERE, skull, tissue)
     normal = _normals([_distances(points, offset, skull, tissue) for offset in _TETRAHEDRON])

@@ -130,7 +130,7 @@ def _jaw_solid(p):
     _x, y, z = p
     front, inward = bones.along_jaw(p)
     lower = -95.5 + 0.40 * jnp.maximum(74.0 - front, 0.0)
-    outside = 2.0 - inward
+    outside = 0.5 - inward
     behind = jnp.maximum(4.0 - front, 4.0 - y)
     shape = smooth_max(smooth_max(outside, (lower - z) * 0.93, 9.0), smooth_max(behind, z + 48.0, 8.0), 9.0)
     return smooth_min(shape, ellipsoid(p, (0, 76, -87), (13, 10.5, 9)), 8.0)
@@ -147,7 +147,7 @@ def bony_hull(p):
     )
     face = ellipsoid(p, (0, 45, -20), (36, 46, 36))
     brow = union(capsule(p, (0, 88, 32), (36, 79, 37), 7.0), capsule(p, (36, 79, 37), (50, 66, 32), 6.5, 5.0))
-    ramus = ellipsoid(p, (35, 20, -36), (6, 17, 28))
+    ramus = ellipsoid(p, (32, 20, -34), (5, 17, 26))
     temple = ellipsoid(p, (44, 40, 20), (16, 36, 32))
     parotid = ellipsoid(p, (42, 26, -12), (14, 26, 24))
     buccal = ellipsoid(p, (25, 42, -34), (12, 28, 28))
@@ -163,10 +163,10 @@ def _neck(p, t):
     u, v = x / radius, (y - cy) / (1.02 * radius)
     column = (jnp.sqrt(u * u + v * v + 1e-6) - 1.0) * radius
     column = smooth_max(column, z + 12.0, 20.0)
-    muscle = capsule(p, (49, -14, -28), (12, 26, -150), 8.0, 9.0)
+    sternomastoid = capsule((x / t.neck, y, z), (50, -13, -28), (14, 26, -150), 9.0, 9.0)
     larynx = capsule(p, (0, 33, -104), (0, 34, -150), 8.0, 9.0)
-    trapezius = capsule(p, (24, -42, -40), (64, -46, -155), 20.0, 28.0)
-    return union(column, muscle, larynx, trapezius, radius=16.0)
+    trapezius = capsule((x / t.neck, y, z), (16, -44, -40), (62, -48, -185), 16.0, 24.0)
+    return union(column, sternomastoid, larynx, trapezius, radius=16.0)
 
 
 def eye_center(t):
@@ -310,7 +310,7 @@ def skin_without_ears(p, t: Tissue):
     body = _mouth(body, p, t)
     body = _nose(body, p, t)
     body = _eyes(body, p, t)
-    return smooth_min(body, _neck(p, t), 9.0)
+    return smooth_min(body, _neck(p, t), 15.0)
 
 
 def eyeball(p, t: Tissue):
@@ -343,7 +343,7 @@ def hair(p, t: Tissue, bare):
     thick = (t.hair_volume * top + lock) * step(edge, 4.0, 6.0) - 3.0 * step(edge, 0.0, -3.0)
     cap = bare - thick
     long_edge = 19.0 - 0.04 * (z + 20) + 4.0 * jnp.sin(z / 23.0)
-    curtain = ellipsoid((x, y, 0.0), (0, -16, 0), (86, 86, 1e3))
+    curtain = ellipsoid((x, y, 0.0), (0, -16, 0), (86, 86, 1e3)) + 0.0045 * jnp.maximum(-32.0 - z, 0.0) ** 2
     curtain = smooth_max(curtain + lock, smooth_max(y - long_edge, jnp.maximum(z - 56.0, -84.0 - 0.1 * y - z), 12.0), 12.0)
     inner = ellipsoid((x, y, 0.0), (0, -10, 0), (58, 60, 1e3))
     curtain = smooth_max(curtain, -inner, 6.0) + 60.0 * (1.0 - t.hair_length)
