@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.augment.update(flip=0.0, rotation=3.0, erase=0.02)
 
     c.method = dict(name="cranio_diff", trained=("controlnet", "unet", "text_encoder"), codec="patch", patch=4, prompt_dropout=0.0)
-    c.method.update(loss_weight="v_prediction", min_snr_gamma=5.0, max_loss_weight=20.0)
+    c.method.update(loss_weight="none", min_snr_gamma=5.0)
     c.method.schedule = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", rescale_betas_zero_snr=True)
     c.method.unet = dict(
         in_channels=48,
@@ -35,14 +35,21 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
 
     c.train.update(
-        num_steps=600, checkpoint_every=300, learning_rate=1e-3, schedule="cosine", warmup_steps=50, weight_decay=1e-2, ema_decay=0.99
+        batch_size=8,
+        num_steps=800,
+        checkpoint_every=400,
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=50,
+        weight_decay=1e-2,
+        ema_decay=0.99,
     )
     c.sampling.update(num_steps=5, guidance_scale=1.0, clip=1.0)
     c.evaluate.num_samples = 3
     if variant == "smoke":
         c.name = "demo:smoke"
         c.data.settings.subjects = 24
-        c.train.update(num_steps=6, batch_size=8, log_every=2, checkpoint_every=3, warmup_steps=2)
+        c.train.update(num_steps=6, log_every=2, checkpoint_every=3, warmup_steps=2)
         c.sampling.num_steps = 2
         c.evaluate.update(num_samples=2, bootstrap=200, pictures=2)
     elif variant:

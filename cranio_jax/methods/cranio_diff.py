@@ -119,7 +119,6 @@ class CranioDiff:
         denoise = self._denoiser(params, batch["xray"], 1.0)
         error = denoise(x_t, timesteps, context) - self.schedule.target(x0, draws["noise"], timesteps)
         weight = diffusion.loss_weight(self.schedule, timesteps, m.loss_weight, m.min_snr_gamma)
-        weight = jnp.minimum(weight, m.max_loss_weight)
         each = weight * (error**2).mean((1, 2, 3))
         return each.mean(), {"loss": each.mean(), "mse": (error**2).mean()}
 

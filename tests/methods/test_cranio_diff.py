@@ -1,0 +1,67 @@
+"""Cranio-Diff: what a generated face depends on, and what its loss counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cranio_jax import data
+from cranio_jax.methods import make_method
+from cranio_jax.methods.cranio_diff import PatchCodec
+
+
+@pytest.fixture
+def batch(config):
+    examples = data.Examples(data.make_builder(config.data), "train", config.prompt)
+    return next(data.training_batches(examples, 8, 0, config.augment, 0, 1))
+
+
+def test_a_face_depends_on_xray_prompt_and_noise(config, batch):
+    config.train.update(learning_rate=3e-3, warmup_steps=0)
+    method = make_method(config)
+    state, frozen = jax.jit(method.init)(jax.random.key(0))
+    generate = jax.jit(method.generate)
+    seed = jax.random.key(2)
+    faces = lambda changed, key=seed: np.asarray(generate(method.generation_params(state), frozen, batch | changed, key))
+    other_xrays = {"xray": np.roll(batch["xray"], 1, 0)}
+    # Zero convolutions: a fresh ControlNet says nothing.
+    np.testing.assert_array_equal(faces({}), faces(other_xrays))
+    step = jax.jit(method.train_step)
+    for _ in range(4):
+        state, _ = step(state, frozen, batch, jax.random.key(1))
+    for name, changed in (
+        ("X-ray", other_xrays),
+        ("prompt", {"prompt_ids": np.roll(batch["prompt_ids"], 1, 0)}),
+        ("noise", {"id_hash": batch["id_hash"] + 1}),
+    ):
+        assert np.abs(faces(changed) - faces({})).max() > 1e-3, name
+    assert np.abs(faces({}, jax.random.key(3)) - faces({})).max() > 1e-3
+    # The noise goes with the example, not with its place in the batch.
+    turned = {name: np.roll(value, 3, 0) for name, value in batch.items()}
+    np.testing.assert_allclose(faces(turned), np.roll(faces({}), 3, 0), atol=1e-5)
+
+
+def test_loss_weight_and_dropped_prompts(config, batch):
+    method = make_method(config)
+    state, frozen = method.init(jax.random.key(0))
+    side = config.data.settings.size // method.factor
+    draws = {
+        "timesteps": jnp.full((8,), 300),
+        "noise": jax.random.normal(jax.random.key(1), (8, side, side, method.channels)),
+        "drop_prompt": jnp.zeros(8, bool),
+    }
+    loss = lambda **changed: float(method.loss(state["params"], frozen, batch, draws | changed)[0])
+    plain = loss()
+    assert loss(drop_prompt=jnp.ones(8, bool)) != plain
+    config.method.loss_weight = "v_prediction"  # SNR + 1 = 1 / sigma^2, seen from the sample
+    sigma2 = 1.0 - method.schedule.alphas_cumprod[300]
+    assert loss() == pytest.approx(plain / sigma2, rel=1e-5)
+
+
+def test_patch_codec_keeps_every_pixel():
+    picture = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))
+    codec = PatchCodec(4)
+    latents = codec.encode(picture)
+    assert latents.shape == (2, 2, 3, 48)
+    np.testing.assert_array_equal(latents[1, 1, 2].reshape(4, 4, 3), picture[1, 4:8, 8:12])
+    np.testing.assert_array_equal(codec.decode(latents), picture)
