@@ -104,6 +104,7 @@ def _loop(step_fn, state, frozen, batches, mesh, first, last, t, checkpoints, wr
             )
 
     began, began_step, before = None, first, None
+    bar.set_postfix_str("compiling")
     with jax.transfer_guard("disallow"):
         for done in range(first + 1, last + 1):
             local = next(batches)
@@ -111,10 +112,12 @@ def _loop(step_fn, state, frozen, batches, mesh, first, last, t, checkpoints, wr
             if before is not None:  # while this step computes, look at the one before it
                 check(*before)
             before = (done, metrics, local["id_hash"])
-            bar.update(1)
             if done == first + 1:  # the first step compiles; rates are of the others
                 jax.block_until_ready(metrics)
                 began, began_step = time.monotonic(), done
+                bar.unpause()
+                bar.set_postfix_str("")
+            bar.update(1)
             if done % t.log_every == 0 or done == last:
                 check(*before)
                 values = {name: float(v) for name, v in jax.device_get(metrics).items()}
