@@ -73,7 +73,8 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
     """Reconstructs faces from `config.reconstruct.xrays`; returns a folder for each X-ray, under workdir/reconstructions.
 
     A folder holds `face_K.png`, `mean.png`, `spread.png` (standard deviation of each pixel over the samples),
-    `sheet.png` and `record.json`. It is named by a number, not by the file, whose name may be a patient's.
+    `sheet.png` and `record.json`. It is named by the profile and the pixels, not by the file, whose name may be a
+    patient's: the same job writes the same folder again, any other job a folder of its own.
     """
     r = config.reconstruct
     check_profile(r.view, r.sex, r.age, r.bmi_change)
@@ -97,7 +98,7 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
         faces = evaluator.generate(examples, say=f"X-ray {number + 1} of {len(xrays)}")
         mean = faces.mean(0, dtype=np.float64)
         spread = (faces / 255.0).std(0).mean(-1)
-        folder = workdir / "reconstructions" / f"{number:03d}"
+        folder = workdir / "reconstructions" / f"{r.view}_{r.sex}_{r.age:g}_{r.bmi_change:+g}_{digest:08x}"
         pictures = {f"face_{k}": face for k, face in enumerate(faces)}
         pictures |= {"xray": np.repeat(xray, 3, -1), "mean": np.round(mean).astype(np.uint8), "spread": heat(spread)}
         order = ["xray", "mean", "spread", *(f"face_{k}" for k in range(len(faces)))]
@@ -105,8 +106,10 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
         for name, picture in pictures.items():
             with whole_file(folder / f"{name}.png", "wb") as file:
                 Image.fromarray(picture).save(file, "PNG")
+        for old in set(folder.glob("face_*.png")) - {folder / f"{name}.png" for name in pictures}:
+            old.unlink()  # of an earlier job with more samples
         record = {
-            "notice": NOTICE, "xray": number, "xray_crc32": f"{digest:08x}", "view": r.view, "sex": r.sex, "age": r.age,
+            "notice": NOTICE, "xray_crc32": f"{digest:08x}", "view": r.view, "sex": r.sex, "age": r.age,
             "bmi_change": r.bmi_change, "prompt": prompt, "samples": r.num_samples, "step": step, "seed": config.seed,
             "mean_spread": float(spread.mean()), "sheet": order,
         }  # fmt: skip

@@ -110,7 +110,7 @@ def _reconstructions(folder: pathlib.Path) -> str:
         record = json.loads(record_path.read_text())
         with Image.open(record_path.parent / "sheet.png") as sheet:
             picture = np.asarray(sheet.convert("RGB"))
-        caption = f"X-ray {record['xray']}, prompt “{record['prompt']}”; left to right: X-ray, mean, spread, samples"
+        caption = f"X-ray {record['xray_crc32']}, prompt “{record['prompt']}”; left to right: X-ray, mean, spread, samples"
         parts.append(
             f'<figure style="margin:0 0 1rem"><img class=sheet src="{_image(picture, 2)}" alt="reconstruction"><figcaption>{html.escape(caption)}</figcaption></figure>'
         )

@@ -53,8 +53,13 @@ def test_whole_road(config, tmp_path, xray_file):
     assert names == {"face_0.png", "face_1.png", "face_2.png", "mean.png", "spread.png", "xray.png", "sheet.png", "record.json"}
     first = (folder / "face_0.png").read_bytes()
     assert first != (folder / "face_1.png").read_bytes()
-    reconstruct.reconstruct(config, workdir)
+    config.reconstruct.num_samples = 2
+    assert reconstruct.reconstruct(config, workdir) == [folder]
     assert (folder / "face_0.png").read_bytes() == first  # the same X-ray, the same faces
+    assert not (folder / "face_2.png").exists() and (folder / "face_1.png").exists()
+    config.reconstruct.view = "frontal"
+    (other,) = reconstruct.reconstruct(config, workdir)
+    assert other != folder and (folder / "record.json").exists()  # another profile replaces nothing
 
     page = report.report(config, workdir).read_text()
     assert "a plausible hypothesis, not an identification" in page

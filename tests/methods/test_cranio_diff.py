@@ -34,8 +34,9 @@ def test_a_face_depends_on_xray_prompt_and_noise(config, batch):
         ("prompt", {"prompt_ids": np.roll(batch["prompt_ids"], 1, 0)}),
         ("noise", {"id_hash": batch["id_hash"] + 1}),
     ):
-        assert np.abs(faces(changed) - faces({})).max() > 1e-3, name
-    assert np.abs(faces({}, jax.random.key(3)) - faces({})).max() > 1e-3
+        # Six steps move the ControlNet little, but what is not read changes no bit, as before training.
+        assert np.abs(faces(changed) - faces({})).max() > 1e-4, name
+    assert np.abs(faces({}, jax.random.key(3)) - faces({})).max() > 1e-4
     # The noise goes with the example, not with its place in the batch.
     turned = {name: np.roll(value, 3, 0) for name, value in batch.items()}
     np.testing.assert_allclose(faces(turned), np.roll(faces({}), 3, 0), atol=1e-5)
