@@ -255,12 +255,11 @@ def _advance(points, toward, distance, least):
     return tuple(p - t * step for p, t in zip(points, toward, strict=True))
 
 
-@partial(jax.jit, static_argnames=("fine",))
-def _near_surface(coarse: Volume, fine: Frame):
+@partial(jax.jit, static_argnames=("fine", "view"))
+def _near_surface(coarse: Volume, fine: Frame, view: str):
     # The grid misses what is thinner than itself by up to 1 mm; the march starts a little before the crossing.
-    depth = jnp.stack([surface.first_crossing(coarse, fine, view, -1.0, -200.0) for view in VIEWS])
-    points = jnp.stack([ray_points(fine, view, d + 3.0) for view, d in zip(VIEWS, depth, strict=True)])
-    return depth, tuple(jnp.moveaxis(points, -1, 0))
+    depth = surface.first_crossing(coarse, fine, view, -1.0, -200.0)
+    return depth, tuple(jnp.moveaxis(ray_points(fine, view, depth + 3.0), -1, 0))
 
 
 @jax.jit
@@ -275,36 +274,55 @@ def _raised(points, normal, height):
     return tuple(p + height * n for p, n in zip(points, normal, strict=True))
 
 
-@partial(jax.jit, static_argnames=("supersample",))
-def _develop(depth, points, value, normal, above, skull, tissue, colour, supersample):
-    sky = surface.openness_from_distances(above)
+@jax.jit
+def _painted(points, skull: Skull, tissue: Tissue, colour: Colour):
     template = bones.to_template(points, skull)
-    albedo, gloss = _material(_folded(template), template[0], skull, tissue, colour)
-    normal = jnp.stack(normal, -1)
-    met = depth > surface.MISS
-    pictures = []
-    for i, view in enumerate(VIEWS):
-        picture = surface.shade(view, normal[i], albedo[i], sky[i], gloss[i])
-        picture = jnp.where(met[i][..., None], picture, surface.BACKGROUND)
-        # Rays that are still on their way leave the pixel to their neighbours.
-        settled = ~met[i] | (jnp.abs(value[i]) < 1.0)
-        pictures.append(surface.downsample(picture, settled.astype(jnp.float32), supersample))
-    return jnp.stack(pictures)
+    return _material(_folded(template), template[0], skull, tissue, colour)
 
 
-def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersample: int = 2):
-    """Frontal and lateral portraits: `(2, size, size, 3)` display RGB in [0, 1], in the order of VIEWS.
+@partial(jax.jit, static_argnames="view")
+def _lit(value, normal, above, albedo, gloss, view: str):
+    sky = surface.openness_from_distances(above)
+    # Rays that are still on their way leave the pixel to their neighbours, if it has any.
+    settled = jnp.where(jnp.abs(value) < 1.0, 1.0, 1e-3)
+    return jnp.concatenate([surface.shade(view, jnp.stack(normal, -1), albedo, sky, gloss), settled[:, None]], -1)
 
-    A coarse grid of distances finds each ray's first place near the head; a few steps of the
-    exact distance then settle it.
-    """
-    grid = tuple(np.moveaxis(_grid(_COARSE), -1, 0))
-    coarse = Volume(-_distances(grid, _HERE, skull, tissue), np.full(3, _COARSE, np.float32), _LOW)
-    depth, points = _near_surface(coarse, Frame(size * supersample, WIDTH, CENTER))
-    toward = tuple(np.array([_TOWARD[view] for view in VIEWS], np.float32).T[:, :, None, None])
+
+_downsample = jax.jit(surface.downsample, static_argnames="factor")
+_PIECE = 2**13  # rays
+
+
+def _seen(points, view: str, skull: Skull, tissue: Tissue, colour: Colour):
+    """What rays see that start from `points` near the surface: `(rays, 4)`, display RGB and its weight in the pixel."""
+    toward = tuple(np.full_like(points[0], t) for t in _TOWARD[view])
     for least in np.float32([0, 0.5, 1.5, 2, 1, 0, 0]):
         points = _advance(points, toward, _distances(points, _HERE, skull, tissue), least)
     value = _distances(points, _HERE, skull, tissue)
     normal = _normals([_distances(points, offset, skull, tissue) for offset in _TETRAHEDRON])
     above = tuple(_distances(_raised(points, normal, np.float32(r)), _HERE, skull, tissue) for r in surface.RADII)
-    return _develop(depth, points, value, normal, above, skull, tissue, colour, supersample)
+    return _lit(value, normal, above, *_painted(points, skull, tissue, colour), view)
+
+
+def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersample: int = 2):
+    """Frontal and lateral portraits: `(2, size, size, 3)` display RGB in [0, 1], in the order of VIEWS.
+
+    A coarse grid of distances finds each ray's first place near the head; a few steps of the exact distance then
+    settle it. Rays that pass the head by are left out, and the others go in pieces of one size: one compilation
+    for every picture, and what a piece computes stays in the cache.
+    """
+    skull, tissue, colour = jax.device_put((skull, tissue, colour))  # once, not at each of the many calls below
+    grid = tuple(np.moveaxis(_grid(_COARSE), -1, 0))
+    coarse = Volume(-_distances(grid, _HERE, skull, tissue), np.full(3, _COARSE, np.float32), _LOW)
+    fine = Frame(size * supersample, WIDTH, CENTER)
+    pictures = []
+    for view in VIEWS:
+        depth, points = jax.tree.map(np.ravel, _near_surface(coarse, fine, view))
+        colours = np.tile(np.float32([*surface.BACKGROUND, 1.0]), (depth.size, 1))
+        met = np.flatnonzero(depth > surface.MISS)
+        for start in range(0, len(met), _PIECE):
+            here = met[start : start + _PIECE]
+            padded = np.pad(here, (0, _PIECE - len(here)), mode="edge")
+            colours[here] = _seen(tuple(p[padded] for p in points), view, skull, tissue, colour)[: len(here)]
+        colours = colours.reshape(fine.size, fine.size, 4)
+        pictures.append(_downsample(colours[..., :3], colours[..., 3], factor=supersample))
+    return jnp.stack(pictures)

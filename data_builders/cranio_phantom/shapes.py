@@ -71,6 +71,13 @@ def smooth_max(a, b, radius):
     return -smooth_min(-a, -b, radius)
 
 
+def round_max(a, b, radius):
+    """Intersection with an edge of `radius` mm that stays a distance outside: what is offset from it has round corners."""
+    u, v = a + radius, b + radius
+    out = jnp.sqrt(jnp.maximum(u, 0.0) ** 2 + jnp.maximum(v, 0.0) ** 2 + 1e-6)
+    return out + jnp.minimum(jnp.maximum(u, v), 0.0) - radius
+
+
 def union(*distances, radius=None):
     total = distances[0]
     for d in distances[1:]:

@@ -18,6 +18,7 @@ from data_builders.cranio_phantom.shapes import (
     capsule,
     ellipsoid,
     noise,
+    round_max,
     smooth_max,
     smooth_min,
     sphere,
@@ -132,7 +133,7 @@ def _jaw_solid(p):
     lower = -95.5 + 0.40 * jnp.maximum(74.0 - front, 0.0)
     outside = 0.5 - inward
     behind = jnp.maximum(4.0 - front, 4.0 - y)
-    shape = smooth_max(smooth_max(outside, (lower - z) * 0.93, 9.0), smooth_max(behind, z + 48.0, 8.0), 9.0)
+    shape = smooth_max(round_max(outside, (lower - z) * 0.93, 5.0), smooth_max(behind, z + 48.0, 8.0), 9.0)
     return smooth_min(shape, ellipsoid(p, (0, 76, -87), (13, 10.5, 9)), 8.0)
 
 

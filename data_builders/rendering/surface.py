@@ -72,11 +72,11 @@ def openness_from_distances(distances: tuple[Float[Array, "*n"], ...]) -> Float[
 
 def shade(
     view: str,
-    normal: Float[Array, "h w 3"],
-    albedo: Float[Array, "h w 3"],
-    open_sky: Float[Array, "h w"],
-    gloss: Float[Array, "h w"],
-) -> Float[Array, "h w 3"]:
+    normal: Float[Array, "*n 3"],
+    albedo: Float[Array, "*n 3"],
+    open_sky: Float[Array, "*n"],
+    gloss: Float[Array, "*n"],
+) -> Float[Array, "*n 3"]:
     """Light reflected to the viewer, display RGB in [0, 1].
 
     A soft key light from above and the viewer's left, a fill from the other side, and sky
