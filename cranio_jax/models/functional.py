@@ -7,11 +7,12 @@ import jax
 from flax import nnx
 
 Params = dict[str, jax.Array]
+STORED = nnx.Any(nnx.Param, nnx.BatchStat)  # what a checkpoint holds
 
 
 def params_of(module: nnx.Module) -> Params:
     """Parameters by path, such as `down_blocks.0.resnets.0.conv1.kernel`."""
-    return {".".join(map(str, path)): param.get_value() for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param))}
+    return {".".join(map(str, path)): param.get_value() for path, param in nnx.to_flat_state(nnx.state(module, STORED))}
 
 
 class KeySequence:
@@ -37,8 +38,12 @@ class Network:
         """`make` builds the module from what its layers take as `rngs`."""
         self._make = make
         abstract = nnx.eval_shape(lambda: make(KeySequence(jax.random.key(0))))
-        self._graph, state, self._rest = nnx.split(abstract, nnx.Param, ...)
+        self._graph, state, self._rest = nnx.split(abstract, STORED, ...)
         self._paths = {".".join(map(str, path)): (path, param) for path, param in nnx.to_flat_state(state)}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter."""
+        return {name: tuple(param.get_value().shape) for name, (_, param) in self._paths.items()}
 
     def init(self, key: jax.Array) -> Params:
         """Fresh parameters; call it inside jit."""

@@ -89,7 +89,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """Paired skull X-rays and faces of a procedural cohort. See README.md beside this file."""
 
     VERSION = tfds.core.Version("1.2.0")  # to be raised whenever the same settings give other records
-    RELEASE_NOTES = {"1.0.0": "First cohort.", "1.1.0": "Skulls differ more; jaws and necks taper.", "1.2.0": "Rounder jaws, no specks in nostrils."}
+    RELEASE_NOTES = {
+        "1.0.0": "First cohort.",
+        "1.1.0": "Skulls differ more; jaws and necks taper.",
+        "1.2.0": "Rounder jaws, no specks in nostrils.",
+    }
     BUILDER_CONFIGS = [PhantomConfig(size=size, pairing=pairing) for size in SIZES for pairing in PAIRINGS]
 
     def _info(self):
