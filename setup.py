@@ -27,6 +27,7 @@ setuptools.setup(
         "absl-py",
         "array_record",
         "grain",
+        "huggingface_hub",
         "jaxtyping",
         "nibabel",
         "pillow",

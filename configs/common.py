@@ -15,8 +15,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.settings = dict(size=64, pairing="matched", subjects=120, seed=0, skin_spread=0.06, hair_spread=1.0, depth_spread=1.0)
     # The paper's augmentations.
     c.augment = dict(flip=0.5, rotation=5.0, brightness=0.15, contrast=0.20, erase=0.05)
-    # The wording is ours; the paper names the biometrics only.
+    # The wording is ours; the paper names the biometrics only. tokenizer: "words", or "pretrained" for the checkpoint's.
     c.prompt = dict(template="portrait of a {noun}, {view} view, {age} years old, {bmi}", tokenizer="words", length=16, known_ages=())
+    # A diffusers folder or hub id of Stable Diffusion 1.x or 2.x, and perhaps of a ControlNet; empty: from scratch.
+    c.pretrained = dict(model="", controlnet="", revision="")
     c.mesh = dict(data=-1, fsdp=1)
 
     c.train = dict(batch_size=16, num_steps=1000, stop_at=0, accumulate=1, log_every=20, checkpoint_every=500, keep=2, keep_period=0)
@@ -26,5 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.sampling = dict(sampler="ddim", num_steps=50, spacing="trailing", eta=0.0, guidance_scale=7.5, controlnet_scale=1.0, clip=0.0)
     c.evaluate = dict(batch_size=40, num_samples=4, keep_faces=True, max_subjects=0, bootstrap=10_000, pictures=8)
+    c.export = dict(weights="ema", dtype="float32")
     c.reconstruct = dict(xrays="", view="frontal", sex="female", age=45.0, bmi_change=0.0, num_samples=4, batch_size=4)
     return c

@@ -17,7 +17,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     c.method = dict(name="cranio_diff", trained=("controlnet", "unet", "text_encoder"), codec="patch", patch=4, prompt_dropout=0.0)
     c.method.update(loss_weight="none", min_snr_gamma=5.0)
-    c.method.schedule = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", rescale_betas_zero_snr=True)
+    c.method.scheduler = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", rescale_betas_zero_snr=True)
     c.method.unet = dict(
         in_channels=48,
         out_channels=48,

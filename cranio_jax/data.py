@@ -56,12 +56,12 @@ def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
 class Examples:
     """A random-access source of examples: images as uint8, the prompt as token ids, the rest as Python values."""
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, prompt: ml_collections.ConfigDict):
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict):
         if split not in builder.info.splits or not builder.info.splits[split].num_examples:
             raise InputError(f"split {split!r} of {builder.info.full_name} is empty; raise data.settings.subjects")
         self._source = builder.as_data_source(split)
-        self._prompt = prompt
-        self._tokenize = make_tokenizer(prompt.tokenizer, prompt.length)
+        self._prompt = config.prompt
+        self._tokenize = make_tokenizer(config)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -17,12 +17,10 @@ from clu import metrics as clu_metrics
 from tqdm import tqdm
 
 from cranio_jax import data, sharding
-from cranio_jax.checkpoint import Checkpoints
 from cranio_jax.errors import InputError
-from cranio_jax.methods import Method, make_method
+from cranio_jax.methods import Method
 from cranio_jax.metrics import psnr, ssim
-from cranio_jax.train import restore_or_init
-from cranio_jax.workdir import check
+from cranio_jax.train import restore
 from cranio_jax.writers import Writer, whole_file, write_json
 
 MEAN_FACE, SHUFFLED = "mean face", "shuffled X-rays"
@@ -116,18 +114,8 @@ class Evaluator:
 
 def load_evaluator(config: ml_collections.ConfigDict, workdir: pathlib.Path, batch_size: int) -> tuple[Evaluator, Method, int]:
     """The evaluator of the newest checkpoint, the method and the checkpoint's step."""
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch(batch_size, mesh, "evaluate.batch_size")
-    method = make_method(config)
-    check(workdir, config)
-    if not (workdir / "checkpoints").is_dir():
-        raise InputError(f"{workdir} holds no checkpoint; run job=train first, or name another --workdir")
-    with Checkpoints(workdir / "checkpoints", config.train.keep, config.train.keep_period) as checkpoints:
-        if checkpoints.latest is None:
-            raise InputError(f"{workdir / 'checkpoints'} holds no complete checkpoint; run job=train first")
-        state, _, step = restore_or_init(method, mesh, config.seed, checkpoints)
-    shapes = jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)))[1]
-    frozen = jax.jit(lambda: method.init(jax.random.key(config.seed))[1], out_shardings=sharding.state_sharding(shapes, mesh))()
+    sharding.check_batch(batch_size, sharding.make_mesh(config.mesh.data, config.mesh.fsdp), "evaluate.batch_size")
+    method, mesh, state, frozen, step = restore(config, workdir)
     return Evaluator(method, mesh, method.generation_params(state), frozen, config.seed, batch_size), method, step
 
 
@@ -194,6 +182,9 @@ def provenance(config: ml_collections.ConfigDict, builder, method: Method, step:
     public = config.to_dict()
     public["data"]["data_dir"] = ""  # a path says more of the user than of the run
     public["reconstruct"]["xrays"] = ""
+    for part in ("model", "controlnet"):
+        if pathlib.Path(public["pretrained"][part]).expanduser().is_dir():
+            public["pretrained"][part] = pathlib.Path(public["pretrained"][part]).name
     return {
         "config": public,
         "seed": config.seed,
@@ -215,7 +206,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     c = config.evaluate
     evaluator, method, step = load_evaluator(config, workdir, c.batch_size)
     builder = data.make_builder(config.data)
-    source = data.Examples(builder, "test", config.prompt)
+    source = data.Examples(builder, "test", config)
     examples = [source[i] for i in range(len(source))]
     examples.sort(key=lambda e: e["id"])
     if c.max_subjects:
@@ -237,7 +228,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     else:
         scored[headline] = evaluator.generate_and_score(examples)
         scored[SHUFFLED] = evaluator.generate_and_score(others, say="faces of shuffled X-rays")
-    mean_face = mean_faces(data.Examples(builder, "train", config.prompt))
+    mean_face = mean_faces(data.Examples(builder, "train", config))
     kept[MEAN_FACE] = np.stack([mean_face(e) for e in examples])
     scored[MEAN_FACE] = evaluator.score(kept[MEAN_FACE], examples)
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
+import ml_collections
 import numpy as np
 import tokenizers
 
 from cranio_jax.errors import InputError
+from cranio_jax.pretrained import open_pipeline
 
 VIEWS = ("frontal", "lateral")
 SEXES = ("female", "male")
@@ -66,13 +68,15 @@ def word_tokenizer(length: int) -> Callable[[Sequence[str]], np.ndarray]:
     return lambda texts: np.array([e.ids for e in tokenizer.encode_batch(list(texts))], np.int32)
 
 
-def make_tokenizer(name: str, length: int) -> Callable[[Sequence[str]], np.ndarray]:
-    """The packaged tokenizer ('words') or the one in a checkpoint's folder."""
+def make_tokenizer(config: ml_collections.ConfigDict) -> Callable[[Sequence[str]], np.ndarray]:
+    """`config.prompt`'s tokenizer, 'words' (packaged) or 'pretrained' (the checkpoint's): `texts -> (len(texts), length)` int32."""
+    name, length = config.prompt.tokenizer, config.prompt.length
     if name == "words":
         return word_tokenizer(length)
+    if name != "pretrained" or not config.pretrained.model:
+        raise InputError(f"prompt.tokenizer={name!r}: expected 'words', or 'pretrained' with pretrained.model set")
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(name)
-    return lambda texts: loaded(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="np")[
-        "input_ids"
-    ].astype(np.int32)
+    loaded = AutoTokenizer.from_pretrained(open_pipeline(config.pretrained).folders["tokenizer"])
+    options = dict(padding="max_length", max_length=length, truncation=True, return_tensors="np")
+    return lambda texts: loaded(list(texts), **options)["input_ids"].astype(np.int32)

@@ -85,7 +85,7 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
     xrays = [read_xray(path, size) for path in paths]
     evaluator, _, step = load_evaluator(config, workdir, r.batch_size)
     prompt = make_prompt(config.prompt.template, r.view, r.sex, r.age, r.bmi_change, config.prompt.known_ages)
-    ids = make_tokenizer(config.prompt.tokenizer, config.prompt.length)([prompt])[0]
+    ids = make_tokenizer(config)([prompt])[0]
     nothing = np.zeros((size, size, 3), np.uint8)
     folders = []
     for number, xray in enumerate(xrays):

@@ -14,7 +14,7 @@ from cranio_jax import data, sharding
 from cranio_jax.checkpoint import Checkpoints
 from cranio_jax.errors import InputError
 from cranio_jax.methods import Method, make_method
-from cranio_jax.workdir import claim
+from cranio_jax.workdir import check, claim
 from cranio_jax.writers import Writer
 
 
@@ -38,13 +38,12 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
 
     # Data: the same global order on any number of processes.
     builder = data.make_builder(config.data)
-    examples = data.Examples(builder, "train", config.prompt)
+    examples = data.Examples(builder, "train", config)
     batches = data.training_batches(examples, t.batch_size, config.seed, config.augment, jax.process_index(), jax.process_count())
 
-    # State: own checkpoint, else from scratch.
-    step_fn, _state_shardings, frozen = compile_step(method, mesh, config.seed)
     with Checkpoints(workdir / "checkpoints", t.keep, t.keep_period) as checkpoints:
-        state, _, restored_step = restore_or_init(method, mesh, config.seed, checkpoints, batches)
+        state, frozen, restored_step = restore_or_init(method, mesh, config.seed, checkpoints, batches)
+        step_fn = jit_step(method, mesh, config.seed)
         last = min(t.num_steps, t.stop_at or t.num_steps)
         if restored_step and jax.process_index() == 0:
             print(f"going on from step {restored_step}", file=sys.stderr)
@@ -59,30 +58,53 @@ def key_of(seed: int) -> jax.Array:
     return jax.jit(lambda: jax.random.key(seed))()
 
 
-def compile_step(method: Method, mesh: jax.sharding.Mesh, seed: int):
-    """`(jitted step (state, frozen, batch) -> (state, metrics), shardings of the state, frozen weights)`."""
-    shapes = jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)))
-    state_shardings, frozen_shardings = sharding.state_sharding(shapes, mesh)
-    frozen = jax.jit(lambda: method.init(jax.random.key(seed))[1], out_shardings=frozen_shardings)()
-    step = jax.jit(
+def jit_step(method: Method, mesh: jax.sharding.Mesh, seed: int):
+    """The jitted step `(state, frozen, batch) -> (state, metrics)`."""
+    state, frozen = shardings_of(method, mesh)[1]
+    return jax.jit(
         lambda state, frozen, batch: method.train_step(state, frozen, batch, jax.random.key(seed + 1)),
-        in_shardings=(state_shardings, frozen_shardings, sharding.batch_sharding(mesh)),
-        out_shardings=(state_shardings, sharding.replicated(mesh)),
+        in_shardings=(state, frozen, sharding.batch_sharding(mesh)),
+        out_shardings=(state, sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    return step, state_shardings, frozen
+
+
+def shardings_of(method: Method, mesh: jax.sharding.Mesh):
+    """`(shapes, shardings)`, each of `(state, frozen)`."""
+    shapes = jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)))
+    return shapes, sharding.state_sharding(shapes, mesh)
 
 
 def restore_or_init(method: Method, mesh: jax.sharding.Mesh, seed: int, checkpoints: Checkpoints, batches=None):
-    """`(state, its shardings, its step)`; the position of `batches` goes with a restored state."""
-    shapes = jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)))[0]
-    shardings = sharding.state_sharding(shapes, mesh)
-    if (step := checkpoints.latest) is not None:
-        state, position = checkpoints.restore(shapes, shardings)
-        if batches is not None:
-            batches.set_state(position)
-        return state, shardings, step
-    return jax.jit(lambda: method.init(jax.random.key(seed))[0], out_shardings=shardings)(), shardings, 0
+    """`(state, frozen, step)`: from our newest checkpoint, else from published weights, else from scratch.
+
+    The position of `batches` goes with a restored state.
+    """
+    shapes, shardings = shardings_of(method, mesh)
+    step = checkpoints.latest
+    loaded = method.load(mesh, frozen_only=step is not None)
+    init = lambda loaded: method.init(jax.random.key(seed), loaded)
+    if step is None:
+        state, frozen = jax.jit(init, out_shardings=shardings, donate_argnums=0)(loaded)
+        return state, frozen, 0
+    state, position = checkpoints.restore(shapes[0], shardings[0])
+    if batches is not None:
+        batches.set_state(position)
+    frozen = jax.jit(lambda loaded: init(loaded)[1], out_shardings=shardings[1], donate_argnums=0)(loaded)
+    return state, frozen, step
+
+
+def restore(config: ml_collections.ConfigDict, workdir: pathlib.Path):
+    """`(method, mesh, state, frozen, step)` of the newest checkpoint. Raises InputError where there is none."""
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    method = make_method(config)
+    check(workdir, config)
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir} holds no checkpoint; run job=train first, or name another --workdir")
+    with Checkpoints(workdir / "checkpoints", config.train.keep, config.train.keep_period) as checkpoints:
+        if checkpoints.latest is None:
+            raise InputError(f"{workdir / 'checkpoints'} holds no complete checkpoint; run job=train first")
+        return method, mesh, *restore_or_init(method, mesh, config.seed, checkpoints)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from cranio_jax.errors import InputError
 
 @pytest.fixture
 def examples(config):
-    return data.Examples(data.make_builder(config.data), "train", config.prompt)
+    return data.Examples(data.make_builder(config.data), "train", config)
 
 
 def test_processes_share_one_global_order(config, examples):

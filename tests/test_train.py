@@ -33,15 +33,15 @@ def test_restart_is_bit_identical(config, tmp_path):
 
 @pytest.fixture
 def batch(config):
-    examples = data.Examples(data.make_builder(config.data), "train", config.prompt)
+    examples = data.Examples(data.make_builder(config.data), "train", config)
     return next(data.training_batches(examples, 8, 0, config.augment, 0, 1))
 
 
 def three_losses(config, batch, shape):
     mesh = sharding.make_mesh(*shape)
     method = make_method(config)
-    step, shardings, frozen = train.compile_step(method, mesh, 0)
-    state = jax.device_put(method.init(jax.random.key(0))[0], shardings)
+    step = train.jit_step(method, mesh, 0)
+    state, frozen = jax.device_put(method.init(jax.random.key(0)), train.shardings_of(method, mesh)[1])
     if shape[1] > 1:
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state["params"]))
     found = []

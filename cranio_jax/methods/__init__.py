@@ -15,12 +15,15 @@ class Method(Protocol):
     """What the loop, the evaluation and the report know of a method.
 
     A state is a dictionary that holds `step`, and whatever else must survive a restart: parameters, their
-    averages, optimiser, a pool of images. `frozen` is loaded once and never saved. All functions are pure and
-    run inside jit.
+    averages, optimiser, a pool of images. `frozen` is loaded once and never saved. All functions but `load`
+    are pure and run inside jit.
     """
 
-    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
-        """`(state, frozen)` of an untrained model."""
+    def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> Tree:
+        """Published weights to start from, placed on the mesh; empty where there are none. Not for jit."""
+
+    def init(self, key: jax.Array, loaded: Tree = None) -> tuple[Tree, Tree]:
+        """`(state, frozen)` of an untrained model, from what `load` gave."""
 
     def train_step(self, state: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
         """One update on a global batch; scalars to log, `loss` among them."""

@@ -10,12 +10,16 @@ import ml_collections
 import optax
 from jaxtyping import Array, Float, UInt8
 
-from cranio_jax import diffusion, models, optimizer
+from cranio_jax import diffusion, models, optimizer, pretrained, sharding
 from cranio_jax.errors import InputError
-from cranio_jax.models.functional import Network
+from cranio_jax.models.functional import Network, Params
 from cranio_jax.prompts import make_tokenizer
 
 NETWORKS = ("controlnet", "unet", "text_encoder", "vae")
+# What a ControlNet must have in common with its U-Net.
+SHARED = ("block_out_channels", "cross_attention_dim", "in_channels", "layers_per_block")
+# Of a scheduler's settings, those that make the noise schedule; the sampler and its spacing are config.sampling's.
+SCHEDULE = ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end", "prediction_type", "rescale_betas_zero_snr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +54,28 @@ class CranioDiff:
         self.trained = tuple(sorted(m.trained))
         if unknown := set(self.trained) - set(NETWORKS):
             raise InputError(f"method.trained names {sorted(unknown)[0]!r}; expected some of {', '.join(NETWORKS)}")
+        self.pipeline = pretrained.open_pipeline(config.pretrained)
+        given = {part: self.pipeline.settings.get(part, {}) | dict(m.get(part) or {}) for part in (*NETWORKS, "scheduler")}
         try:
-            self.schedule = diffusion.make_schedule(**m.schedule.to_dict())
-            unet = models.UNet2DConditionConfig.from_mapping(m.unet.to_dict())
-            control = models.ControlNetConfig.from_mapping(m.unet.to_dict() | m.controlnet.to_dict())
-            text = models.CLIPTextConfig.from_mapping(m.text_encoder.to_dict())
+            self.schedule = diffusion.make_schedule(**{name: given["scheduler"][name] for name in SCHEDULE if name in given["scheduler"]})
+            unet = models.UNet2DConditionConfig.from_mapping(given["unet"])
+            control = models.ControlNetConfig.from_mapping(given["unet"] | given["controlnet"])
+            text = models.CLIPTextConfig.from_mapping(given["text_encoder"])
+            vae = models.AutoencoderKLConfig.from_mapping(given["vae"])
         except (TypeError, ValueError) as error:
             raise InputError(f"method: {error}") from None
+        if given["scheduler"].get("trained_betas") is not None:
+            raise InputError("the scheduler's trained_betas are not implemented; expected one of the named beta_schedules")
+        # diffusers' defaults where the file is silent
+        # As a writer of checkpoints puts them.
+        mine = {name: v for name, v in dataclasses.asdict(control).items() if name not in ("out_channels", "up_block_types")}
+        self.settings = given | {"controlnet": mine | given["controlnet"]}
+        self.sampler_ends = {name: given["scheduler"].get(name, usual) for name, usual in (("steps_offset", 0), ("set_alpha_to_one", True))}
+        agreement = [(f"ControlNet's {n}", getattr(control, n), f"U-Net's {n}", getattr(unet, n)) for n in SHARED]
+        agreement += [("text encoder's hidden_size", text.hidden_size, "U-Net's cross_attention_dim", unet.cross_attention_dim)]
+        for ours, value, theirs, wanted in agreement:
+            if value != wanted:
+                raise InputError(f"the {ours} is {value}, the {theirs} {wanted}; they must agree")
         self.networks = {
             "controlnet": Network(lambda rngs: models.ControlNetModel(control, dtype=self.dtype, rngs=rngs)),
             "unet": Network(lambda rngs: models.UNet2DConditionModel(unet, dtype=self.dtype, rngs=rngs)),
@@ -65,7 +84,6 @@ class CranioDiff:
         if m.codec == "patch":
             self.factor, self.channels = m.patch, 3 * m.patch**2
         elif m.codec == "vae":
-            vae = models.AutoencoderKLConfig.from_mapping(m.vae.to_dict())
             self.networks["vae"] = Network(lambda rngs: models.AutoencoderKL(vae, dtype=self.dtype, rngs=rngs))
             self.factor, self.channels = 2 ** (len(vae.block_out_channels) - 1), vae.latent_channels
         else:
@@ -79,12 +97,42 @@ class CranioDiff:
             raise InputError(f"method.unet.in_channels and out_channels must be {self.channels}, the codec's channels")
         if self.size % self.factor:
             raise InputError(f"data.settings.size={self.size} is not a multiple of {self.factor}, the codec's factor")
-        self.empty_prompt = make_tokenizer(config.prompt.tokenizer, config.prompt.length)([""])
+        self.empty_prompt = make_tokenizer(config)([""])
+        if config.prompt.length > text.max_position_embeddings:
+            raise InputError(
+                f"prompt.length={config.prompt.length} is more than the text encoder's {text.max_position_embeddings} positions"
+            )
         self.optimizer = optimizer.make_optimizer(config.train)
 
-    def init(self, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Fresh `(state, frozen)`."""
-        params = {name: network.init(jax.random.fold_in(key, i)) for i, (name, network) in enumerate(sorted(self.networks.items()))}
+    def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> dict[str, Params]:
+        """Published parameters by network, in the type they are kept in. Raises InputError where they do not fit."""
+        names = [name for name in sorted(self.networks) if not (frozen_only and name in self.trained)]
+        return {name: self._load(name, mesh) for name in names if self.pipeline.name}
+
+    def _load(self, name: str, mesh: jax.sharding.Mesh) -> Params:
+        shapes = self.networks[name].shapes()
+        dtype = self._kept_as(name)
+        folders = self.pipeline.folders
+        # Without one of its own, a ControlNet grows from the U-Net's encoder; what that lacks is drawn by `init`.
+        where = folders.get(name, folders["unet"])
+        with pretrained.open_weights(where) as tensors:
+            if name not in folders:
+                shapes, tensors = pretrained.pick(shapes, tensors)
+            abstract = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes.items()}
+            return pretrained.load(shapes, tensors, sharding.state_sharding(abstract, mesh), f"{self.pipeline.name}'s {where.name}", dtype)
+
+    def _kept_as(self, name: str) -> jnp.dtype:
+        """Masters are float32; what is never updated is kept in the type it is used in."""
+        return jnp.dtype(jnp.float32) if name in self.trained else self.dtype
+
+    def init(self, key: Array, loaded: dict[str, Params] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`(state, frozen)`: parameters from `load` where there are such, the others fresh."""
+        loaded, params = loaded or {}, {}
+        for i, (name, network) in enumerate(sorted(self.networks.items())):
+            params[name] = loaded.get(name, {})
+            if params[name].keys() != network.shapes().keys():
+                fresh = network.init(jax.random.fold_in(key, i))
+                params[name] = jax.tree.map(lambda p, name=name: p.astype(self._kept_as(name)), fresh) | params[name]
         trained = {name: params.pop(name) for name in self.trained}
         # The average starts as a copy: two names for one buffer could not both be donated to the next step.
         ema = jax.tree.map(jnp.copy, trained)
@@ -159,7 +207,7 @@ class CranioDiff:
         denoise = self._denoiser(params, batch["xray"], s.controlnet_scale)
         unconditional = text(empty) if s.guidance_scale != 1.0 else None
         denoise = diffusion.guided(denoise, text(batch["prompt_ids"]), unconditional, s.guidance_scale)
-        table = diffusion.steps(self.schedule, s.sampler, s.num_steps, s.spacing, set_alpha_to_one=True, eta=s.eta)
+        table = diffusion.steps(self.schedule, s.sampler, s.num_steps, s.spacing, eta=s.eta, **self.sampler_ends)
         latents = diffusion.sample(denoise, noise, table, self.schedule, keys, clip=s.clip or None)
         return jnp.clip(self._codec(params).decode(latents.astype(self.dtype)).astype(jnp.float32), -1.0, 1.0)
 

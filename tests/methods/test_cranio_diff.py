@@ -12,7 +12,7 @@ from cranio_jax.methods.cranio_diff import PatchCodec
 
 @pytest.fixture
 def batch(config):
-    examples = data.Examples(data.make_builder(config.data), "train", config.prompt)
+    examples = data.Examples(data.make_builder(config.data), "train", config)
     return next(data.training_batches(examples, 8, 0, config.augment, 0, 1))
 
 

@@ -1,0 +1,92 @@
+"""A trained model as a folder that diffusers opens."""
+
+import json
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import jax
+import ml_collections
+
+from cranio_jax import __version__, pretrained
+from cranio_jax.errors import InputError
+from cranio_jax.reconstruct import NOTICE
+from cranio_jax.train import restore
+from cranio_jax.writers import write_json
+
+TYPES = ("float32", "float16")
+WEIGHTS = ("ema", "raw")
+
+
+def export(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """Writes the newest checkpoint as a StableDiffusionControlNetPipeline, with a model card; returns the folder.
+
+    What was not trained is copied from the published files, tensor for tensor. Raises InputError where the model
+    is not of Stable Diffusion's making, or the folder exists.
+    """
+    e = config.export
+    for name, value, known in (("weights", e.weights, WEIGHTS), ("dtype", e.dtype, TYPES)):
+        if value not in known:
+            raise InputError(f"export.{name}={value!r} is not one of {', '.join(known)}")
+    if not config.pretrained.model:
+        raise InputError("job=export writes a diffusers pipeline, whose tokenizer and autoencoder come from pretrained.model; set it")
+    folder = workdir / "export" / f"{e.weights}_{e.dtype}"
+    if folder.exists():
+        raise InputError(f"{folder} exists; remove it to export again")
+    method, _, state, frozen, step = restore(config, workdir)
+    params = (method.generation_params(state) if e.weights == "ema" else state["params"]) | frozen
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
+    try:
+        _write(scratch, method, params, e.dtype)
+        (scratch / "README.md").write_text(_card(config, workdir, method, step))
+        scratch.chmod(0o755)
+        scratch.rename(folder)
+    except BaseException:
+        shutil.rmtree(scratch)
+        raise
+    return folder
+
+
+def _write(folder: pathlib.Path, method: Any, params: dict[str, Any], dtype: str) -> None:
+    published = method.pipeline.folders
+    for part in method.networks:
+        write_json(folder / part / "config.json", method.settings[part])
+        if part in published and part not in method.trained:
+            with pretrained.open_weights(published[part]) as tensors:
+                pretrained.save(folder / part, part, pretrained.renamed(tensors), dtype)
+        else:
+            pretrained.save(folder / part, part, pretrained.tensors_of(params[part]), dtype)
+    shutil.copytree(published["tokenizer"], folder / "tokenizer", ignore=shutil.ignore_patterns(".*"))
+    write_json(folder / "scheduler" / "scheduler_config.json", method.settings["scheduler"])
+    kinds = {"controlnet": "ControlNetModel", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+    index = {part: ["diffusers", kind] for part, kind in kinds.items()}
+    index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    index |= {"scheduler": ["diffusers", method.settings["scheduler"].get("_class_name", "DDIMScheduler")]}
+    index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
+    write_json(folder / "model_index.json", index | {"_class_name": "StableDiffusionControlNetPipeline", "requires_safety_checker": False})
+
+
+def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any, step: int) -> str:
+    """How the model came about, for whoever finds the folder."""
+    t, d, results = config.train, config.data, workdir / "results.json"
+    settings = ", ".join(f"{name} {value}" for name, value in sorted(d.settings.items()))
+    lines = [
+        "# A face from a skull X-ray",
+        f"**{NOTICE}**",
+        f"Trained with cranio_jax {__version__} (JAX {jax.__version__}), configuration `{config.name}`, after Cranio-Diff "
+        "(arXiv 2606.09699).",
+        f"- started from {method.pipeline.name}; trained: {', '.join(method.trained)}",
+        f"- data: {d.builder} ({settings})",
+        f"- step {step} of {t.num_steps}, batches of {t.batch_size}, AdamW at {t.learning_rate:g} ({t.schedule}), weight decay "
+        f"{t.weight_decay:g}, EMA {t.ema_decay:g}; weights here: {config.export.weights}, {config.export.dtype}",
+        f"- prompt: `{config.prompt.template}`; the X-ray, bone bright, in three equal channels, is the ControlNet's picture",
+        f"- sampled with {config.sampling.num_steps} steps of {config.sampling.sampler}, guidance {config.sampling.guidance_scale:g}",
+    ]
+    if results.exists():
+        found = json.loads(results.read_text())
+        rows = [f"| {name} | {row['psnr']['mean']:.2f} | {row['ssim']['mean']:.3f} |" for name, row in found["rows"].items()]
+        lines.append(f"Scores on {found['subjects']} people it never saw, at step {found['step']}:")
+        lines.append("\n".join(["| | PSNR (dB) | SSIM |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(lines).replace("\n\n- ", "\n- ") + "\n"

@@ -1,0 +1,52 @@
+"""One rule between our parameters' paths and torch's keys.
+
+The path of a parameter is the key of the reference checkpoint but for its last word, and a kernel's axes are
+turned: `conv1.kernel` `(height, width, in, out)` is `conv1.weight` `(out, in, height, width)`.
+"""
+
+import re
+
+import numpy as np
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
+
+# Names of older writers, as today's would put them; files of both ages are in circulation.
+_OLD_NAMES = (
+    (r"^text_model\.", ""),
+    (r"(attentions\.\d+\.)query\.", r"\1to_q."),
+    (r"(attentions\.\d+\.)key\.", r"\1to_k."),
+    (r"(attentions\.\d+\.)value\.", r"\1to_v."),
+    (r"(attentions\.\d+\.)proj_attn\.", r"\1to_out.0."),
+)
+# Buffers that hold no parameter.
+_BUFFERS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
+
+
+def torch_key(path: str) -> str:
+    """The checkpoint's key of a parameter: `a.b.kernel` -> `a.b.weight`."""
+    stem, _, leaf = path.rpartition(".")
+    return f"{stem}.{_LEAVES.get(leaf, leaf)}".lstrip(".")
+
+
+def current_key(key: str) -> str | None:
+    """A checkpoint's key as today's libraries write it; None for a buffer that is no parameter."""
+    if _BUFFERS.search(key):
+        return None
+    for old, new in _OLD_NAMES:
+        key = re.sub(old, new, key)
+    return key
+
+
+def to_torch(path: str, value: np.ndarray) -> np.ndarray:
+    """A parameter with torch's order of axes."""
+    return value.transpose(-1, -2, *range(value.ndim - 2)) if path.endswith("kernel") else value
+
+
+def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in torch of a parameter of `shape`."""
+    return (shape[-1], shape[-2], *shape[:-2]) if path.endswith("kernel") else tuple(shape)
+
+
+def from_torch(path: str, value: np.ndarray) -> np.ndarray:
+    """A view of a torch tensor with our order of axes."""
+    return value.transpose(*range(2, value.ndim), 1, 0) if path.endswith("kernel") else value

@@ -1,0 +1,76 @@
+"""Out again: what diffusers makes of an exported folder."""
+
+import diffusers
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from cranio_jax import train
+from cranio_jax.errors import InputError
+from cranio_jax.export import export
+from cranio_jax.pretrained.names import torch_key, torch_shape
+
+
+@pytest.fixture(scope="module")
+def trained(pipelines, records, tmp_path_factory):
+    """`(config, workdir, state)` after two steps."""
+    from configs import demo
+
+    c = demo.get_config("smoke")
+    c.data.data_dir = str(records)
+    c.data.settings.size = 32
+    c.pretrained.model = str(pipelines("2.1-v")[0])
+    c.prompt.update(tokenizer="pretrained", length=16)
+    c.method = dict(name="cranio_diff", trained=("controlnet",), codec="vae", prompt_dropout=0.1, loss_weight="none", min_snr_gamma=5.0)
+    c.train.update(num_steps=2, checkpoint_every=0, learning_rate=1e-3, warmup_steps=0, schedule="constant")
+    workdir = tmp_path_factory.mktemp("trained")
+    return c, workdir, train.train(c, workdir)
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_diffusers_opens_it_and_finds_every_bit(trained, pipelines, weights):
+    config, workdir, state = trained
+    config.export.weights = weights
+    folder = export(config, workdir)
+    pipeline, info = diffusers.ControlNetModel.from_pretrained(folder / "controlnet", output_loading_info=True)
+    assert not any(info.values()), info
+    params = state["ema" if weights == "ema" else "params"]["controlnet"]
+    found, before = pipeline.state_dict(), pipelines("2.1-v")[1].controlnet.state_dict()
+    assert {torch_key(path): torch_shape(path, p.shape) for path, p in params.items()} == {k: tuple(v.shape) for k, v in found.items()}
+    for path, p in params.items():
+        value = found[torch_key(path)].numpy()
+        axes = (-1, -2, *range(p.ndim - 2)) if path.endswith("kernel") else range(p.ndim)
+        np.testing.assert_array_equal(value, np.transpose(p, axes))
+    assert any(not torch.equal(found[key], before[key]) for key in found)  # training moved it
+
+
+def test_whole_pipeline_and_card(trained, pipelines):
+    config, workdir, _ = trained
+    folder = workdir / "export" / "ema_float32"
+    pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    reference = pipelines("2.1-v")[1]
+    for part in ("unet", "vae", "text_encoder"):
+        ours, theirs = getattr(pipeline, part).state_dict(), getattr(reference, part).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    images = pipeline("a man", torch.rand(1, 3, 32, 32), num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 32, 32, 3) and np.isfinite(images).all()
+    card = (folder / "README.md").read_text()
+    assert "sd-2.1-v; trained: controlnet" in card and "step 2 of 2" in card and str(workdir) not in card
+    with pytest.raises(InputError, match="exists; remove it"):
+        export(config, workdir)
+
+
+def test_half_precision(trained):
+    config, workdir, state = trained
+    config.export.update(weights="ema", dtype="float16")
+    tensors = safetensors.numpy.load_file(export(config, workdir) / "controlnet" / "diffusion_pytorch_model.safetensors")
+    assert {t.dtype for t in tensors.values()} == {np.dtype(np.float16)}
+    np.testing.assert_array_equal(tensors["conv_in.bias"], np.asarray(state["ema"]["controlnet"]["conv_in.bias"], np.float16))
+
+
+def test_nothing_of_stable_diffusion_to_export(config, tmp_path):
+    with pytest.raises(InputError, match="pretrained.model; set it"):
+        export(config, tmp_path)
