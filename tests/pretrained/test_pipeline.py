@@ -8,6 +8,7 @@ import torch
 
 from cranio_jax import sharding
 from cranio_jax.methods import make_method
+from cranio_jax.pretrained.names import from_torch, torch_key
 from cranio_jax.prompts import make_tokenizer
 from tests.pretrained.conftest import FAMILIES
 
@@ -45,3 +46,42 @@ def test_tokens_are_the_checkpoints(pipelines, settings):
     text = ["Portrait of an old man, 65 years", ""]
     wanted = reference.tokenizer(text, padding="max_length", max_length=16, truncation=True).input_ids
     np.testing.assert_array_equal(make_tokenizer(settings(folder))(text), wanted)
+
+
+@pytest.mark.parametrize("family", ["1.5", "2.1-v"])
+def test_gradients_of_the_controlnet(pipelines, settings, family):
+    folder, reference = pipelines(family)
+    method, state, frozen = loaded(settings(folder))
+    rng = np.random.default_rng(1)
+    batch = {
+        "xray": rng.integers(0, 256, (2, 16, 16, 1), dtype=np.uint8),
+        "face": rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8),
+        "prompt_ids": rng.integers(0, 190, (2, 16), dtype=np.int32),
+    }
+    draws = {
+        "timesteps": np.array([100, 700]),
+        "noise": rng.standard_normal((2, 8, 8, 4), np.float32),
+        "drop_prompt": np.zeros(2, bool),
+    }
+    gradients, _ = jax.jit(jax.grad(method.loss, has_aux=True))(state["params"], frozen, batch, draws)
+
+    turned = lambda x: torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+    steps, noise = torch.from_numpy(draws["timesteps"]), turned(draws["noise"])
+    with torch.no_grad():
+        posterior = reference.vae.encode(turned(batch["face"].astype(np.float32) / 127.5 - 1.0)).latent_dist
+        latents = posterior.mean * reference.vae.config.scaling_factor
+        context = reference.text_encoder(torch.from_numpy(batch["prompt_ids"]).long()).last_hidden_state
+        noisy = reference.scheduler.add_noise(latents, noise, steps)
+        velocity = family.endswith("-v")
+        target = reference.scheduler.get_velocity(latents, noise, steps) if velocity else noise
+    picture = turned(np.repeat(batch["xray"], 3, -1).astype(np.float32) / 255.0)
+    reference.controlnet.zero_grad()
+    down, middle = reference.controlnet(noisy, steps, context, controlnet_cond=picture, return_dict=False)
+    output = reference.unet(noisy, steps, context, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+    ((output - target) ** 2).mean().backward()
+    wanted = {name: p.grad.numpy() for name, p in reference.controlnet.named_parameters()}
+    assert len(gradients["controlnet"]) == len(wanted)
+    for path, gradient in gradients["controlnet"].items():
+        theirs = from_torch(path, wanted[torch_key(path)])
+        error = np.linalg.norm(gradient - theirs) / max(np.linalg.norm(theirs), 1e-6)
+        assert error < 1e-3, (path, error)

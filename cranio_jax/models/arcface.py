@@ -1,0 +1,149 @@
+"""Networks that ArcFace (Deng et al. 2019) is published with: a face to a vector whose direction is its identity."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from cranio_jax.models.layers import conv
+
+
+def batch_norm(features: int, epsilon: float = 1e-5, *, dtype=None, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    """Normalises by the stored statistics."""
+    return nnx.BatchNorm(features, use_running_average=True, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+
+class PReLU(nnx.Module):
+    """Leaky where negative, with a slope for each channel."""
+
+    def __init__(self, features: int, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(jnp.full((features,), 0.25))
+
+    def __call__(self, x):
+        slope = self.weight.get_value().astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return jnp.where(x >= 0, x, slope * x)
+
+
+class IBasicBlock(nnx.Module):
+    """IResNet's residual block."""
+
+    def __init__(self, features_in: int, features: int, stride: int, *, dtype=None, rngs: nnx.Rngs):
+        kw = dict(dtype=dtype, rngs=rngs)
+        self.bn1 = batch_norm(features_in, **kw)
+        self.conv1 = conv(features_in, features, use_bias=False, **kw)
+        self.bn2 = batch_norm(features, **kw)
+        self.prelu = PReLU(features, rngs=rngs)
+        self.conv2 = conv(features, features, 3, stride, use_bias=False, **kw)
+        self.bn3 = batch_norm(features, **kw)
+        if stride != 1 or features_in != features:
+            self.downsample = nnx.List([conv(features_in, features, 1, stride, use_bias=False, **kw), batch_norm(features, **kw)])
+
+    def __call__(self, x):
+        short = self.downsample[1](self.downsample[0](x)) if hasattr(self, "downsample") else x
+        return short + self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
+
+
+IRESNET_LAYERS = {50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
+
+
+class IResNet(nnx.Module):
+    """insightface's network: 112 x 112 faces to 512 numbers."""
+
+    height, width = 112, 112
+
+    def __init__(self, layers: int, *, dtype=None, rngs: nnx.Rngs):
+        """`layers` is 50 or 100."""
+        kw = dict(dtype=dtype, rngs=rngs)
+        self.conv1 = conv(3, 64, use_bias=False, **kw)
+        self.bn1 = batch_norm(64, **kw)
+        self.prelu = PReLU(64, rngs=rngs)
+        features_in = 64
+        for i, (features, count) in enumerate(zip((64, 128, 256, 512), IRESNET_LAYERS[layers], strict=True)):
+            blocks = []
+            for j in range(count):
+                blocks.append(IBasicBlock(features_in, features, 2 if j == 0 else 1, **kw))
+                features_in = features
+            setattr(self, f"layer{i + 1}", nnx.List(blocks))
+        self.bn2 = batch_norm(512, **kw)
+        self.fc = nnx.Linear(512 * 7 * 7, 512, **kw)
+        self.features = batch_norm(512, **kw)
+
+    def __call__(self, face: Float[Array, "b 112 112 3"]) -> Float[Array, "b 512"]:
+        """Embeds aligned RGB faces in [-1, 1]."""
+        x = self.prelu(self.bn1(self.conv1(face)))
+        for i in range(4):
+            for block in getattr(self, f"layer{i + 1}"):
+                x = block(x)
+        x = self.bn2(x).transpose(0, 3, 1, 2)  # the checkpoint's order of axes
+        return self.features(self.fc(x.reshape(x.shape[0], -1)))
+
+
+class ConvBlock(nnx.Module):
+    """Convolution, batch norm and, unless `linear`, PReLU."""
+
+    def __init__(self, features_in, features, kernel, stride=1, padding=0, groups=1, linear=False, *, dtype=None, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(
+            features_in, features, kernel, stride, padding=padding, feature_group_count=groups, use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.bn = batch_norm(features, dtype=dtype, rngs=rngs)
+        if not linear:
+            self.prelu = PReLU(features, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.bn(self.conv(x))
+        return self.prelu(x) if hasattr(self, "prelu") else x
+
+
+class Bottleneck(nnx.Module):
+    """MobileNetV2's inverted residual with PReLU."""
+
+    def __init__(self, features_in: int, features: int, stride: int, expansion: int, *, dtype=None, rngs: nnx.Rngs):
+        kw, inner = dict(dtype=dtype, rngs=rngs), features_in * expansion
+        self.conv = nnx.List(
+            [
+                conv(features_in, inner, 1, use_bias=False, **kw), batch_norm(inner, **kw), PReLU(inner, rngs=rngs),
+                conv(inner, inner, 3, stride, use_bias=False, feature_group_count=inner, **kw), batch_norm(inner, **kw),
+                PReLU(inner, rngs=rngs), conv(inner, features, 1, use_bias=False, **kw), batch_norm(features, **kw),
+            ]
+        )  # fmt: skip
+        self.connect = stride == 1 and features_in == features
+
+    def __call__(self, x):
+        hidden = x
+        for layer in self.conv:
+            hidden = layer(hidden)
+        return x + hidden if self.connect else hidden
+
+
+class MobileFaceNet(nnx.Module):
+    """MobileFaceNet (Chen et al. 2018): 112 x 96 faces to 128 numbers."""
+
+    height, width = 112, 96
+    scale = 127.5 / 128.0  # of pictures in [-1, 1]; the checkpoint's (x - 127.5) / 128
+
+    def __init__(self, *, dtype=None, rngs: nnx.Rngs):
+        kw = dict(dtype=dtype, rngs=rngs)
+        self.conv1 = ConvBlock(3, 64, (3, 3), 2, 1, **kw)
+        self.dw_conv1 = ConvBlock(64, 64, (3, 3), 1, 1, groups=64, **kw)
+        blocks, features_in = [], 64
+        for expansion, features, count, stride in ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1)):
+            for i in range(count):
+                blocks.append(Bottleneck(features_in, features, stride if i == 0 else 1, expansion, **kw))
+                features_in = features
+        self.blocks = nnx.List(blocks)
+        self.conv2 = ConvBlock(128, 512, (1, 1), **kw)
+        self.linear7 = ConvBlock(512, 512, (7, 6), groups=512, linear=True, **kw)
+        self.linear1 = ConvBlock(512, 128, (1, 1), linear=True, **kw)
+
+    def __call__(self, face: Float[Array, "b 112 96 3"]) -> Float[Array, "b 128"]:
+        """Embeds aligned RGB faces in [-1, 1]."""
+        x = self.dw_conv1(self.conv1(face * self.scale))
+        for block in self.blocks:
+            x = block(x)
+        return self.linear1(self.linear7(self.conv2(x))).reshape(x.shape[0], -1)
+
+
+EMBEDDERS = {
+    "iresnet50": lambda **kw: IResNet(50, **kw),
+    "iresnet100": lambda **kw: IResNet(100, **kw),
+    "mobilefacenet": MobileFaceNet,
+}

@@ -1,0 +1,116 @@
+"""LPIPS: a distance of pictures in the features of a classifier (Zhang et al. 2018), with torchvision's trunks."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from cranio_jax.models.layers import NoLayer, conv
+
+# The published heads were fitted behind this scaling of pictures in [-1, 1].
+_SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+_SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+
+
+class ReLU(nnx.Module):
+    def __call__(self, x):
+        return jax.nn.relu(x)
+
+
+class MaxPool(nnx.Module):
+    """Largest of each window; `ceil` keeps a last window that is cut off by the edge."""
+
+    def __init__(self, window: int, ceil: bool = False):
+        self.window, self.ceil = window, ceil
+
+    def __call__(self, x):
+        pad = [(0, (n - self.window) % 2 if self.ceil else 0) for n in x.shape[1:3]]
+        return nnx.max_pool(x, (self.window,) * 2, strides=(2, 2), padding=pad)
+
+
+class Fire(nnx.Module):
+    """SqueezeNet's block: few channels, then two kinds of kernel side by side."""
+
+    def __init__(self, features_in: int, squeeze: int, expand: int, *, dtype=None, rngs: nnx.Rngs):
+        self.squeeze = conv(features_in, squeeze, 1, dtype=dtype, rngs=rngs)
+        self.expand1x1 = conv(squeeze, expand, 1, dtype=dtype, rngs=rngs)
+        self.expand3x3 = conv(squeeze, expand, 3, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        x = jax.nn.relu(self.squeeze(x))
+        return jax.nn.relu(jnp.concatenate([self.expand1x1(x), self.expand3x3(x)], -1))
+
+
+def _vgg16(**kw) -> tuple[list, tuple[int, ...]]:
+    layers, features_in = [], 3
+    for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(count):
+            layers += [conv(features_in, width, **kw), ReLU()]
+            features_in = width
+        layers.append(MaxPool(2))
+    return layers[:-1], (3, 8, 15, 22, 29)
+
+
+def _alexnet(**kw) -> tuple[list, tuple[int, ...]]:
+    layers = [conv(3, 64, 11, 4, 2, **kw), ReLU(), MaxPool(3), conv(64, 192, 5, **kw), ReLU(), MaxPool(3)]
+    layers += [conv(192, 384, **kw), ReLU(), conv(384, 256, **kw), ReLU(), conv(256, 256, **kw), ReLU()]
+    return layers, (1, 4, 7, 9, 11)
+
+
+def _squeezenet(**kw) -> tuple[list, tuple[int, ...]]:
+    layers = [conv(3, 64, 3, 2, 0, **kw), ReLU(), MaxPool(3, ceil=True)]
+    layers += [Fire(64, 16, 64, **kw), Fire(128, 16, 64, **kw), MaxPool(3, ceil=True)]
+    layers += [Fire(128, 32, 128, **kw), Fire(256, 32, 128, **kw), MaxPool(3, ceil=True)]
+    layers += [Fire(256, 48, 192, **kw), Fire(384, 48, 192, **kw), Fire(384, 64, 256, **kw), Fire(512, 64, 256, **kw)]
+    return layers, (1, 4, 7, 9, 10, 11, 12)
+
+
+TRUNKS = {"vgg": (_vgg16, (64, 128, 256, 512, 512)), "alex": (_alexnet, (64, 192, 384, 256, 256))}
+TRUNKS["squeeze"] = (_squeezenet, (64, 128, 256, 384, 384, 512, 512))
+
+
+class Head(nnx.Module):
+    """Weighs the channels of a tap."""
+
+    def __init__(self, features: int, *, dtype=None, rngs: nnx.Rngs):
+        # The published heads' keys are `linK.model.1.weight`, behind a dropout.
+        self.model = nnx.List([NoLayer(), conv(features, 1, 1, dtype=dtype, rngs=rngs, use_bias=False)])
+
+    def __call__(self, x):
+        return self.model[1](x)
+
+
+class LPIPS(nnx.Module):
+    """Distance of two pictures. Trunk keys are torchvision's, head keys the lpips package's."""
+
+    def __init__(self, trunk: str, *, dtype=None, rngs: nnx.Rngs):
+        """`trunk` is 'vgg', 'alex' or 'squeeze'."""
+        make, widths = TRUNKS[trunk]
+        layers, self.taps = make(dtype=dtype, rngs=rngs)
+        self.features = nnx.List(layers)
+        for i, width in enumerate(widths):
+            setattr(self, f"lin{i}", Head(width, dtype=dtype, rngs=rngs))
+
+    def describe(self, picture: Float[Array, "b h w 3"]) -> list[Array]:
+        """The trunk's taps, each of unit length along the channels."""
+        hidden, found = (picture - _SHIFT[None, None, None]) / _SCALE[None, None, None], []
+        for i, layer in enumerate(self.features):
+            hidden = layer(hidden)
+            if i in self.taps:
+                # The square root has no slope at zero; a channel that is dead everywhere must not make NaN.
+                square = (hidden**2).sum(-1, keepdims=True)
+                length = jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0)
+                found.append(hidden / (length + 1e-10))
+        return found
+
+    def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
+        """The distance of pictures in [-1, 1], 0 for equal ones."""
+        return self.distance(self.describe(a), self.describe(b))
+
+    def distance(self, a: Sequence[Array], b: Sequence[Array]) -> Float[Array, "b"]:
+        """As calling, from `describe`."""
+        heads = (getattr(self, f"lin{i}") for i in range(len(self.taps)))
+        return sum(head((x - y) ** 2).mean((1, 2, 3)) for head, x, y in zip(heads, a, b, strict=True))
