@@ -15,7 +15,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.prompt.known_ages = (25, 45, 65)
     c.augment.update(flip=0.0, rotation=3.0, erase=0.02)
 
-    c.method = dict(name="cranio_diff", trained=("controlnet", "unet", "text_encoder"), codec="patch", patch=4, prompt_dropout=0.0)
+    c.method.update(name="cranio_diff", trained=("controlnet", "unet", "text_encoder"), codec="patch", patch=4, prompt_dropout=0.0)
     c.method.update(loss_weight="none", min_snr_gamma=5.0)
     c.method.scheduler = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", rescale_betas_zero_snr=True)
     c.method.unet = dict(

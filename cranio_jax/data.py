@@ -17,7 +17,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.prompts import make_prompt, make_tokenizer
 
 # Arrays that go to the device; everything else in an example stays on the host.
-DEVICE_FIELDS = ("xray", "face", "prompt_ids", "id_hash", "mask")
+DEVICE_FIELDS = ("xray", "face", "prompt_ids", "id_hash", "mask", "frontal")
 
 
 def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
@@ -80,6 +80,7 @@ class Examples:
             "prompt_ids": self.prompt_ids(example["face_view"], example["sex"], example["age"], example["bmi_change"]),
             "id_hash": np.uint32(zlib.crc32(example["id"].encode())),
             "mask": np.float32(1.0),
+            "frontal": np.float32(example["face_view"] == "frontal"),
         }
 
     def prompt_ids(self, view: str, sex: str, age: float, bmi_change: float) -> np.ndarray:

@@ -51,7 +51,7 @@ def export(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
 
 def _write(folder: pathlib.Path, method: Any, params: dict[str, Any], dtype: str) -> None:
     published = method.pipeline.folders
-    for part in method.networks:
+    for part in (name for name in method.networks if name in method.settings):
         write_json(folder / part / "config.json", method.settings[part])
         if part in published and part not in method.trained:
             with pretrained.open_weights(published[part]) as tensors:

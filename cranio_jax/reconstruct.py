@@ -91,10 +91,8 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
     for number, xray in enumerate(xrays):
         # The pixels decide the noise, so the same X-ray gives the same faces wherever it lies.
         digest = zlib.crc32(xray.tobytes())
-        examples = [
-            {"xray": xray, "face": nothing, "prompt_ids": ids, "id_hash": np.uint32((digest + k) % 2**32), "mask": np.float32(1)}
-            for k in range(r.num_samples)
-        ]
+        example = {"xray": xray, "face": nothing, "prompt_ids": ids, "mask": np.float32(1), "frontal": np.float32(r.view == "frontal")}
+        examples = [example | {"id_hash": np.uint32((digest + k) % 2**32)} for k in range(r.num_samples)]
         faces = evaluator.generate(examples, say=f"X-ray {number + 1} of {len(xrays)}")
         mean = faces.mean(0, dtype=np.float64)
         spread = (faces / 255.0).std(0).mean(-1)

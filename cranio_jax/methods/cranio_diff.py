@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import ml_collections
 import optax
 from jaxtyping import Array, Float, UInt8
 
-from cranio_jax import diffusion, models, optimizer, pretrained, sharding
+from cranio_jax import diffusion, losses, models, optimizer, pretrained, sharding
 from cranio_jax.errors import InputError
 from cranio_jax.models.functional import Network, Params
 from cranio_jax.prompts import make_tokenizer
@@ -51,6 +52,7 @@ class CranioDiff:
         self.train_config = config.train
         self.sampling = config.sampling
         self.dtype = jnp.dtype(config.compute_dtype)
+        self.exact = jnp.promote_types(self.dtype, jnp.float32)  # masters, noise, losses
         self.trained = tuple(sorted(m.trained))
         if unknown := set(self.trained) - set(NETWORKS):
             raise InputError(f"method.trained names {sorted(unknown)[0]!r}; expected some of {', '.join(NETWORKS)}")
@@ -88,6 +90,7 @@ class CranioDiff:
             self.factor, self.channels = 2 ** (len(vae.block_out_channels) - 1), vae.latent_channels
         else:
             raise InputError(f"method.codec={m.codec!r} is not 'patch' or 'vae'")
+        self._add_feature_networks(m.losses)
         halvings = 2 ** (len(control.conditioning_embedding_out_channels) - 1)
         if halvings != self.factor:
             raise InputError(
@@ -106,8 +109,13 @@ class CranioDiff:
 
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> dict[str, Params]:
         """Published parameters by network, in the type they are kept in. Raises InputError where they do not fit."""
-        names = [name for name in sorted(self.networks) if not (frozen_only and name in self.trained)]
-        return {name: self._load(name, mesh) for name in names if self.pipeline.name}
+        loaded = {}
+        for name in sorted(self.networks):
+            if name in self.feature_files:
+                loaded[name] = self._load_features(name, mesh)
+            elif self.pipeline.name and not (frozen_only and name in self.trained):
+                loaded[name] = self._load(name, mesh)
+        return loaded
 
     def _load(self, name: str, mesh: jax.sharding.Mesh) -> Params:
         shapes = self.networks[name].shapes()
@@ -118,12 +126,44 @@ class CranioDiff:
         with pretrained.open_weights(where) as tensors:
             if name not in folders:
                 shapes, tensors = pretrained.pick(shapes, tensors)
-            abstract = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes.items()}
-            return pretrained.load(shapes, tensors, sharding.state_sharding(abstract, mesh), f"{self.pipeline.name}'s {where.name}", dtype)
+            return pretrained.load(shapes, tensors, self._shardings(shapes, mesh), f"{self.pipeline.name}'s {where.name}", dtype)
+
+    def _load_features(self, name: str, mesh: jax.sharding.Mesh) -> Params:
+        params, shapes = {}, self.networks[name].shapes()
+        for prefix, before, file in self.feature_files[name]:
+            part = {path: shape for path, shape in shapes.items() if path.startswith(prefix)}
+            with pretrained.open_weights(file) as tensors:
+                # One file holds the heads of all trunks, another a classifier that no distance needs.
+                tensors = {key.removeprefix(before): t for key, t in tensors.items() if key.removeprefix(before).startswith(prefix)}
+                params |= pretrained.load(part, tensors, self._shardings(part, mesh), file.name, self.dtype)
+        return params
+
+    def _shardings(self, shapes: dict[str, tuple[int, ...]], mesh: jax.sharding.Mesh):
+        return sharding.state_sharding({path: jax.ShapeDtypeStruct(shape, self.dtype) for path, shape in shapes.items()}, mesh)
+
+    def _add_feature_networks(self, settings: ml_collections.ConfigDict) -> None:
+        """The networks of the terms whose weight is not 0, and where their parameters are."""
+        losses.check(settings)
+        self.feature_files = {}
+        if settings.lpips:
+            if settings.trunk not in models.TRUNKS:
+                raise InputError(f"method.losses.trunk={settings.trunk!r} is not one of {', '.join(models.TRUNKS)}")
+            self.networks["lpips"] = Network(lambda rngs: models.LPIPS(settings.trunk, dtype=self.dtype, rngs=rngs))
+            self.feature_files["lpips"] = [("features.", "", "trunk_file"), ("lin", settings.trunk + ".", "heads_file")]
+        if settings.identity:
+            if settings.embedder not in models.EMBEDDERS:
+                raise InputError(f"method.losses.embedder={settings.embedder!r} is not one of {', '.join(models.EMBEDDERS)}")
+            self.networks["embedder"] = Network(lambda rngs: models.EMBEDDERS[settings.embedder](dtype=self.dtype, rngs=rngs))
+            self.feature_files["embedder"] = [("", "", "embedder_file")]
+        for name, files in self.feature_files.items():
+            for i, (prefix, before, field) in enumerate(files):
+                if not settings[field]:
+                    raise InputError(f"method.losses.{field} is empty; name the file of weights, or set the weight of the {name} term to 0")
+                files[i] = prefix, before, pathlib.Path(settings[field]).expanduser()
 
     def _kept_as(self, name: str) -> jnp.dtype:
         """Masters are float32; what is never updated is kept in the type it is used in."""
-        return jnp.dtype(jnp.float32) if name in self.trained else self.dtype
+        return self.exact if name in self.trained else self.dtype
 
     def init(self, key: Array, loaded: dict[str, Params] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """`(state, frozen)`: parameters from `load` where there are such, the others fresh."""
@@ -151,7 +191,7 @@ class CranioDiff:
             pictures = jnp.concatenate([picture] * copies)
             x, context = x.astype(self.dtype), context.astype(self.dtype)
             down, middle = control(x, timesteps, context, pictures, scale)
-            return unet(x, timesteps, context, down, middle).astype(jnp.float32)
+            return unet(x, timesteps, context, down, middle).astype(self.exact)
 
         return denoise
 
@@ -159,16 +199,45 @@ class CranioDiff:
         """Weighted squared error of the denoiser's output (Eq. 9 of the paper is its unweighted form)."""
         m, params = self.config, params | frozen
         text = self.networks["text_encoder"].bind(params["text_encoder"])
-        x0 = self._codec(params).encode(batch["face"].astype(self.dtype) / 127.5 - 1.0).astype(jnp.float32)
+        x0 = self._codec(params).encode(batch["face"].astype(self.dtype) / 127.5 - 1.0).astype(self.exact)
         timesteps = draws["timesteps"]
         x_t = self.schedule.add_noise(x0, draws["noise"], timesteps)
         empty = jnp.asarray(self.empty_prompt)
         context = text(jnp.where(draws["drop_prompt"][:, None], empty, batch["prompt_ids"]))
         denoise = self._denoiser(params, batch["xray"], 1.0)
-        error = denoise(x_t, timesteps, context) - self.schedule.target(x0, draws["noise"], timesteps)
+        output = denoise(x_t, timesteps, context)
+        error = output - self.schedule.target(x0, draws["noise"], timesteps)
         weight = diffusion.loss_weight(self.schedule, timesteps, m.loss_weight, m.min_snr_gamma)
         each = weight * (error**2).mean((1, 2, 3))
-        return each.mean(), {"loss": each.mean(), "mse": (error**2).mean()}
+        total, metrics = each.mean(), {"mse": (error**2).mean()}
+        if self.feature_files:  # a term of weight 0 leaves no trace in the compiled step
+            strength = draws["decoded"][0]
+            x0_hat = self.schedule.to_x0(output, x_t, timesteps)
+            terms = losses.sometimes(strength > 0, lambda: self._decoded_terms(params, batch, x0_hat, timesteps))
+            for name, value in terms.items():
+                total += m.losses[name] * strength * value
+            metrics |= terms
+        return total, {"loss": total} | metrics
+
+    def _decoded_terms(self, params, batch, x0_hat, timesteps) -> dict[str, Array]:
+        """LPIPS and identity distance between decoded estimates and true faces (Eq. 10, 11), gated by the timestep."""
+        s = self.config.losses
+        stride = max(x0_hat.shape[0] // s.decode_batch, 1) if s.decode_batch else 1  # strided: a share of each device's examples
+        x0_hat, timesteps, truth, frontal = (a[::stride] for a in (x0_hat, timesteps, batch["face"], batch["frontal"]))
+        # Decoding again in the backward pass costs time and spares the largest activations there are.
+        decode = jax.checkpoint(lambda params, latents: self._codec(params).decode(latents))
+        faces = decode({name: params[name] for name in ("vae",) if name in params}, x0_hat.astype(self.dtype)).astype(self.exact)
+        truth = truth.astype(self.exact) / 127.5 - 1.0
+        gate = losses.timestep_gate(timesteps, self.schedule.count, s.gate, s.gate_limit)
+        terms = {}
+        if s.lpips:
+            distance = self.networks["lpips"].bind(params["lpips"])
+            terms["lpips"] = losses.weighted_mean(distance(faces, truth), gate)
+        if s.identity:
+            embed = self.networks["embedder"].bind(params["embedder"])
+            a, b = (embed(losses.crop_face(f, s.crop, embed.height, embed.width)).astype(self.exact) for f in (faces, truth))
+            terms["identity"] = losses.weighted_mean(losses.cosine_distance(a, b), gate if s.lateral_identity else gate * frontal)
+        return terms
 
     def train_step(self, state, frozen, batch, key):
         """One update; random draws depend on the seed and the step alone, not on how the batch is cut up."""
@@ -180,6 +249,9 @@ class CranioDiff:
             "noise": jax.random.normal(k2, (count, side, side, self.channels)),
             "drop_prompt": jax.random.bernoulli(k3, m.prompt_dropout, (count,)),
         }
+        if self.feature_files:
+            warm = jnp.minimum((state["step"] + 1.0) / max(m.losses.warmup_steps, 1), 1.0)
+            draws["decoded"] = jnp.full((count,), jnp.where(state["step"] % m.losses.every == 0, warm, 0.0))
         gradients, metrics = optimizer.accumulated(
             lambda params, batch, draws: self.loss(params, frozen, batch, draws), state["params"], batch, draws, t.accumulate
         )

@@ -1,15 +1,20 @@
-"""The networks of Stable Diffusion and ControlNet as NNX modules.
+"""The networks of Stable Diffusion and ControlNet, LPIPS and ArcFace, as NNX modules.
 
 Attribute paths are the keys of the reference PyTorch checkpoints; configurations are
 the fields of their config.json. Images are `(batch, height, width, channels)`.
 """
 
+from cranio_jax.models.arcface import EMBEDDERS
 from cranio_jax.models.autoencoder import AutoencoderKL, AutoencoderKLConfig
 from cranio_jax.models.clip_text import CLIPTextConfig, CLIPTextModel
 from cranio_jax.models.controlnet import ControlNetConfig, ControlNetModel
+from cranio_jax.models.lpips import LPIPS, TRUNKS
 from cranio_jax.models.unet import UNet2DConditionConfig, UNet2DConditionModel
 
 __all__ = [
+    "EMBEDDERS",
+    "LPIPS",
+    "TRUNKS",
     "AutoencoderKL",
     "AutoencoderKLConfig",
     "CLIPTextConfig",

@@ -101,7 +101,7 @@ def settings():
         c.pretrained.model = str(folder)
         c.data.settings.size = 16
         c.prompt.update(tokenizer="pretrained", length=16)
-        c.method = dict(name="cranio_diff", trained=("controlnet",), codec="vae", prompt_dropout=0.0, loss_weight="none", min_snr_gamma=5.0)
+        c.method.update(name="cranio_diff", trained=("controlnet",), codec="vae", prompt_dropout=0.0, loss_weight="none", min_snr_gamma=5.0)
         c.method.controlnet = dict(conditioning_embedding_out_channels=(4, 8))
         c.sampling.spacing = "leading"
         c.update(changes)

@@ -15,14 +15,15 @@ from cranio_jax.pretrained.names import torch_key, torch_shape
 @pytest.fixture(scope="module")
 def trained(pipelines, records, tmp_path_factory):
     """`(config, workdir, state)` after two steps."""
-    from configs import demo
+    from configs import common, demo
 
     c = demo.get_config("smoke")
     c.data.data_dir = str(records)
     c.data.settings.size = 32
     c.pretrained.model = str(pipelines("2.1-v")[0])
     c.prompt.update(tokenizer="pretrained", length=16)
-    c.method = dict(name="cranio_diff", trained=("controlnet",), codec="vae", prompt_dropout=0.1, loss_weight="none", min_snr_gamma=5.0)
+    c.method = common.get_config().method
+    c.method.update(name="cranio_diff", trained=("controlnet",), codec="vae", prompt_dropout=0.1, loss_weight="none", min_snr_gamma=5.0)
     c.train.update(num_steps=2, checkpoint_every=0, learning_rate=1e-3, warmup_steps=0, schedule="constant")
     workdir = tmp_path_factory.mktemp("trained")
     return c, workdir, train.train(c, workdir)

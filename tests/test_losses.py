@@ -1,0 +1,152 @@
+"""The decoded terms: closed forms, slopes against finite differences, and nothing left where a weight is 0."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cranio_jax import losses, models, pretrained, sharding
+from cranio_jax.errors import InputError
+from cranio_jax.methods import make_method
+from cranio_jax.models.functional import Network
+
+TERMS = ("lpips", "identity")
+
+
+def test_gates():
+    t = jnp.array([0, 199, 200, 500, 999])
+    gate = lambda name: np.asarray(losses.timestep_gate(t, 1000, name, 200))
+    np.testing.assert_array_equal(gate("none"), 1.0)
+    np.testing.assert_array_equal(gate("below"), [1, 1, 0, 0, 0])
+    np.testing.assert_allclose(gate("quadratic"), (1 - np.array([0, 199, 200, 500, 999]) / 1000) ** 2, atol=1e-6)
+
+
+def test_cosine_and_mean():
+    a, b = np.random.default_rng(0).standard_normal((2, 5, 7)).astype(np.float32)
+    cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    np.testing.assert_allclose(losses.cosine_distance(a, b), 1 - cosine, rtol=1e-5)
+    assert losses.weighted_mean(jnp.array([2.0, 4.0, 9.0]), jnp.array([1.0, 0.5, 0.0])) == 2.0
+    assert losses.weighted_mean(jnp.ones(3), jnp.zeros(3)) == 0.0
+
+
+def test_crop_is_where_it_says():
+    picture = np.full((1, 20, 40, 3), -1.0, np.float32)
+    picture[:, 5:15, 10:30] = np.linspace(0, 1, 20, dtype=np.float32)[None, None, :, None]
+    crop = np.asarray(losses.crop_face(jnp.asarray(picture), (0.25, 0.25, 0.5, 0.5), 5, 10))
+    assert crop.shape == (1, 5, 10, 3) and crop.min() >= 0.0
+    assert np.all(np.diff(crop[0, 2, :, 0]) > 0)
+
+
+@pytest.fixture
+def with_terms(config, tmp_path):
+    """`weights -> (method, state, frozen)`: the patch codec, SqueezeNet and MobileFaceNet with random weights."""
+    networks = {
+        "trunk_file": (Network(lambda rngs: models.LPIPS("squeeze", rngs=rngs)), "features."),
+        "heads_file": (Network(lambda rngs: models.LPIPS("squeeze", rngs=rngs)), "lin"),
+        "embedder_file": (Network(lambda rngs: models.EMBEDDERS["mobilefacenet"](rngs=rngs)), ""),
+    }
+    for field, (network, prefix) in networks.items():
+        params = jax.jit(network.init)(jax.random.key(1))
+        params = {path: abs(value) if "lin" in path else value for path, value in params.items() if path.startswith(prefix)}
+        pretrained.save(tmp_path / field, "features", pretrained.tensors_of(params), "float32")
+        config.method.losses[field] = str(tmp_path / field / "diffusion_pytorch_model.safetensors")
+    config.method.losses.update(trunk="squeeze", embedder="mobilefacenet")
+
+    def make(**changes):
+        config.method.losses.update(changes)
+        method = make_method(config)
+        return method, *method.init(jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False))
+
+    return make
+
+
+def inputs(method, count=4):
+    """A batch of noise and its draws, in the method's precision."""
+    rng, size, side = np.random.default_rng(0), method.size, method.size // method.factor
+    batch = {
+        "xray": rng.integers(0, 256, (count, size, size, 1), dtype=np.uint8),
+        "face": rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8),
+        "prompt_ids": rng.integers(0, 60, (count, 16), dtype=np.int32),
+        "frontal": np.array([1, 0] * (count // 2), np.float32),
+    }
+    draws = {
+        "timesteps": np.array([50, 400, 150, 700])[:count],
+        "noise": rng.standard_normal((count, side, side, method.channels)),
+        "drop_prompt": np.zeros(count, bool),
+        "decoded": np.ones(count),
+    }
+    return batch, draws
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_slopes_reach_the_controlnet_and_are_right(config, with_terms, term, monkeypatch):
+    def attention(q, k, v, is_causal=False):
+        """The library's takes its softmax in float32 whatever comes in, which finite differences would see."""
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+        allowed = jnp.tril(jnp.ones(logits.shape[-2:], bool)) if is_causal else True
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1, where=allowed), v)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    with jax.enable_x64(True):
+        config.compute_dtype = "float64"
+        method, state, frozen = with_terms(**{term: 0.2})
+        batch, draws = inputs(method)
+        rng, params = np.random.default_rng(2), state["params"]
+        # Zero convolutions would hide the rest of the ControlNet.
+        params["controlnet"] = {path: value + 0.05 * rng.standard_normal(value.shape) for path, value in params["controlnet"].items()}
+        value = jax.jit(lambda p: method.loss(p, frozen, batch, draws)[1][term])
+        slope = jax.jit(jax.grad(lambda control: value(params | {"controlnet": control})))(params["controlnet"])
+        assert all(value.dtype == jnp.float64 for value in slope.values())
+        assert sum(float(jnp.abs(s).max()) > 0 for s in slope.values()) > 0.9 * len(slope)
+        direction = {path: rng.standard_normal(s.shape) for path, s in slope.items()}
+        moved = lambda h: params | {"controlnet": {path: p + h * direction[path] for path, p in params["controlnet"].items()}}
+        h = 1e-8  # piecewise linear parts have kinks; a larger step meets some
+        wanted = float(value(moved(h)) - value(moved(-h))) / (2 * h)
+        got = sum(float((slope[path] * direction[path]).sum()) for path in slope)
+        assert got == pytest.approx(wanted, rel=1e-3)
+
+
+def test_total_is_the_weighted_sum(with_terms):
+    method, state, frozen = with_terms(lpips=0.2, identity=0.3)
+    batch, draws = inputs(method)
+    draws = {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in draws.items()}
+    loss = jax.jit(method.loss)
+    total, metrics = loss(state["params"], frozen, batch, draws)
+    plain, without = loss(state["params"], frozen, batch, draws | {"decoded": np.zeros(4, np.float32)})
+    assert metrics["lpips"] > 0 and metrics["identity"] > 0 and without["lpips"] == without["identity"] == 0
+    np.testing.assert_allclose(total, plain + 0.2 * metrics["lpips"] + 0.3 * metrics["identity"], rtol=1e-5)
+    # Lateral faces are no part of the identity term.
+    changed = batch["face"].copy()
+    changed[batch["frontal"] == 0] = 0
+    other = loss(state["params"], frozen, batch | {"face": changed}, draws)[1]
+    assert other["lpips"] != metrics["lpips"]
+
+
+def test_a_weight_of_zero_leaves_nothing_in_the_step(with_terms):
+    def convolutions(**weights):
+        method, state, frozen = with_terms(**weights)
+        batch, _ = inputs(method)
+        text = jax.jit(method.train_step).lower(state, frozen, batch, jax.random.key(0)).as_text()
+        return text.count("stablehlo.convolution"), "stablehlo.case" in text, set(frozen)
+
+    none = convolutions(lpips=0.0, identity=0.0)
+    one = convolutions(lpips=0.2, identity=0.0)
+    both = convolutions(lpips=0.2, identity=0.2)
+    assert none[0] < one[0] < both[0]
+    assert (none[1], one[1]) == (False, True)
+    assert (none[2], one[2], both[2]) == (set(), {"lpips"}, {"lpips", "embedder"})
+
+
+def test_bad_settings_are_named(config):
+    for changes, message in (
+        (dict(lpips=0.2), "method.losses.trunk_file is empty"),
+        (dict(identity=0.2), "method.losses.embedder_file is empty"),
+        (dict(gate="soft"), "method.losses.gate='soft' is not one of"),
+        (dict(crop=(0.5, 0.0, 0.8, 1.0)), "is not .top, left, height, width. within the picture"),
+        (dict(every=0), "method.losses.every=0"),
+        (dict(lpips=0.1, trunk="resnet"), "method.losses.trunk='resnet' is not one of vgg, alex, squeeze"),
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.method.losses.update(changes)
+        with pytest.raises(InputError, match=message):
+            make_method(changed)
