@@ -192,6 +192,7 @@ def provenance(config: ml_collections.ConfigDict, builder, method: Method, step:
         "seed": config.seed,
         "step": step,
         "parameters": method.parameter_count(),
+        "weights_sha256": method.weight_hashes(),
         "data": {"name": builder.info.full_name, "sha256": data.fingerprint(builder)},
         "versions": {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

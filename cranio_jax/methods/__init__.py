@@ -28,6 +28,9 @@ class Method(Protocol):
     def train_step(self, state: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
         """One update on a global batch; scalars to log, `loss` among them."""
 
+    def weight_hashes(self) -> dict[str, str]:
+        """SHA-256 of the files that `load` reads, by name."""
+
     def generation_params(self, state: Tree) -> Tree:
         """The part of the state that `generate` takes."""
 

@@ -57,6 +57,7 @@ class CranioDiff:
         if unknown := set(self.trained) - set(NETWORKS):
             raise InputError(f"method.trained names {sorted(unknown)[0]!r}; expected some of {', '.join(NETWORKS)}")
         self.pipeline = pretrained.open_pipeline(config.pretrained)
+        self.empty_prompt = make_tokenizer(config)([""])
         given = {part: self.pipeline.settings.get(part, {}) | dict(m.get(part) or {}) for part in (*NETWORKS, "scheduler")}
         try:
             self.schedule = diffusion.make_schedule(**{name: given["scheduler"][name] for name in SCHEDULE if name in given["scheduler"]})
@@ -100,7 +101,6 @@ class CranioDiff:
             raise InputError(f"method.unet.in_channels and out_channels must be {self.channels}, the codec's channels")
         if self.size % self.factor:
             raise InputError(f"data.settings.size={self.size} is not a multiple of {self.factor}, the codec's factor")
-        self.empty_prompt = make_tokenizer(config)([""])
         if config.prompt.length > text.max_position_embeddings:
             raise InputError(
                 f"prompt.length={config.prompt.length} is more than the text encoder's {text.max_position_embeddings} positions"
@@ -282,6 +282,12 @@ class CranioDiff:
         table = diffusion.steps(self.schedule, s.sampler, s.num_steps, s.spacing, eta=s.eta, **self.sampler_ends)
         latents = diffusion.sample(denoise, noise, table, self.schedule, keys, clip=s.clip or None)
         return jnp.clip(self._codec(params).decode(latents.astype(self.dtype)).astype(jnp.float32), -1.0, 1.0)
+
+    def weight_hashes(self) -> dict[str, str]:
+        """SHA-256 of the published files behind each network."""
+        files = {name: path for name, path in self.pipeline.folders.items() if name in self.networks}
+        files |= {f"{name}: {prefix}": path for name, parts in self.feature_files.items() for prefix, _, path in parts}
+        return {name: pretrained.sha256(path) for name, path in files.items()}
 
     def parameter_count(self) -> dict[str, int]:
         """Parameters of each network."""

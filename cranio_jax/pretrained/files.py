@@ -1,6 +1,7 @@
 """Files of weights: which of a folder's to take, and tensors one at a time."""
 
 import contextlib
+import hashlib
 import json
 import pathlib
 import re
@@ -59,6 +60,30 @@ def shards(index: pathlib.Path) -> list[str]:
         raise InputError(f"{index}: not an index of shards ({type(error).__name__})") from None
 
 
+def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a weights file, an index of shards, or a folder with either. Raises InputError where there are none."""
+    if path.is_dir():
+        name = choose([p.name for p in path.iterdir()])
+        if name is None:
+            raise InputError(f"{path} holds no weights; expected diffusion_pytorch_model or model .safetensors or .bin")
+        path = path / name
+    files = [path.with_name(name) for name in shards(path)] if path.name.endswith(".json") else [path]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: no such weights file")
+    return files
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Of the bytes of `weight_files(path)`, one after the other."""
+    digest = hashlib.sha256()
+    for file in weight_files(path):
+        with open(file, "rb") as stream:
+            while block := stream.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def open_weights(path: pathlib.Path) -> Iterator[dict[str, Tensor]]:
     """The tensors by key of a weights file, an index of shards, or a folder with either.
@@ -66,17 +91,9 @@ def open_weights(path: pathlib.Path) -> Iterator[dict[str, Tensor]]:
     Nothing is read but headers until a tensor's `read` is called. Torch files are read with `weights_only=True`
     and need torch. Raises InputError, naming the file, where it is missing or damaged.
     """
-    if path.is_dir():
-        name = choose([p.name for p in path.iterdir()])
-        if name is None:
-            raise InputError(f"{path} holds no weights; expected diffusion_pytorch_model or model .safetensors or .bin")
-        path = path / name
-    files = [path.with_name(name) for name in shards(path)] if path.name.endswith(".json") else [path]
     with contextlib.ExitStack() as stack:
         tensors: dict[str, Tensor] = {}
-        for file in files:
-            if not file.is_file():
-                raise InputError(f"{file}: no such weights file")
+        for file in weight_files(path):
             tensors |= _safetensors(file, stack) if file.suffix == ".safetensors" else _torch(file)
         yield tensors
 

@@ -1,5 +1,8 @@
 """Whole pipelines against diffusers', loaded from the folders that it writes."""
 
+import hashlib
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 import torch
 
 from cranio_jax import sharding
+from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 from cranio_jax.pretrained.names import from_torch, torch_key
 from cranio_jax.prompts import make_tokenizer
@@ -39,6 +43,32 @@ def test_fifty_steps_with_guidance(pipelines, settings, family):
         ).images.permute(0, 2, 3, 1).numpy()  # fmt: skip
     assert wanted.std() > 0.02
     np.testing.assert_allclose(np.asarray(faces) / 2 + 0.5, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained", "files"), [("cranio_diff", {"controlnet", "unet"}, 3), ("cranio_diff_robust", {"controlnet"}, 1)]
+)
+def test_recipes_fit_a_published_folder(pipelines, recipe, trained, files):
+    config = importlib.import_module(f"configs.{recipe}").get_config()
+    config.pretrained.model = str(pipelines()[0])
+    config.prompt.length = 16  # of the small text encoder
+    config.method.controlnet = dict(conditioning_embedding_out_channels=(4, 8))
+    with pytest.raises(InputError, match=r"method.losses.\w+_file is empty"):
+        make_method(config)
+    config.method.losses.update(trunk_file="vgg16.pth", heads_file="vgg.pth", embedder_file="iresnet50.pth")
+    method = make_method(config)
+    assert set(method.trained) == trained and sum(map(len, method.feature_files.values())) == files
+    config.pretrained.model = ""
+    with pytest.raises(InputError, match="'pretrained' with pretrained.model set"):
+        make_method(config)
+
+
+def test_results_name_the_weights(pipelines, settings):
+    folder, _ = pipelines()
+    hashes = make_method(settings(folder)).weight_hashes()
+    assert hashes.keys() == {"unet", "controlnet", "vae", "text_encoder"}
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    assert hashes["vae"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_tokens_are_the_checkpoints(pipelines, settings):
