@@ -28,10 +28,11 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.sampling = dict(sampler="ddim", num_steps=50, spacing="trailing", eta=0.0, guidance_scale=7.5, controlnet_scale=1.0, clip=0.0)
     c.evaluate = dict(batch_size=40, num_samples=4, keep_faces=True, max_subjects=0, bootstrap=10_000, pictures=8)
-    # The decoded terms of the loss, a part of `method`; files of weights are the user's. See cranio_jax/losses.py.
+    # The decoded terms of the loss, a part of `method`; files of weights are the
+    # user's, `decoder` a folder of TAESD that stands in for the autoencoder's. See cranio_jax/losses.py.
     c.method = ml_collections.ConfigDict()
     c.method.losses = dict(lpips=0.0, identity=0.0, gate="quadratic", gate_limit=200, warmup_steps=0, every=1, decode_batch=0)
-    c.method.losses.update(trunk="vgg", trunk_file="", heads_file="", embedder="iresnet50", embedder_file="")
+    c.method.losses.update(trunk="vgg", trunk_file="", heads_file="", embedder="iresnet50", embedder_file="", decoder="")
     c.method.losses.update(crop=(0.2, 0.2, 0.65, 0.6), lateral_identity=False)
     c.export = dict(weights="ema", dtype="float32")
     c.reconstruct = dict(xrays="", view="frontal", sex="female", age=45.0, bmi_change=0.0, num_samples=4, batch_size=4)

@@ -182,7 +182,7 @@ def provenance(config: ml_collections.ConfigDict, builder, method: Method, step:
     public = config.to_dict()
     public["data"]["data_dir"] = ""  # a path says more of the user than of the run
     public["reconstruct"]["xrays"] = ""
-    for field in ("trunk_file", "heads_file", "embedder_file"):
+    for field in ("trunk_file", "heads_file", "embedder_file", "decoder"):
         public["method"]["losses"][field] = pathlib.Path(public["method"]["losses"][field]).name
     for part in ("model", "controlnet"):
         if pathlib.Path(public["pretrained"][part]).expanduser().is_dir():

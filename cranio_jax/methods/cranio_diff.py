@@ -155,6 +155,15 @@ class CranioDiff:
                 raise InputError(f"method.losses.embedder={settings.embedder!r} is not one of {', '.join(models.EMBEDDERS)}")
             self.networks["embedder"] = Network(lambda rngs: models.EMBEDDERS[settings.embedder](dtype=self.dtype, rngs=rngs))
             self.feature_files["embedder"] = [("", "", "embedder_file")]
+        if self.feature_files and settings.decoder:
+            if self.config.codec != "vae":
+                raise InputError("method.losses.decoder stands in for an autoencoder's; it needs method.codec='vae'")
+            try:
+                tiny = models.TinyDecoderConfig.from_mapping(pretrained.read_settings(pathlib.Path(settings.decoder) / "config.json"))
+            except ValueError as error:
+                raise InputError(f"method.losses.decoder: {error}") from None
+            self.networks["light_decoder"] = Network(lambda rngs: models.TinyDecoder(tiny, dtype=self.dtype, rngs=rngs))
+            self.feature_files["light_decoder"] = [("decoder.", "", "decoder")]
         for name, files in self.feature_files.items():
             for i, (prefix, before, field) in enumerate(files):
                 if not settings[field]:
@@ -225,8 +234,11 @@ class CranioDiff:
         stride = max(x0_hat.shape[0] // s.decode_batch, 1) if s.decode_batch else 1  # strided: a share of each device's examples
         x0_hat, timesteps, truth, frontal = (a[::stride] for a in (x0_hat, timesteps, batch["face"], batch["frontal"]))
         # Decoding again in the backward pass costs time and spares the largest activations there are.
-        decode = jax.checkpoint(lambda params, latents: self._codec(params).decode(latents))
-        faces = decode({name: params[name] for name in ("vae",) if name in params}, x0_hat.astype(self.dtype)).astype(self.exact)
+        light = self.networks.get("light_decoder")
+        codec = lambda params: light.bind(params["light_decoder"]) if light else self._codec(params)
+        decode = jax.checkpoint(lambda params, latents: codec(params).decode(latents))
+        decoders = {name: params[name] for name in ("light_decoder", "vae") if name in params}
+        faces = decode(decoders, x0_hat.astype(self.dtype)).astype(self.exact)
         truth = truth.astype(self.exact) / 127.5 - 1.0
         gate = losses.timestep_gate(timesteps, self.schedule.count, s.gate, s.gate_limit)
         terms = {}

@@ -9,6 +9,7 @@ from cranio_jax.models.autoencoder import AutoencoderKL, AutoencoderKLConfig
 from cranio_jax.models.clip_text import CLIPTextConfig, CLIPTextModel
 from cranio_jax.models.controlnet import ControlNetConfig, ControlNetModel
 from cranio_jax.models.lpips import LPIPS, TRUNKS
+from cranio_jax.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from cranio_jax.models.unet import UNet2DConditionConfig, UNet2DConditionModel
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "CLIPTextModel",
     "ControlNetConfig",
     "ControlNetModel",
+    "TinyDecoder",
+    "TinyDecoderConfig",
     "UNet2DConditionConfig",
     "UNet2DConditionModel",
 ]

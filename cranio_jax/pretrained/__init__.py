@@ -2,7 +2,7 @@
 
 from cranio_jax.pretrained.files import open_weights, sha256
 from cranio_jax.pretrained.load import load, pick
-from cranio_jax.pretrained.pipeline import Pipeline, open_pipeline
+from cranio_jax.pretrained.pipeline import Pipeline, open_pipeline, read_settings
 from cranio_jax.pretrained.save import renamed, save, tensors_of
 
-__all__ = ["Pipeline", "load", "open_pipeline", "open_weights", "pick", "renamed", "save", "sha256", "tensors_of"]
+__all__ = ["Pipeline", "load", "open_pipeline", "open_weights", "pick", "read_settings", "renamed", "save", "sha256", "tensors_of"]

@@ -31,7 +31,8 @@ class Pipeline:
     name: str = ""
 
 
-def _settings(path: pathlib.Path) -> dict[str, Any]:
+def read_settings(path: pathlib.Path) -> dict[str, Any]:
+    """The content of a config.json. Raises InputError where there is none."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -102,7 +103,7 @@ def _open_pipeline(model: str, controlnet: str, revision: str) -> Pipeline:
             raise InputError("pretrained.controlnet is set and pretrained.model is not; a ControlNet belongs to a model")
         return Pipeline()
     folder = find(model, revision, (*NEEDED, "controlnet"))
-    index = _settings(folder / "model_index.json")
+    index = read_settings(folder / "model_index.json")
     present = {name for name, value in index.items() if isinstance(value, list) and value[0] is not None}
     foreign, missing = present.intersection(FOREIGN), set(NEEDED) - present
     if foreign or missing:
@@ -113,7 +114,7 @@ def _open_pipeline(model: str, controlnet: str, revision: str) -> Pipeline:
     if controlnet:
         folders["controlnet"] = find(controlnet)
     files = {"scheduler": "scheduler_config.json"}
-    settings = {part: _settings(path / files.get(part, "config.json")) for part, path in folders.items() if part != "tokenizer"}
+    settings = {part: read_settings(path / files.get(part, "config.json")) for part, path in folders.items() if part != "tokenizer"}
     if not any((folders["tokenizer"] / name).is_file() for name in ("vocab.json", "tokenizer.json")):
         raise InputError(f"{folders['tokenizer']} holds no vocabulary; expected vocab.json and merges.txt, or tokenizer.json")
     return Pipeline(folders, settings, model if not pathlib.Path(model).expanduser().is_dir() else folder.resolve().name)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cranio_jax import models
+from cranio_jax import models, pretrained
+from cranio_jax.models.functional import Network
 
 torch = pytest.importorskip("torch", reason="the reference networks need the test extra")
 import diffusers  # noqa: E402
@@ -157,3 +158,22 @@ def test_new_controlnet_has_no_effect():
     control = models.ControlNetModel(config, rngs=nnx.Rngs(0))
     down, middle = control(jnp.ones((1, 8, 8, 4)), jnp.zeros(1), jnp.ones((1, 3, 12)), jnp.ones((1, 16, 16, 3)))
     assert all(float(jnp.abs(r).max()) == 0.0 for r in [*down, middle])
+
+
+def test_tiny_decoder(tmp_path):
+    reference = randomise(
+        diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(2, 1)
+        )
+    )
+    reference.save_pretrained(tmp_path / "taesd")
+    config = models.TinyDecoderConfig.from_mapping(config_of(reference))
+    network = Network(lambda rngs: models.TinyDecoder(config, rngs=rngs))
+    shapes, here = network.shapes(), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with pretrained.open_weights(tmp_path / "taesd") as tensors:
+        own = {key: t for key, t in tensors.items() if key.startswith("decoder.")}
+        params = pretrained.load(shapes, own, dict.fromkeys(shapes, here), "taesd")
+    latents = 2.0 * np.random.default_rng(0).standard_normal((2, 4, 4, 4)).astype(np.float32)
+    with torch.no_grad():
+        wanted = reference.decode(nchw(latents)).sample
+    assert relative_error(network.bind(params).decode(latents), nhwc(wanted)) < 1e-4

@@ -3,15 +3,18 @@
 import hashlib
 import importlib
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-from cranio_jax import sharding
+from cranio_jax import models, sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
+from cranio_jax.models.functional import Network
+from cranio_jax.pretrained import save, tensors_of
 from cranio_jax.pretrained.names import from_torch, torch_key
 from cranio_jax.prompts import make_tokenizer
 from tests.pretrained.conftest import FAMILIES
@@ -61,6 +64,29 @@ def test_recipes_fit_a_published_folder(pipelines, recipe, trained, files):
     config.pretrained.model = ""
     with pytest.raises(InputError, match="'pretrained' with pretrained.model set"):
         make_method(config)
+
+
+def test_a_light_decoder_stands_in(pipelines, settings, tmp_path):
+    folder, _ = pipelines()
+    torch.manual_seed(0)
+    tiny = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)
+    )
+    tiny.save_pretrained(tmp_path / "taesd")
+    network = Network(lambda rngs: models.LPIPS("squeeze", rngs=rngs))
+    save(tmp_path / "lpips", "features", tensors_of(jax.jit(network.init)(jax.random.key(1))), "float32")
+    config = settings(folder)
+    config.data.settings.size = 32  # SqueezeNet shrinks much
+    file = str(tmp_path / "lpips" / "diffusion_pytorch_model.safetensors")
+    config.method.losses.update(lpips=1.0, trunk="squeeze", trunk_file=file, heads_file=file, gate="none", decoder=str(tmp_path / "taesd"))
+    method, state, frozen = loaded(config)
+    latents = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
+    batch = {"face": np.full((2, 32, 32, 3), 90, np.uint8), "frontal": np.ones(2, np.float32)}
+    got = method._decoded_terms(state["params"] | frozen, batch, latents, np.array([5, 9]))["lpips"]
+    with torch.no_grad():
+        picture = tiny.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2))).sample.permute(0, 2, 3, 1).numpy()
+    wanted = network.bind(frozen["lpips"])(picture, jnp.full((2, 32, 32, 3), 90 / 127.5 - 1.0)).mean()
+    np.testing.assert_allclose(got, wanted, rtol=1e-4)
 
 
 def test_results_name_the_weights(pipelines, settings):
