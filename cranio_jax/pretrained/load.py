@@ -52,7 +52,7 @@ def pick(shapes: Shapes, tensors: dict[str, Tensor]) -> tuple[Shapes, dict[str, 
 def load(shapes: Shapes, tensors: dict[str, Tensor], shardings: dict[str, Any], what: str, dtype: Any = np.float32) -> Params:
     """Parameters, each read, converted and placed before the next is touched.
 
-    So the host holds, besides what stays on it, one tensor in the file's type and one in `dtype`.
+    So the host holds what stays on it and one tensor more.
 
     Args:
       shapes: of the parameters, by path.
@@ -61,9 +61,11 @@ def load(shapes: Shapes, tensors: dict[str, Tensor], shardings: dict[str, Any], 
       what: names the file in errors.
       dtype: to keep them in.
     """
-    params = {}
-    for path, tensor in match(shapes, tensors, what).items():
+
+    def place(path, tensor):
         value = from_torch(path, tensor.read().reshape(torch_shape(path, shapes[path])))
         value = np.ascontiguousarray(value, dtype)
-        params[path] = jax.make_array_from_callback(value.shape, shardings[path], value.__getitem__)
-    return params
+        # A copy still under way would keep `value` alive beside the next tensor.
+        return jax.block_until_ready(jax.make_array_from_callback(value.shape, shardings[path], value.__getitem__))
+
+    return {path: place(path, tensor) for path, tensor in match(shapes, tensors, what).items()}
