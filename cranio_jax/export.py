@@ -58,6 +58,8 @@ def _write(folder: pathlib.Path, method: Any, params: dict[str, Any], dtype: str
                 pretrained.save(folder / part, part, pretrained.renamed(tensors), dtype)
         else:
             pretrained.save(folder / part, part, pretrained.tensors_of(params[part]), dtype)
+    if "unet_lora" in params:
+        pretrained.save(folder, "unet_lora", pretrained.tensors_of(params["unet_lora"]), dtype)
     shutil.copytree(published["tokenizer"], folder / "tokenizer", ignore=shutil.ignore_patterns(".*"))
     write_json(folder / "scheduler" / "scheduler_config.json", method.settings["scheduler"])
     kinds = {"controlnet": "ControlNetModel", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
@@ -82,6 +84,7 @@ def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any,
         f"- step {step} of {t.num_steps}, batches of {t.batch_size}, AdamW at {t.learning_rate:g} ({t.schedule}), weight decay "
         f"{t.weight_decay:g}, EMA {t.ema_decay:g}; weights here: {config.export.weights}, {config.export.dtype}",
         f"- prompt: `{config.prompt.template}`; the X-ray, bone bright, in three equal channels, is the ControlNet's picture",
+        *(["- the U-Net's additions are apart: `pipeline.load_lora_weights(FOLDER)`"] if "unet_lora" in method.trained else []),
         f"- sampled with {config.sampling.num_steps} steps of {config.sampling.sampler}, guidance {config.sampling.guidance_scale:g}",
     ]
     if results.exists():

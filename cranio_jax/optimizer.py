@@ -1,6 +1,6 @@
 """AdamW with warm-up, clipping and accumulation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +11,11 @@ import optax
 from cranio_jax.errors import InputError
 
 
-def make_optimizer(t: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW as `config.train` sets it: rate 'constant' or 'cosine' (to zero at the last step) after linear warm-up."""
+def make_optimizer(t: ml_collections.ConfigDict, rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """AdamW as `config.train` sets it: rate 'constant' or 'cosine' (to zero at the last step) after linear warm-up.
+
+    `rates` gives networks another rate than `t.learning_rate`, on the same schedule; parameters are a tree by network.
+    """
     if t.schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(0.0, t.learning_rate, t.warmup_steps, max(t.num_steps, t.warmup_steps + 1))
     elif t.schedule == "constant":
@@ -20,7 +23,11 @@ def make_optimizer(t: ml_collections.ConfigDict) -> optax.GradientTransformation
     else:
         raise InputError(f"train.schedule={t.schedule!r} is not 'constant' or 'cosine'")
     clip = optax.clip_by_global_norm(t.clip_norm) if t.clip_norm else optax.identity()
-    return optax.chain(clip, optax.adamw(rate, b1=t.b1, b2=t.b2, weight_decay=t.weight_decay))
+    factors = {name: own / t.learning_rate for name, own in rates.items()}
+    times = lambda part, factor: jax.tree.map(lambda u: factor * u, part)
+    scale = lambda updates, params: {name: times(part, factors.get(name, 1.0)) for name, part in updates.items()}
+    own_rates = optax.stateless(scale) if factors else optax.identity()
+    return optax.chain(clip, optax.adamw(rate, b1=t.b1, b2=t.b2, weight_decay=t.weight_decay), own_rates)
 
 
 def accumulated(

@@ -11,6 +11,7 @@ from cranio_jax import data, sharding, train
 from cranio_jax.checkpoint import Checkpoints
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
+from cranio_jax.models.unet import encode
 
 
 def losses(workdir):
@@ -76,7 +77,7 @@ def test_bfloat16_keeps_float32_masters(config, batch):
     assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("trained", [("controlnet",), ("controlnet", "unet")])
+@pytest.mark.parametrize("trained", [("controlnet",), ("controlnet", "unet"), ("controlnet", "unet_lora")])
 def test_only_what_is_trained_moves(config, batch, trained):
     config.method.trained = trained
     config.train.warmup_steps = 0
@@ -89,6 +90,46 @@ def test_only_what_is_trained_moves(config, batch, trained):
             float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (state["params"][name], after["params"][name])), strict=True)
         )
         assert moved > 0, name
+
+
+def test_a_network_may_have_its_own_rate(config, batch):
+    config.method.trained = ("controlnet", "unet")
+    config.train.update(warmup_steps=0, schedule="constant", weight_decay=0.0)
+
+    def moves(**rates):
+        config.method.learning_rates.update(rates)
+        method = make_method(config)
+        state, frozen = method.init(jax.random.key(0))
+        after, _ = jax.jit(method.train_step)(state, frozen, batch, jax.random.key(1))
+        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state["params"], after["params"])
+        return [max(moved[name].values()) for name in config.method.trained]
+
+    # The first step of Adam is as long as its rate.
+    np.testing.assert_allclose(moves(), [1e-3, 1e-3], rtol=1e-2)
+    np.testing.assert_allclose(moves(unet=2e-4), [1e-3, 2e-4], rtol=1e-2)
+
+
+def test_a_frozen_unet_costs_no_more_than_it_must(config, batch):
+    config.method.trained = ("controlnet",)
+    config.compute_dtype = "bfloat16"
+    method = make_method(config)
+    state, frozen = jax.eval_shape(method.init, jax.random.key(0))
+    assert {p.dtype for p in jax.tree.leaves(frozen)} == {jnp.dtype("bfloat16")}
+    moments = [leaf for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim]
+    assert sum(m.size for m in moments) == 2 * sum(p.size for p in state["params"]["controlnet"].values())
+
+    operations = lambda f, *args: jax.jit(f).lower(*args).cost_analysis()["flops"]
+    unet, control = method.networks["unet"], method.networks["controlnet"]
+    x, t, words = jnp.zeros((8, 8, 8, 48), jnp.bfloat16), jnp.zeros(8), jnp.zeros((8, 16, 64), jnp.bfloat16)
+    picture = jnp.zeros((8, 32, 32, 3), jnp.bfloat16)
+    residuals = jax.eval_shape(lambda p: control.bind(p)(x, t, words, picture), state["params"]["controlnet"])
+    encoder = operations(lambda p: encode(unet.bind(p), x, t, words), frozen["unet"])
+    decoder = operations(lambda p, r: unet.bind(p)(x, t, words, *r), frozen["unet"], residuals) - encoder
+    controlnet = operations(lambda p: control.bind(p)(x, t, words, picture), state["params"]["controlnet"])
+    draws = {"timesteps": jnp.zeros(8, int), "noise": jnp.zeros(x.shape), "drop_prompt": jnp.zeros(8, bool)}
+    step = operations(lambda p, f: jax.grad(lambda p: method.loss(p, f, batch, draws)[0])(p), state["params"], frozen)
+    # Twice the encoder would be a ninth more: backwards through what no trained parameter comes before.
+    assert step == pytest.approx(encoder + 2 * decoder + 3 * controlnet, rel=0.04)
 
 
 def test_loss_that_is_not_finite_names_step_and_examples(config, tmp_path):

@@ -17,6 +17,7 @@ from cranio_jax.models.functional import Network, Params
 from cranio_jax.prompts import make_tokenizer
 
 NETWORKS = ("controlnet", "unet", "text_encoder", "vae")
+TRAINABLE = (*NETWORKS, "unet_lora")
 # What a ControlNet must have in common with its U-Net.
 SHARED = ("block_out_channels", "cross_attention_dim", "in_channels", "layers_per_block")
 # Of a scheduler's settings, those that make the noise schedule; the sampler and its spacing are config.sampling's.
@@ -54,8 +55,13 @@ class CranioDiff:
         self.dtype = jnp.dtype(config.compute_dtype)
         self.exact = jnp.promote_types(self.dtype, jnp.float32)  # masters, noise, losses
         self.trained = tuple(sorted(m.trained))
-        if unknown := set(self.trained) - set(NETWORKS):
-            raise InputError(f"method.trained names {sorted(unknown)[0]!r}; expected some of {', '.join(NETWORKS)}")
+        if unknown := set(self.trained) - set(TRAINABLE):
+            raise InputError(f"method.trained names {sorted(unknown)[0]!r}; expected some of {', '.join(TRAINABLE)}")
+        if {"unet", "unet_lora"} <= set(self.trained):
+            raise InputError("method.trained names both 'unet' and 'unet_lora'; a U-Net is trained whole or by additions")
+        rank = m.lora_rank if "unet_lora" in self.trained else 0
+        if rank < 1 and "unet_lora" in self.trained:
+            raise InputError(f"method.lora_rank={rank}; expected 1 or more")
         self.pipeline = pretrained.open_pipeline(config.pretrained)
         self.empty_prompt = make_tokenizer(config)([""])
         given = {part: self.pipeline.settings.get(part, {}) | dict(m.get(part) or {}) for part in (*NETWORKS, "scheduler")}
@@ -79,9 +85,10 @@ class CranioDiff:
         for ours, value, theirs, wanted in agreement:
             if value != wanted:
                 raise InputError(f"the {ours} is {value}, the {theirs} {wanted}; they must agree")
+        with_lora = lambda model, rngs: models.add_lora(model, rank, rngs=rngs) if rank else model
         self.networks = {
             "controlnet": Network(lambda rngs: models.ControlNetModel(control, dtype=self.dtype, rngs=rngs)),
-            "unet": Network(lambda rngs: models.UNet2DConditionModel(unet, dtype=self.dtype, rngs=rngs)),
+            "unet": Network(lambda rngs: with_lora(models.UNet2DConditionModel(unet, dtype=self.dtype, rngs=rngs), rngs)),
             "text_encoder": Network(lambda rngs: models.CLIPTextModel(text, dtype=self.dtype, rngs=rngs)),
         }
         if m.codec == "patch":
@@ -105,7 +112,9 @@ class CranioDiff:
             raise InputError(
                 f"prompt.length={config.prompt.length} is more than the text encoder's {text.max_position_embeddings} positions"
             )
-        self.optimizer = optimizer.make_optimizer(config.train)
+        if idle := set(m.learning_rates) - set(self.trained):
+            raise InputError(f"method.learning_rates names {min(idle)!r}, which method.trained does not")
+        self.optimizer = optimizer.make_optimizer(config.train, m.learning_rates)
 
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> dict[str, Params]:
         """Published parameters by network, in the type they are kept in. Raises InputError where they do not fit."""
@@ -118,7 +127,7 @@ class CranioDiff:
         return loaded
 
     def _load(self, name: str, mesh: jax.sharding.Mesh) -> Params:
-        shapes = self.networks[name].shapes()
+        shapes = {path: shape for path, shape in self.networks[name].shapes().items() if not models.is_lora(path)}
         dtype = self._kept_as(name)
         folders = self.pipeline.folders
         # Without one of its own, a ControlNet grows from the U-Net's encoder; what that lacks is drawn by `init`.
@@ -180,19 +189,26 @@ class CranioDiff:
         for i, (name, network) in enumerate(sorted(self.networks.items())):
             params[name] = loaded.get(name, {})
             if params[name].keys() != network.shapes().keys():
-                fresh = network.init(jax.random.fold_in(key, i))
-                params[name] = jax.tree.map(lambda p, name=name: p.astype(self._kept_as(name)), fresh) | params[name]
+                params[name] = network.init(jax.random.fold_in(key, i)) | params[name]
+        if "unet_lora" in self.trained:
+            params["unet_lora"] = {path: p for path, p in params["unet"].items() if models.is_lora(path)}
+            params["unet"] = {path: p for path, p in params["unet"].items() if not models.is_lora(path)}
+        params = {name: {path: p.astype(self._kept_as(name)) for path, p in part.items()} for name, part in params.items()}
         trained = {name: params.pop(name) for name in self.trained}
         # The average starts as a copy: two names for one buffer could not both be donated to the next step.
         ema = jax.tree.map(jnp.copy, trained)
         state = {"step": jnp.zeros((), jnp.int32), "params": trained, "ema": ema, "opt_state": self.optimizer.init(trained)}
         return state, params
 
+    def _bind(self, name: str, params):
+        """A network with its parameters, additions among them."""
+        return self.networks[name].bind(params[name] | params.get(name + "_lora", {}))
+
     def _codec(self, params):
-        return PatchCodec(self.config.patch) if self.config.codec == "patch" else self.networks["vae"].bind(params["vae"])
+        return PatchCodec(self.config.patch) if self.config.codec == "patch" else self._bind("vae", params)
 
     def _denoiser(self, params, xray: UInt8[Array, "b H W 1"], scale: float):
-        unet, control = (self.networks[name].bind(params[name]) for name in ("unet", "controlnet"))
+        unet, control = (self._bind(name, params) for name in ("unet", "controlnet"))
         picture = jnp.repeat(xray.astype(self.dtype) / 255.0, 3, axis=-1)
 
         def denoise(x, timesteps, context):
@@ -207,7 +223,7 @@ class CranioDiff:
     def loss(self, params, frozen, batch, draws) -> tuple[Array, dict[str, Array]]:
         """Weighted squared error of the denoiser's output (Eq. 9 of the paper is its unweighted form)."""
         m, params = self.config, params | frozen
-        text = self.networks["text_encoder"].bind(params["text_encoder"])
+        text = self._bind("text_encoder", params)
         x0 = self._codec(params).encode(batch["face"].astype(self.dtype) / 127.5 - 1.0).astype(self.exact)
         timesteps = draws["timesteps"]
         x_t = self.schedule.add_noise(x0, draws["noise"], timesteps)
@@ -234,8 +250,7 @@ class CranioDiff:
         stride = max(x0_hat.shape[0] // s.decode_batch, 1) if s.decode_batch else 1  # strided: a share of each device's examples
         x0_hat, timesteps, truth, frontal = (a[::stride] for a in (x0_hat, timesteps, batch["face"], batch["frontal"]))
         # Decoding again in the backward pass costs time and spares the largest activations there are.
-        light = self.networks.get("light_decoder")
-        codec = lambda params: light.bind(params["light_decoder"]) if light else self._codec(params)
+        codec = lambda params: self._bind("light_decoder", params) if "light_decoder" in params else self._codec(params)
         decode = jax.checkpoint(lambda params, latents: codec(params).decode(latents))
         decoders = {name: params[name] for name in ("light_decoder", "vae") if name in params}
         faces = decode(decoders, x0_hat.astype(self.dtype)).astype(self.exact)
@@ -243,10 +258,10 @@ class CranioDiff:
         gate = losses.timestep_gate(timesteps, self.schedule.count, s.gate, s.gate_limit)
         terms = {}
         if s.lpips:
-            distance = self.networks["lpips"].bind(params["lpips"])
+            distance = self._bind("lpips", params)
             terms["lpips"] = losses.weighted_mean(distance(faces, truth), gate)
         if s.identity:
-            embed = self.networks["embedder"].bind(params["embedder"])
+            embed = self._bind("embedder", params)
             a, b = (embed(losses.crop_face(f, s.crop, embed.height, embed.width)).astype(self.exact) for f in (faces, truth))
             terms["identity"] = losses.weighted_mean(losses.cosine_distance(a, b), gate if s.lateral_identity else gate * frontal)
         return terms
@@ -283,7 +298,7 @@ class CranioDiff:
     def generate(self, params, frozen, batch, key):
         """Samples one face for each example, `(batch, size, size, 3)` in [-1, 1]."""
         s, params = self.sampling, params | frozen
-        text = self.networks["text_encoder"].bind(params["text_encoder"])
+        text = self._bind("text_encoder", params)
         count, side = batch["xray"].shape[0], self.size // self.factor
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["id_hash"])
         noise = jax.vmap(lambda k: jax.random.normal(k, (side, side, self.channels)))(keys)

@@ -8,6 +8,7 @@ from cranio_jax.models.arcface import EMBEDDERS
 from cranio_jax.models.autoencoder import AutoencoderKL, AutoencoderKLConfig
 from cranio_jax.models.clip_text import CLIPTextConfig, CLIPTextModel
 from cranio_jax.models.controlnet import ControlNetConfig, ControlNetModel
+from cranio_jax.models.lora import add_lora, is_lora
 from cranio_jax.models.lpips import LPIPS, TRUNKS
 from cranio_jax.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from cranio_jax.models.unet import UNet2DConditionConfig, UNet2DConditionModel
@@ -26,4 +27,6 @@ __all__ = [
     "TinyDecoderConfig",
     "UNet2DConditionConfig",
     "UNet2DConditionModel",
+    "add_lora",
+    "is_lora",
 ]

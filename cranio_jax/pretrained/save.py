@@ -11,8 +11,9 @@ from cranio_jax.models.functional import Params
 from cranio_jax.pretrained.files import Tensor
 from cranio_jax.pretrained.names import current_key, to_torch, torch_key
 
-# Older readers know the text encoder's tensors by this prefix only, newer ones by both names.
-_PREFIX = {"text_encoder": "text_model."}
+# The file that diffusers and transformers look for, and what they put before its keys. Older readers know the text
+# encoder's tensors by their prefix only, newer ones by both names.
+_FILES = {"text_encoder": ("model", "text_model."), "unet_lora": ("pytorch_lora_weights", "unet.")}
 
 
 def tensors_of(params: Params) -> Iterator[tuple[str, np.ndarray]]:
@@ -27,7 +28,7 @@ def renamed(tensors: dict[str, Tensor]) -> Iterator[tuple[str, np.ndarray]]:
 
 def save(folder: pathlib.Path, part: str, tensors: Iterator[tuple[str, np.ndarray]], dtype: str) -> None:
     """Writes a part's weights under the name and keys that diffusers and transformers look for."""
-    content = {_PREFIX.get(part, "") + key: np.ascontiguousarray(value, dtype) for key, value in tensors}
-    file = "model.safetensors" if part == "text_encoder" else "diffusion_pytorch_model.safetensors"
+    file, prefix = _FILES.get(part, ("diffusion_pytorch_model", ""))
+    content = {prefix + key: np.ascontiguousarray(value, dtype) for key, value in tensors}
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(content, folder / file, {"format": "pt"})
+    safetensors.numpy.save_file(content, folder / f"{file}.safetensors", {"format": "pt"})

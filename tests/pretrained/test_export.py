@@ -1,14 +1,16 @@
 """Out again: what diffusers makes of an exported folder."""
 
 import diffusers
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
 
-from cranio_jax import train
+from cranio_jax import sharding, train
 from cranio_jax.errors import InputError
 from cranio_jax.export import export
+from cranio_jax.methods import make_method
 from cranio_jax.pretrained.names import torch_key, torch_shape
 
 
@@ -70,6 +72,45 @@ def test_half_precision(trained):
     tensors = safetensors.numpy.load_file(export(config, workdir) / "controlnet" / "diffusion_pytorch_model.safetensors")
     assert {t.dtype for t in tensors.values()} == {np.dtype(np.float16)}
     np.testing.assert_array_equal(tensors["conv_in.bias"], np.asarray(state["ema"]["controlnet"]["conv_in.bias"], np.float16))
+
+
+def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
+    from configs import common, demo
+
+    c = demo.get_config("smoke")
+    c.data.data_dir = str(records)
+    c.data.settings.size = 32
+    folder, reference = pipelines("1.5")
+    c.pretrained.model = str(folder)
+    c.prompt.update(tokenizer="pretrained", length=16)
+    c.method = common.get_config().method
+    c.method.update(name="cranio_diff", trained=("controlnet", "unet_lora"), codec="vae", loss_weight="none", min_snr_gamma=5.0)
+    c.method.update(prompt_dropout=0.0, lora_rank=3)
+    c.method.learning_rates.unet_lora = 0.1  # so that two steps show
+    c.train.update(num_steps=2, checkpoint_every=0, learning_rate=1e-3, warmup_steps=0, schedule="constant")
+    state = train.train(c, tmp_path)
+    method = make_method(c)
+    additions = jax.device_get(state["ema"]["unet_lora"])
+    assert len(additions) == 2 * 4 * sum(type(m).__name__ == "Attention" for m in reference.unet.modules())
+
+    exported = export(c, tmp_path)
+    tensors = safetensors.numpy.load_file(exported / "pytorch_lora_weights.safetensors")
+    assert tensors.keys() == {f"unet.{torch_key(path)}" for path in additions}
+    for path, value in additions.items():
+        np.testing.assert_array_equal(tensors[f"unet.{torch_key(path)}"], np.transpose(value))
+    assert "load_lora_weights" in (exported / "README.md").read_text()
+
+    rng = np.random.default_rng(0)
+    x, words, t = rng.standard_normal((2, 8, 8, 4), np.float32), rng.standard_normal((2, 16, 32), np.float32), 300
+    pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(exported)
+    answer = lambda: pipeline.unet(torch.from_numpy(x.transpose(0, 3, 1, 2)), t, torch.from_numpy(words)).sample.detach().numpy()
+    plain = answer()
+    pipeline.load_lora_weights(exported)
+    wanted = answer().transpose(0, 2, 3, 1)
+    assert np.linalg.norm(wanted - plain.transpose(0, 2, 3, 1)) > 1e-3 * np.linalg.norm(wanted)
+    frozen = jax.jit(method.init)(jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False))[1]
+    got = method.networks["unet"].bind(frozen["unet"] | additions)(x, np.full(2, t, np.float32), words)
+    assert np.linalg.norm(got - wanted) < 1e-4 * np.linalg.norm(wanted)
 
 
 def test_nothing_of_stable_diffusion_to_export(config, tmp_path):
