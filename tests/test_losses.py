@@ -80,7 +80,7 @@ def inputs(method, count=4):
 
 @pytest.mark.parametrize("term", TERMS)
 def test_slopes_reach_the_controlnet_and_are_right(config, with_terms, term, monkeypatch):
-    def attention(q, k, v, is_causal=False):
+    def attention(q, k, v, is_causal=False, implementation=None):
         """The library's takes its softmax in float32 whatever comes in, which finite differences would see."""
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
         allowed = jnp.tril(jnp.ones(logits.shape[-2:], bool)) if is_causal else True

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from cranio_jax import diffusion, losses, models, optimizer, pretrained, sharding
 from cranio_jax.errors import InputError
@@ -207,6 +207,18 @@ class CranioDiff:
     def _codec(self, params):
         return PatchCodec(self.config.patch) if self.config.codec == "patch" else self._bind("vae", params)
 
+    def _latents(self, params, batch) -> Float[Array, "b h w d"]:
+        return self._codec(params).encode(batch["face"].astype(self.dtype) / 127.5 - 1.0)
+
+    def _context(self, params, prompt_ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+        return self._bind("text_encoder", params)(jnp.asarray(prompt_ids))
+
+    def encode(self, frozen, batch) -> dict[str, Array]:
+        """What no training changes of a batch: `latents` of faces and `context` of prompts, where their networks are frozen."""
+        parts = {"vae": ("latents", lambda: self._latents(frozen, batch))}
+        parts["text_encoder"] = "context", lambda: self._context(frozen, batch["prompt_ids"])
+        return {field: value() for name, (field, value) in parts.items() if name not in self.trained}
+
     def _denoiser(self, params, xray: UInt8[Array, "b H W 1"], scale: float):
         unet, control = (self._bind(name, params) for name in ("unet", "controlnet"))
         picture = jnp.repeat(xray.astype(self.dtype) / 255.0, 3, axis=-1)
@@ -223,12 +235,12 @@ class CranioDiff:
     def loss(self, params, frozen, batch, draws) -> tuple[Array, dict[str, Array]]:
         """Weighted squared error of the denoiser's output (Eq. 9 of the paper is its unweighted form)."""
         m, params = self.config, params | frozen
-        text = self._bind("text_encoder", params)
-        x0 = self._codec(params).encode(batch["face"].astype(self.dtype) / 127.5 - 1.0).astype(self.exact)
+        x0 = (batch["latents"] if "latents" in batch else self._latents(params, batch)).astype(self.exact)
         timesteps = draws["timesteps"]
         x_t = self.schedule.add_noise(x0, draws["noise"], timesteps)
-        empty = jnp.asarray(self.empty_prompt)
-        context = text(jnp.where(draws["drop_prompt"][:, None], empty, batch["prompt_ids"]))
+        context = batch["context"] if "context" in batch else self._context(params, batch["prompt_ids"])
+        if m.prompt_dropout:
+            context = jnp.where(draws["drop_prompt"][:, None, None], self._context(params, self.empty_prompt), context)
         denoise = self._denoiser(params, batch["xray"], 1.0)
         output = denoise(x_t, timesteps, context)
         error = output - self.schedule.target(x0, draws["noise"], timesteps)
@@ -269,7 +281,7 @@ class CranioDiff:
     def train_step(self, state, frozen, batch, key):
         """One update; random draws depend on the seed and the step alone, not on how the batch is cut up."""
         m, t = self.config, self.train_config
-        count, side = batch["face"].shape[0], self.size // self.factor
+        count, side = batch["xray"].shape[0], self.size // self.factor
         k1, k2, k3 = jax.random.split(jax.random.fold_in(key, state["step"]), 3)
         draws = {
             "timesteps": jax.random.randint(k1, (count,), 0, self.schedule.count),
@@ -298,14 +310,14 @@ class CranioDiff:
     def generate(self, params, frozen, batch, key):
         """Samples one face for each example, `(batch, size, size, 3)` in [-1, 1]."""
         s, params = self.sampling, params | frozen
-        text = self._bind("text_encoder", params)
-        count, side = batch["xray"].shape[0], self.size // self.factor
+        side = self.size // self.factor
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["id_hash"])
         noise = jax.vmap(lambda k: jax.random.normal(k, (side, side, self.channels)))(keys)
-        empty = jnp.broadcast_to(jnp.asarray(self.empty_prompt), (count, self.empty_prompt.shape[1]))
+        context, unconditional = self._context(params, batch["prompt_ids"]), None
+        if s.guidance_scale != 1.0:
+            unconditional = jnp.broadcast_to(self._context(params, self.empty_prompt), context.shape)
         denoise = self._denoiser(params, batch["xray"], s.controlnet_scale)
-        unconditional = text(empty) if s.guidance_scale != 1.0 else None
-        denoise = diffusion.guided(denoise, text(batch["prompt_ids"]), unconditional, s.guidance_scale)
+        denoise = diffusion.guided(denoise, context, unconditional, s.guidance_scale)
         table = diffusion.steps(self.schedule, s.sampler, s.num_steps, s.spacing, eta=s.eta, **self.sampler_ends)
         latents = diffusion.sample(denoise, noise, table, self.schedule, keys, clip=s.clip or None)
         return jnp.clip(self._codec(params).decode(latents.astype(self.dtype)).astype(jnp.float32), -1.0, 1.0)

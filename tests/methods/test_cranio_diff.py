@@ -43,6 +43,7 @@ def test_a_face_depends_on_xray_prompt_and_noise(config, batch):
 
 
 def test_loss_weight_and_dropped_prompts(config, batch):
+    config.method.prompt_dropout = 0.1
     method = make_method(config)
     state, frozen = method.init(jax.random.key(0))
     side = config.data.settings.size // method.factor

@@ -1,0 +1,49 @@
+"""Layers against the library's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cranio_jax.models.layers import Conv, cudnn_takes
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("stride,padding", [(1, ((1, 1), (1, 1))), (2, ((0, 1), (0, 1))), (2, ((1, 1), (1, 1)))])
+@pytest.mark.parametrize("side", [(3, 4), (8, 8)])
+def test_convolution_as_a_matrix_product(kernel, stride, padding, side):
+    make = lambda kind: kind(5, 40, (kernel, kernel), strides=stride, padding=padding, rngs=nnx.Rngs(0))
+    ours, theirs = make(Conv), make(nnx.Conv)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, *side, 5)), jnp.float32)
+
+    def both(layer):
+        def total(layer, x):
+            out = layer(x)
+            return (out * jnp.sin(jnp.arange(out.size).reshape(out.shape))).sum(), out
+
+        (_, out), gradients = nnx.value_and_grad(total, argnums=(0, 1), has_aux=True)(layer, x)
+        return out, jax.tree.leaves(gradients)
+
+    (out, slopes), (wanted, wanted_slopes) = both(ours), both(theirs)
+    # Small pictures are a product, others are not: here are both.
+    product = "dot_general" in str(jax.make_jaxpr(ours)(x))
+    assert product == (out.size <= 40 * 40)
+    np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-5)
+    assert len(slopes) == 3
+    for slope, other in zip(slopes, wanted_slopes, strict=True):
+        np.testing.assert_allclose(slope, other, rtol=1e-5, atol=1e-5)
+
+
+def test_cudnn_is_asked_for_what_it_takes_alone(monkeypatch):
+    query = lambda head, dtype: jnp.zeros((1, 4, 2, head), dtype)
+    assert not cudnn_takes(query(64, jnp.bfloat16))  # there is no such device here
+
+    class Device:
+        class client:
+            platform_version = "cuda 12090"
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [Device])
+    assert cudnn_takes(query(40, jnp.bfloat16)) and cudnn_takes(query(80, jnp.float16))
+    assert not any(cudnn_takes(q) for q in (query(64, jnp.float32), query(160, jnp.bfloat16), query(44, jnp.bfloat16)))
