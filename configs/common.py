@@ -11,7 +11,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.seed = 0
     c.compute_dtype = "float32"  # "bfloat16" on accelerators; parameters stay float32
 
-    c.data = dict(builder="cranio_phantom", data_dir="")  # data_dir: TFDS's own folder if empty
+    # data_dir: TFDS's own folder if empty. cached_variants: what frozen networks make of the pictures and prompts is kept
+    # beside the records, of so many augmented variants of each pair; 0: made anew at each step.
+    c.data = dict(builder="cranio_phantom", data_dir="", cached_variants=0)
     c.data.settings = dict(size=64, pairing="matched", subjects=120, seed=0, skin_spread=0.06, hair_spread=1.0, depth_spread=1.0)
     # The paper's augmentations.
     c.augment = dict(flip=0.5, rotation=5.0, brightness=0.15, contrast=0.20, erase=0.05)

@@ -19,6 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.name = "cranio_diff"
     c.compute_dtype = "bfloat16"  # ours
     c.data.settings.update(size=512, pairing="all_views")
+    c.data.cached_variants = 8  # ours
     c.prompt.update(tokenizer="pretrained", length=77)
 
     c.method.update(name="cranio_diff", trained=("controlnet", "unet"), codec="vae")

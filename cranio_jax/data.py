@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -16,8 +16,13 @@ from PIL import Image
 from cranio_jax.errors import InputError
 from cranio_jax.prompts import make_prompt, make_tokenizer
 
-# Arrays that go to the device; everything else in an example stays on the host.
-DEVICE_FIELDS = ("xray", "face", "prompt_ids", "id_hash", "mask", "frontal")
+# Arrays that go to the device, where an example has them; everything else stays on the host.
+DEVICE_FIELDS = ("xray", "face", "prompt_ids", "id_hash", "mask", "frontal", "latents", "context")
+GEOMETRY = ("flip", "rotation")  # of the augmentations, those that move the face
+READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
+
+# From an example and random numbers to the one that is trained on.
+Prepare = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
 
 def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
@@ -54,12 +59,16 @@ def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
 
 
 class Examples:
-    """A random-access source of examples: images as uint8, the prompt as token ids, the rest as Python values."""
+    """A random-access source of examples: `images` as uint8, the prompt as token ids, the rest as Python values."""
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict):
+    def __init__(
+        self, builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict, images: tuple[str, ...] = ("xray", "face")
+    ):
         if split not in builder.info.splits or not builder.info.splits[split].num_examples:
             raise InputError(f"split {split!r} of {builder.info.full_name} is empty; raise data.settings.subjects")
-        self._source = builder.as_data_source(split)
+        self._images = images
+        unread = {name: tfds.decode.SkipDecoding() for name in ("xray", "face") if name not in images}
+        self._source = builder.as_data_source(split, decoders=unread or None)
         self._prompt = config.prompt
         self._tokenize = make_tokenizer(config)
 
@@ -75,8 +84,8 @@ class Examples:
         example = {name: text(name) for name in ("id", "subject", "xray_view", "face_view", "sex")}
         example |= {"age": float(record["age"]), "bmi_change": float(record["bmi_change"])}
         return example | {
-            "xray": record["xray"],
-            "face": record["face"],
+            **{name: record[name] for name in self._images},
+            "index": int(index),
             "prompt_ids": self.prompt_ids(example["face_view"], example["sex"], example["age"], example["bmi_change"]),
             "id_hash": np.uint32(zlib.crc32(example["id"].encode())),
             "mask": np.float32(1.0),
@@ -95,19 +104,25 @@ def rotate(image: np.ndarray, degrees: float, fill: tuple[int, ...]) -> np.ndarr
     return np.asarray(picture.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=fill)).reshape(image.shape)
 
 
-def augment(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The paper's augmentations: geometry alike for X-ray and face, exposure and erasing for the X-ray alone.
-
-    The paper does not say what exposure and erasing apply to; changing the face would teach the model to
-    paint at random exposures, so the X-ray alone is ours.
-    """
-    xray, face = example["xray"], example["face"]
+def move(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The paper's geometric augmentations, alike for X-ray and face as far as the example has them."""
+    images = {name: example[name] for name in ("xray", "face") if name in example}
     if rng.random() < settings.flip:
-        xray, face = xray[:, ::-1], face[:, ::-1]
+        images = {name: image[:, ::-1] for name, image in images.items()}
     if settings.rotation:
         degrees = rng.uniform(-settings.rotation, settings.rotation)
-        xray, face = rotate(xray, degrees, (0,)), rotate(face, degrees, tuple(int(v) for v in face[0, 0]))
-    exposed = xray.astype(np.float32)
+        background = lambda name, image: (0,) if name == "xray" else tuple(int(v) for v in image[0, 0])
+        images = {name: rotate(image, degrees, background(name, image)) for name, image in images.items()}
+    return example | {name: np.ascontiguousarray(image) for name, image in images.items()}
+
+
+def expose(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The paper's exposure and erasing.
+
+    The paper does not say what they apply to; changing the face would teach the model to paint at random exposures, so
+    the X-ray alone is ours.
+    """
+    exposed = example["xray"].astype(np.float32)
     contrast = 1.0 + rng.uniform(-settings.contrast, settings.contrast)
     exposed = (exposed - exposed.mean()) * contrast + exposed.mean() + 255.0 * rng.uniform(-settings.brightness, settings.brightness)
     exposed = np.clip(np.round(exposed), 0, 255).astype(np.uint8)
@@ -117,26 +132,31 @@ def augment(example: dict[str, Any], rng: np.random.Generator, settings: ml_coll
         h, w = min(height, round((area * aspect) ** 0.5)), min(width, round((area / aspect) ** 0.5))
         top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
         exposed[top : top + h, left : left + w] = rng.integers(0, 256)
-    return example | {"xray": np.ascontiguousarray(exposed), "face": np.ascontiguousarray(face)}
+    return example | {"xray": exposed}
+
+
+def augment(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The paper's augmentations."""
+    return expose(move(example, rng, settings), rng, settings)
 
 
 def to_device_fields(example: dict[str, Any]) -> dict[str, np.ndarray]:
     """Drops what stays on the host."""
-    return {name: example[name] for name in DEVICE_FIELDS}
+    return {name: example[name] for name in DEVICE_FIELDS if name in example}
 
 
 def training_batches(
-    examples: Examples, batch_size: int, seed: int, settings: ml_collections.ConfigDict, process_index: int, process_count: int
+    examples: Examples, batch_size: int, seed: int, prepare: Prepare, process_index: int, process_count: int
 ) -> grain.DatasetIterator:
-    """Endless shuffled, augmented batches of this process, whose position can be saved.
+    """Endless shuffled batches of this process, whose position can be saved.
 
     The global order depends on the seed alone; each process takes every `process_count`-th example of it.
     """
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
     dataset = dataset[process_index::process_count]
-    dataset = dataset.random_map(lambda example, rng: to_device_fields(augment(example, rng, settings)))
+    dataset = dataset.random_map(lambda example, rng: to_device_fields(prepare(example, rng)))
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)))
+    return iter(dataset.to_iter_dataset(READING))
 
 
 def ordered_batches(examples: list[dict[str, Any]], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -144,4 +164,4 @@ def ordered_batches(examples: list[dict[str, Any]], batch_size: int) -> Iterator
     for start in range(0, len(examples), batch_size):
         part = [to_device_fields(e) for e in examples[start : start + batch_size]]
         part += [part[-1] | {"mask": np.float32(0.0)}] * (batch_size - len(part))
-        yield {name: np.stack([e[name] for e in part]) for name in DEVICE_FIELDS}
+        yield {name: np.stack([e[name] for e in part]) for name in part[0]}

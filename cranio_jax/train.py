@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from cranio_jax import data, sharding
+from cranio_jax import data, encoded, sharding
 from cranio_jax.checkpoint import Checkpoints
 from cranio_jax.errors import InputError
 from cranio_jax.methods import Method, make_method
@@ -36,13 +36,14 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     method = make_method(config)
     claim(workdir, config)
 
-    # Data: the same global order on any number of processes.
     builder = data.make_builder(config.data)
-    examples = data.Examples(builder, "train", config)
-    batches = data.training_batches(examples, t.batch_size, config.seed, config.augment, jax.process_index(), jax.process_count())
-
     with Checkpoints(workdir / "checkpoints", t.keep, t.keep_period) as checkpoints:
-        state, frozen, restored_step = restore_or_init(method, mesh, config.seed, checkpoints, batches)
+        state, frozen, restored_step, position = restore_or_init(method, mesh, config.seed, checkpoints)
+        examples, prepare = encoded.training_examples(config, method, mesh, frozen, builder)
+        # The same global order on any number of processes.
+        batches = data.training_batches(examples, t.batch_size, config.seed, prepare, jax.process_index(), jax.process_count())
+        if position is not None:
+            batches.set_state(position)
         step_fn = jit_step(method, mesh, config.seed)
         last = min(t.num_steps, t.stop_at or t.num_steps)
         if restored_step and jax.process_index() == 0:
@@ -75,10 +76,10 @@ def shardings_of(method: Method, mesh: jax.sharding.Mesh):
     return shapes, sharding.state_sharding(shapes, mesh)
 
 
-def restore_or_init(method: Method, mesh: jax.sharding.Mesh, seed: int, checkpoints: Checkpoints, batches=None):
-    """`(state, frozen, step)`: from our newest checkpoint, else from published weights, else from scratch.
+def restore_or_init(method: Method, mesh: jax.sharding.Mesh, seed: int, checkpoints: Checkpoints):
+    """`(state, frozen, step, position)`: from our newest checkpoint, else from published weights, else from scratch.
 
-    The position of `batches` goes with a restored state.
+    `position` is that of the batches, None at the start.
     """
     shapes, shardings = shardings_of(method, mesh)
     step = checkpoints.latest
@@ -86,12 +87,10 @@ def restore_or_init(method: Method, mesh: jax.sharding.Mesh, seed: int, checkpoi
     init = lambda loaded: method.init(jax.random.key(seed), loaded)
     if step is None:
         state, frozen = jax.jit(init, out_shardings=shardings, donate_argnums=0)(loaded)
-        return state, frozen, 0
+        return state, frozen, 0, None
     state, position = checkpoints.restore(shapes[0], shardings[0])
-    if batches is not None:
-        batches.set_state(position)
     frozen = jax.jit(lambda loaded: init(loaded)[1], out_shardings=shardings[1], donate_argnums=0)(loaded)
-    return state, frozen, step
+    return state, frozen, step, position
 
 
 def restore(config: ml_collections.ConfigDict, workdir: pathlib.Path):
@@ -104,7 +103,7 @@ def restore(config: ml_collections.ConfigDict, workdir: pathlib.Path):
     with Checkpoints(workdir / "checkpoints", config.train.keep, config.train.keep_period) as checkpoints:
         if checkpoints.latest is None:
             raise InputError(f"{workdir / 'checkpoints'} holds no complete checkpoint; run job=train first")
-        return method, mesh, *restore_or_init(method, mesh, config.seed, checkpoints)
+        return method, mesh, *restore_or_init(method, mesh, config.seed, checkpoints)[:3]
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ def examples(config):
 
 def test_processes_share_one_global_order(config, examples):
     config.augment.update(flip=0.0, rotation=0.0, brightness=0.0, contrast=0.0, erase=0.0)
-    whole = data.training_batches(examples, 8, 3, config.augment, 0, 1)
-    halves = [data.training_batches(examples, 8, 3, config.augment, p, 2) for p in range(2)]
+    prepare = partial(data.augment, settings=config.augment)
+    whole = data.training_batches(examples, 8, 3, prepare, 0, 1)
+    halves = [data.training_batches(examples, 8, 3, prepare, p, 2) for p in range(2)]
     for _ in range(60):  # more than one pass over the 360 examples
         ids = next(whole)["id_hash"]
         parts = [next(h)["id_hash"] for h in halves]
@@ -26,7 +28,7 @@ def test_processes_share_one_global_order(config, examples):
 
 
 def test_each_pass_sees_every_example_once(config, examples):
-    batches = data.training_batches(examples, 8, 0, config.augment, 0, 1)
+    batches = data.training_batches(examples, 8, 0, partial(data.augment, settings=config.augment), 0, 1)
     seen = [np.concatenate([next(batches)["id_hash"] for _ in range(len(examples) // 8)]) for _ in range(2)]
     assert len(examples) % 8 == 0 and all(len(set(s)) == len(examples) for s in seen)
     assert list(seen[0]) != list(seen[1])

@@ -1,6 +1,7 @@
 """Training: the same on any mesh, the same after a restart, and clear words when it can't go on."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ def test_restart_is_bit_identical(config, tmp_path):
 @pytest.fixture
 def batch(config):
     examples = data.Examples(data.make_builder(config.data), "train", config)
-    return next(data.training_batches(examples, 8, 0, config.augment, 0, 1))
+    return next(data.training_batches(examples, 8, 0, partial(data.augment, settings=config.augment), 0, 1))
 
 
 def three_losses(config, batch, shape):

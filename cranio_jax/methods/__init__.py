@@ -19,11 +19,19 @@ class Method(Protocol):
     are pure and run inside jit.
     """
 
+    needs_faces: bool  # whether a step reads the faces even where latents stand in for them
+
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> Tree:
         """Published weights to start from, placed on the mesh; empty where there are none. Not for jit."""
 
     def init(self, key: jax.Array, loaded: Tree = None) -> tuple[Tree, Tree]:
         """`(state, frozen)` of an untrained model, from what `load` gave."""
+
+    def encodable(self) -> dict[str, dict[str, Any]]:
+        """Fields that no training changes, each with what its values depend on beside the batch, as JSON; perhaps none."""
+
+    def encode(self, frozen: Tree, batch: Batch) -> Batch:
+        """Those of the encodable fields that `batch` has the makings of; `train_step` takes them in their place."""
 
     def train_step(self, state: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
         """One update on a global batch; scalars to log, `loss` among them."""

@@ -49,7 +49,7 @@ class CranioDiff:
     def __init__(self, config: ml_collections.ConfigDict):
         """Builds the structure of all networks, and no parameter. Raises InputError on impossible settings."""
         m = self.config = config.method
-        self.size = config.data.settings.size
+        self.size, self.seed = config.data.settings.size, config.seed
         self.train_config = config.train
         self.sampling = config.sampling
         self.dtype = jnp.dtype(config.compute_dtype)
@@ -213,11 +213,26 @@ class CranioDiff:
     def _context(self, params, prompt_ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         return self._bind("text_encoder", params)(jnp.asarray(prompt_ids))
 
+    @property
+    def needs_faces(self) -> bool:
+        """Whether decoded terms compare with faces even where latents stand in for them."""
+        return bool(self.feature_files)
+
+    def encodable(self) -> dict[str, dict[str, Any]]:
+        """`latents` of faces and `context` of prompts, where their networks are frozen."""
+        found = {}
+        for field, name in (("latents", "vae"), ("context", "text_encoder")):
+            if name in self.networks and name not in self.trained:
+                weights = pretrained.sha256(self.pipeline.folders[name]) if self.pipeline.name else f"drawn from seed {self.seed}"
+                settings = {key: value for key, value in self.settings[name].items() if not key.startswith("_")}
+                found[field] = {"network": settings, "weights": weights, "dtype": self.dtype.name}
+        return found
+
     def encode(self, frozen, batch) -> dict[str, Array]:
-        """What no training changes of a batch: `latents` of faces and `context` of prompts, where their networks are frozen."""
-        parts = {"vae": ("latents", lambda: self._latents(frozen, batch))}
-        parts["text_encoder"] = "context", lambda: self._context(frozen, batch["prompt_ids"])
-        return {field: value() for name, (field, value) in parts.items() if name not in self.trained}
+        """The encodable fields that `batch` has the makings of."""
+        made = {"latents": ("face", lambda: self._latents(frozen, batch))}
+        made["context"] = "prompt_ids", lambda: self._context(frozen, batch["prompt_ids"])
+        return {field: value() for field, (source, value) in made.items() if source in batch}
 
     def _denoiser(self, params, xray: UInt8[Array, "b H W 1"], scale: float):
         unet, control = (self._bind(name, params) for name in ("unet", "controlnet"))

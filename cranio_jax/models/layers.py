@@ -26,13 +26,15 @@ class Conv(nnx.Conv):
         (top, bottom), (left, right) = self.padding
         kernel, stride = self.kernel_size, self.strides if isinstance(self.strides, int) else self.strides[0]
         height, width = ((n + sum(pad) - k) // stride + 1 for n, pad, k in zip(x.shape[1:3], self.padding, kernel, strict=True))
-        if jax.default_backend() != "cpu" or x.shape[0] * height * width > self.out_features:
+        small = x.shape[0] * height * width <= self.out_features and self.feature_group_count == 1
+        if jax.default_backend() != "cpu" or not small:
             return super().__call__(x)
-        x, weight, bias = nnx.nn.dtypes.promote_dtype((x, self.kernel[...], self.bias[...]), dtype=self.dtype)
+        bias = 0.0 if self.bias is None else self.bias[...].reshape(1, 1, 1, -1)
+        x, weight, bias = nnx.nn.dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
         reach = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
         taps = [x[:, reach(i, height), reach(j, width)] for i in range(kernel[0]) for j in range(kernel[1])]
-        return jnp.concatenate(taps, -1) @ weight.reshape(-1, self.out_features) + bias.reshape(1, 1, 1, -1)
+        return jnp.concatenate(taps, -1) @ weight.reshape(-1, self.out_features) + bias
 
 
 def conv(

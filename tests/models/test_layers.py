@@ -11,9 +11,9 @@ from cranio_jax.models.layers import Conv, cudnn_takes
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("stride,padding", [(1, ((1, 1), (1, 1))), (2, ((0, 1), (0, 1))), (2, ((1, 1), (1, 1)))])
-@pytest.mark.parametrize("side", [(3, 4), (8, 8)])
-def test_convolution_as_a_matrix_product(kernel, stride, padding, side):
-    make = lambda kind: kind(5, 40, (kernel, kernel), strides=stride, padding=padding, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("side,use_bias", [((3, 4), True), ((3, 4), False), ((8, 8), True)])
+def test_convolution_as_a_matrix_product(kernel, stride, padding, side, use_bias):
+    make = lambda kind: kind(5, 40, (kernel, kernel), strides=stride, padding=padding, use_bias=use_bias, rngs=nnx.Rngs(0))
     ours, theirs = make(Conv), make(nnx.Conv)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, *side, 5)), jnp.float32)
 
@@ -30,9 +30,14 @@ def test_convolution_as_a_matrix_product(kernel, stride, padding, side):
     product = "dot_general" in str(jax.make_jaxpr(ours)(x))
     assert product == (out.size <= 40 * 40)
     np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-5)
-    assert len(slopes) == 3
+    assert len(slopes) == 2 + use_bias
     for slope, other in zip(slopes, wanted_slopes, strict=True):
         np.testing.assert_allclose(slope, other, rtol=1e-5, atol=1e-5)
+
+
+def test_grouped_convolution_stays_one():
+    layer = Conv(8, 8, (3, 3), padding=((0, 0), (0, 0)), feature_group_count=8, rngs=nnx.Rngs(0))
+    assert layer(jnp.zeros((1, 3, 3, 8))).shape == (1, 1, 1, 8)
 
 
 def test_cudnn_is_asked_for_what_it_takes_alone(monkeypatch):
