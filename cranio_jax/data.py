@@ -17,7 +17,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.prompts import make_prompt, make_tokenizer
 
 # Arrays that go to the device, where an example has them; everything else stays on the host.
-DEVICE_FIELDS = ("xray", "face", "prompt_ids", "id_hash", "mask", "frontal", "latents", "context")
+DEVICE_FIELDS = ("xray", "face", "prompt_ids", "id_hash", "mask", "frontal", "landmarks", "latents", "context")
 GEOMETRY = ("flip", "rotation")  # of the augmentations, those that move the face
 READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 
@@ -83,6 +83,10 @@ class Examples:
         text = lambda name: record[name].decode()
         example = {name: text(name) for name in ("id", "subject", "xray_view", "face_view", "sex")}
         example |= {"age": float(record["age"]), "bmi_change": float(record["bmi_change"])}
+        if "face_landmarks" in record:
+            # Eyes, nose tip, mouth corners: the order of losses.TEMPLATE, which is a frontal face's.
+            known = example["face_view"] == "frontal"
+            example["landmarks"] = np.asarray(record["face_landmarks"][:5] if known else np.full((5, 2), np.nan), np.float32)
         return example | {
             **{name: record[name] for name in self._images},
             "index": int(index),
@@ -105,15 +109,23 @@ def rotate(image: np.ndarray, degrees: float, fill: tuple[int, ...]) -> np.ndarr
 
 
 def move(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The paper's geometric augmentations, alike for X-ray and face as far as the example has them."""
+    """The paper's geometric augmentations, alike for (square) X-ray, face and landmarks as far as the example has them."""
     images = {name: example[name] for name in ("xray", "face") if name in example}
+    moved = dict(example)
+    side = next(iter(images.values())).shape[1]
     if rng.random() < settings.flip:
         images = {name: image[:, ::-1] for name, image in images.items()}
+        if "landmarks" in moved:
+            moved["landmarks"] = moved["landmarks"][[1, 0, 2, 4, 3]] * np.float32([-1, 1]) + np.float32([side - 1, 0])
     if settings.rotation:
         degrees = rng.uniform(-settings.rotation, settings.rotation)
         background = lambda name, image: (0,) if name == "xray" else tuple(int(v) for v in image[0, 0])
         images = {name: rotate(image, degrees, background(name, image)) for name, image in images.items()}
-    return example | {name: np.ascontiguousarray(image) for name, image in images.items()}
+        if "landmarks" in moved:
+            middle, (cos, sin) = np.float32((side - 1) / 2), (np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees)))
+            turn = np.array([[cos, -sin], [sin, cos]], np.float32)  # counterclockwise, rows running down
+            moved["landmarks"] = (moved["landmarks"] - middle) @ turn + middle
+    return moved | {name: np.ascontiguousarray(image) for name, image in images.items()}
 
 
 def expose(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:

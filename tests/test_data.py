@@ -55,6 +55,27 @@ def test_geometry_moves_xray_and_face_together(config, setting):
     assert np.abs(inside - after["xray"][..., 0])[covered].max() <= 12
 
 
+@pytest.mark.parametrize("setting", [{"flip": 1.0}, {"rotation": 30.0}, {"flip": 1.0, "rotation": 30.0}])
+def test_landmarks_move_with_the_face(config, setting):
+    config.augment.update(flip=0.0, rotation=0.0)
+    config.augment.update(setting)
+    places = np.array([[20, 30], [44, 28], [33, 40], [24, 50], [41, 51]], np.float32)
+    face = np.zeros((64, 64, 3), np.uint8)
+    for i, (column, row) in enumerate(places.astype(int)):
+        face[row - 1 : row + 2, column - 1 : column + 2] = 50 + 40 * i  # a mark of its own brightness each
+    after = data.move({"face": face, "landmarks": places}, np.random.default_rng(1), config.augment)
+    order = [1, 0, 2, 4, 3] if "flip" in setting else range(5)  # the picture's left eye and corner stay first
+    for place, i in zip(after["landmarks"], order, strict=True):
+        column, row = np.round(place).astype(int)
+        assert after["face"][row, column, 0] == pytest.approx(50 + 40 * i, abs=12)
+
+
+def test_frontal_faces_have_landmarks(examples):
+    for i in range(20):
+        example = examples[i]
+        assert np.isfinite(example["landmarks"]).all() == (example["face_view"] == "frontal")
+
+
 def test_exposure_and_erasing_touch_the_xray_alone(config):
     config.augment.update(flip=0.0, rotation=0.0, brightness=0.15, contrast=0.2, erase=0.05)
     before = marked()

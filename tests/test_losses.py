@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
+from skimage import transform
 
 from cranio_jax import losses, models, pretrained, sharding
 from cranio_jax.errors import InputError
@@ -35,6 +37,34 @@ def test_crop_is_where_it_says():
     crop = np.asarray(losses.crop_face(jnp.asarray(picture), (0.25, 0.25, 0.5, 0.5), 5, 10))
     assert crop.shape == (1, 5, 10, 3) and crop.min() >= 0.0
     assert np.all(np.diff(crop[0, 2, :, 0]) > 0)
+
+
+@pytest.mark.parametrize("height,width", [(112, 112), (112, 96)])
+def test_alignment_against_an_independent_fit_and_warp(height, width):
+    rng = np.random.default_rng(0)
+    faces = np.float32(ndimage.gaussian_filter(rng.uniform(-1, 1, (2, 200, 160, 3)), (0, 4, 4, 0)) * 8)
+    turn = lambda degrees: np.array([[np.cos(degrees), -np.sin(degrees)], [np.sin(degrees), np.cos(degrees)]])
+    places = [
+        (losses.TEMPLATE - 56) @ turn(angle) * size + [80, 100] + rng.normal(0, 2, (5, 2)) for angle, size in ((0.3, 1.2), (-0.2, 0.7))
+    ]
+    got = losses.align_face(jnp.asarray(faces), jnp.asarray(places, jnp.float32), height, width)
+    for i in range(2):
+        fit = transform.SimilarityTransform.from_estimate(places[i], losses.TEMPLATE - np.array([(112 - width) / 2, 0]))
+        wanted = transform.warp(faces[i], fit.inverse, output_shape=(height, width), order=1, cval=-1.0, clip=False, preserve_range=True)
+        np.testing.assert_allclose(got[i], wanted, atol=2e-3)
+
+
+def test_faces_without_landmarks_get_the_fixed_crop():
+    faces = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 64, 64, 3)), jnp.float32)
+    landmarks = jnp.stack([jnp.asarray(losses.TEMPLATE) / 2, jnp.full((5, 2), jnp.nan)])
+    crop = (0.2, 0.2, 0.65, 0.6)
+    got = losses.embedder_input(faces, landmarks, crop, 112, 96)
+    fixed = losses.crop_face(faces, crop, 112, 96)
+    np.testing.assert_array_equal(got[1], fixed[1])
+    assert jnp.abs(got[0] - fixed[0]).max() > 0.1
+    np.testing.assert_array_equal(losses.embedder_input(faces, None, crop, 112, 96), fixed)
+    slope = jax.grad(lambda faces: (losses.embedder_input(faces, landmarks, crop, 112, 96) ** 2).sum())(faces)
+    assert jnp.isfinite(slope).all() and (jnp.abs(slope).max((1, 2, 3)) > 0).all()
 
 
 @pytest.fixture

@@ -275,13 +275,13 @@ class CranioDiff:
         """LPIPS and identity distance between decoded estimates and true faces (Eq. 10, 11), gated by the timestep."""
         s = self.config.losses
         stride = max(x0_hat.shape[0] // s.decode_batch, 1) if s.decode_batch else 1  # strided: a share of each device's examples
-        x0_hat, timesteps, truth, frontal = (a[::stride] for a in (x0_hat, timesteps, batch["face"], batch["frontal"]))
+        x0_hat, timesteps, batch = jax.tree.map(lambda a: a[::stride], (x0_hat, timesteps, batch))
         # Decoding again in the backward pass costs time and spares the largest activations there are.
         codec = lambda params: self._bind("light_decoder", params) if "light_decoder" in params else self._codec(params)
         decode = jax.checkpoint(lambda params, latents: codec(params).decode(latents))
         decoders = {name: params[name] for name in ("light_decoder", "vae") if name in params}
         faces = decode(decoders, x0_hat.astype(self.dtype)).astype(self.exact)
-        truth = truth.astype(self.exact) / 127.5 - 1.0
+        truth = batch["face"].astype(self.exact) / 127.5 - 1.0
         gate = losses.timestep_gate(timesteps, self.schedule.count, s.gate, s.gate_limit)
         terms = {}
         if s.lpips:
@@ -289,8 +289,11 @@ class CranioDiff:
             terms["lpips"] = losses.weighted_mean(distance(faces, truth), gate)
         if s.identity:
             embed = self._bind("embedder", params)
-            a, b = (embed(losses.crop_face(f, s.crop, embed.height, embed.width)).astype(self.exact) for f in (faces, truth))
-            terms["identity"] = losses.weighted_mean(losses.cosine_distance(a, b), gate if s.lateral_identity else gate * frontal)
+            # The estimate is laid as the true face is: a network that finds landmarks in it would be one more to trust.
+            see = lambda f: losses.embedder_input(f, batch.get("landmarks"), s.crop, embed.height, embed.width)
+            a, b = (embed(see(f)).astype(self.exact) for f in (faces, truth))
+            counts = gate if s.lateral_identity else gate * batch["frontal"]
+            terms["identity"] = losses.weighted_mean(losses.cosine_distance(a, b), counts)
         return terms
 
     def train_step(self, state, frozen, batch, key):

@@ -1,13 +1,17 @@
 """Feature networks with real weights, against values of their PyTorch originals."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from cranio_jax import pretrained
 from cranio_jax.models.arcface import EMBEDDERS
 from cranio_jax.models.functional import Network
 from cranio_jax.models.lpips import LPIPS
+from cranio_jax.pretrained.names import from_torch, torch_key
 
 
 def network_with(make, *files):
@@ -66,3 +70,93 @@ def test_iresnets_have_the_published_size(name, published):
 def test_trunks_have_torchvisions_size(trunk, published):
     shapes = Network(lambda rngs: LPIPS(trunk, rngs=rngs)).shapes()
     assert sum(np.prod(shape) for path, shape in shapes.items() if path.startswith("features")) == published
+
+
+def torch_trunk(name):
+    """`(layers, taps)` as torchvision lays them out."""
+    relu, layers = lambda: nn.ReLU(), []
+    if name == "vgg":
+        channels = 3
+        for width in [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]:
+            layers += [nn.MaxPool2d(2, 2)] if width == "M" else [nn.Conv2d(channels, width, 3, padding=1), relu()]
+            channels = channels if width == "M" else width
+        return nn.Sequential(*layers), (3, 8, 15, 22, 29)
+    layers = [nn.Conv2d(3, 64, 11, 4, 2), relu(), nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), relu(), nn.MaxPool2d(3, 2)]
+    layers += [
+        nn.Conv2d(192, 384, 3, padding=1),
+        relu(),
+        nn.Conv2d(384, 256, 3, padding=1),
+        relu(),
+        nn.Conv2d(256, 256, 3, padding=1),
+        relu(),
+    ]
+    return nn.Sequential(*layers), (1, 4, 7, 9, 11)
+
+
+@pytest.mark.parametrize("trunk", ["vgg", "alex"])
+def test_lpips_is_torchs(trunk):
+    torch.manual_seed(0)
+    layers, taps = torch_trunk(trunk)
+    network = Network(lambda rngs: LPIPS(trunk, rngs=rngs))
+    rng, state = np.random.default_rng(0), {f"features.{k}": v.numpy() for k, v in layers.state_dict().items()}
+    heads = {torch_key(p): rng.uniform(0, 1, (1, shape[2], 1, 1)).astype(np.float32) for p, shape in network.shapes().items() if "lin" in p}
+    params = {path: from_torch(path, (state | heads)[torch_key(path)]) for path in network.shapes()}
+    a, b = (rng.uniform(-1, 1, (2, 67, 75, 3)).astype(np.float32) for _ in range(2))  # odd sides: pooling must cut alike
+
+    def describe(picture):
+        shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+        hidden, found = ((torch.from_numpy(picture) - shift) / scale).permute(0, 3, 1, 2), []
+        for i, layer in enumerate(layers):
+            hidden = layer(hidden)
+            if i in taps:
+                found.append(nn.functional.normalize(hidden, dim=1))
+        return found
+
+    with torch.no_grad():
+        parts = zip(describe(a), describe(b), sorted(heads), strict=True)
+        wanted = sum((((x - y) ** 2) * torch.from_numpy(heads[key])).sum(1).mean((1, 2)) for x, y, key in parts).numpy()
+    np.testing.assert_allclose(jax.jit(lambda p, a, b: network.bind(p)(a, b))(params, a, b), wanted, rtol=1e-4)
+
+
+class TorchBlock(nn.Module):
+    """insightface's block."""
+
+    def __init__(self, inside, width, stride):
+        super().__init__()
+        self.bn1, self.conv1, self.bn2 = nn.BatchNorm2d(inside), nn.Conv2d(inside, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.prelu, self.conv2, self.bn3 = nn.PReLU(width), nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        if stride > 1:
+            self.downsample = nn.Sequential(nn.Conv2d(inside, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        out = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
+        return out + (self.downsample(x) if hasattr(self, "downsample") else x)
+
+
+def test_iresnet_is_torchs():
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64))
+    stages, inside = nn.ModuleList(), 64
+    for width, count in ((64, 3), (128, 4), (256, 14), (512, 3)):
+        stages.append(nn.Sequential(*(TorchBlock(inside if i == 0 else width, width, 2 if i == 0 else 1) for i in range(count))))
+        inside = width
+    tail = nn.ModuleDict(dict(bn2=nn.BatchNorm2d(512), fc=nn.Linear(512 * 49, 512), features=nn.BatchNorm1d(512)))
+    model = nn.ModuleDict(dict(conv1=stem[0], bn1=stem[1], prelu=stem[2], **{f"layer{i + 1}": s for i, s in enumerate(stages)}, **tail))
+    with torch.no_grad():
+        for name, value in (*model.named_parameters(), *model.named_buffers()):
+            if "bn" in name or "downsample.1" in name or name.startswith("features") or "prelu" in name:
+                value.copy_(
+                    torch.rand_like(value.float()) * 0.5 + (0.5 if name.endswith(("weight", "var")) and "prelu" not in name else 0.0)
+                )
+    model.eval()
+    face = np.random.default_rng(0).uniform(-1, 1, (2, 112, 112, 3)).astype(np.float32)
+    with torch.no_grad():
+        x = stem(torch.from_numpy(face).permute(0, 3, 1, 2))
+        for stage in stages:
+            x = stage(x)
+        wanted = tail["features"](tail["fc"](tail["bn2"](x).flatten(1))).numpy()
+    state = {key: value.numpy() for key, value in model.state_dict().items()}
+    network = Network(lambda rngs: EMBEDDERS["iresnet50"](rngs=rngs))
+    params = {path: jnp.asarray(from_torch(path, state[torch_key(path)])) for path in network.shapes()}
+    got = jax.jit(lambda p, x: network.bind(p)(x))(params, face)
+    assert np.linalg.norm(got - wanted) < 1e-4 * np.linalg.norm(wanted - wanted.mean(0))

@@ -1,5 +1,6 @@
 """Weights in every form in which they are published, and in none."""
 
+import fnmatch
 import json
 import shutil
 
@@ -134,6 +135,47 @@ def test_hub_cache_without_network(copy, settings, wanted, tmp_path, monkeypatch
     jax.tree.map(np.testing.assert_array_equal, weights_of("owner/sd", settings), wanted)
     with pytest.raises(InputError, match="owner/other: not a folder here, not in the hub's cache, and the hub can't be reached"):
         weights_of("owner/other", settings)
+
+
+def test_one_format_of_a_repository_is_fetched(copy, settings, wanted, tmp_path, monkeypatch):
+    """A hub that lists what a repository holds and copies what a pattern asks for, as the client's two calls do."""
+    import huggingface_hub
+
+    fp16, bin_file = "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin"
+    others = (fp16, bin_file, "unet/diffusion_pytorch_model.non_ema.safetensors", "vae/model.onnx", "text_encoder/model.fp16.safetensors")
+    others += ("v1-5-pruned.ckpt", "v1-5-pruned-emaonly.safetensors", "README.md", "safety_checker/model.safetensors")
+    files = [str(f.relative_to(copy)) for f in copy.rglob("*") if f.is_file()] + list(others)
+    asked = []
+
+    def fetch(name, revision, allow_patterns, local_files_only):
+        asked.append((name, revision, local_files_only))
+        for file in files:
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / "hub" / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(copy / file, tmp_path / "hub" / file)  # one that is not wanted is not there to copy
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name, revision: files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    config = settings("owner/published")
+    config.pretrained.revision = "v2"
+    method = make_method(config)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(method.load(sharding.make_mesh(1, 1), frozen_only=False)), wanted)
+    assert asked == [("owner/published", "v2", False)]
+    assert not [f for f in others if (tmp_path / "hub" / f).exists()]
+
+
+def test_a_controlnet_of_its_own_folder(copy, settings, wanted, tmp_path):
+    alone = tmp_path / "control"
+    shutil.move(copy / "controlnet", alone)
+    edit(copy / "model_index.json", lambda index: index.pop("controlnet"))
+    rewrite(tmp_path, "control", lambda file, tensors: safetensors.numpy.save_file({k: 2 * v for k, v in tensors.items()}, file))
+    config = settings(copy)
+    config.pretrained.controlnet = str(alone)
+    found = jax.device_get(make_method(config).load(sharding.make_mesh(1, 1), frozen_only=False))
+    for path, value in wanted["controlnet"].items():
+        np.testing.assert_array_equal(found["controlnet"][path], 2 * value)
+    jax.tree.map(np.testing.assert_array_equal, found["unet"], wanted["unet"])
 
 
 def edit(file, change):
