@@ -26,7 +26,8 @@ def check_batch(batch_size: int, mesh: Mesh, name: str) -> None:
     """Raises InputError where a batch can't be dealt out evenly to the mesh and the processes."""
     for count, what in ((mesh.size, "devices"), (jax.process_count(), "processes")):
         if batch_size <= 0 or batch_size % count:
-            raise InputError(f"{name}={batch_size} does not divide over {count} {what}; use a multiple of {count}")
+            nearest = max(round(batch_size / count), 1) * count
+            raise InputError(f"{name}={batch_size} does not divide over {count} {what}; the nearest that does is {nearest}")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

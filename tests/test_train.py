@@ -144,7 +144,7 @@ def test_loss_that_is_not_finite_names_step_and_examples(config, tmp_path):
 @pytest.mark.parametrize(
     "section,field,value,words",
     [
-        ("train", "batch_size", 9, "train.batch_size=9 does not divide over 8 devices"),
+        ("train", "batch_size", 9, "train.batch_size=9 does not divide over 8 devices; the nearest that does is 8"),
         ("mesh", "data", 16, "mesh.data=16 x mesh.fsdp=1 is 16 devices, but there are 8"),
         ("train", "schedule", "sawtooth", "train.schedule='sawtooth'"),
         ("method", "codec", "jpeg", "method.codec='jpeg'"),

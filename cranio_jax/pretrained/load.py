@@ -63,8 +63,8 @@ def load(shapes: Shapes, tensors: dict[str, Tensor], shardings: dict[str, Any], 
     """
 
     def place(path, tensor):
-        value = from_torch(path, tensor.read().reshape(torch_shape(path, shapes[path])))
-        value = np.ascontiguousarray(value, dtype)
+        # A turned view: the copy to the device turns faster than numpy does.
+        value = from_torch(path, tensor.read().reshape(torch_shape(path, shapes[path])).astype(dtype, copy=False))
         # A copy still under way would keep `value` alive beside the next tensor.
         return jax.block_until_ready(jax.make_array_from_callback(value.shape, shardings[path], value.__getitem__))
 

@@ -61,6 +61,8 @@ def test_recipes_fit_a_published_folder(pipelines, recipe, trained, files):
     config.method.losses.update(trunk_file="vgg16.pth", heads_file="vgg.pth", embedder_file="iresnet50.pth")
     method = make_method(config)
     assert set(method.trained) == trained and sum(map(len, method.feature_files.values())) == files
+    config.train.batch_size = 16
+    assert config.train.num_steps == {"cranio_diff": 350 * 3600 // 16, "cranio_diff_robust": 30_000}[recipe]
     config.pretrained.model = ""
     with pytest.raises(InputError, match="'pretrained' with pretrained.model set"):
         make_method(config)
