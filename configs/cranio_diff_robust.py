@@ -6,7 +6,8 @@ python -m cranio_jax.main --config=configs/cranio_diff_robust.py --workdir=DIR -
     --config.method.losses.embedder_file=iresnet50.pth
 
 Memory, counted: 361 million trained parameters x 20 bytes = 7 GB, 2 GB of frozen weights in bfloat16, and activations;
-40 GB are meant. Duration: not measured.
+40 GB are meant. Duration, counted: 2.3 TFLOP an image, 8.1 more for the quarter that is decoded, and 480,000 images are
+two hours at a third of one H200's peak; not measured.
 """
 
 import ml_collections
