@@ -39,7 +39,7 @@ setuptools.setup(
     ],
     extras_require={
         # The CPU build of torch is the oracle of the tests; the program never imports it.
-        "test": ["peft", "pytest", "ruff", "scikit-image", "torch==2.13.0"],
+        "test": ["peft", "pytest", "pytrec-eval-terrier", "ruff", "scikit-image", "torch==2.13.0"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
     },

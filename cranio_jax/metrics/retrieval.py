@@ -1,0 +1,121 @@
+"""Whose face is it? Generated faces as queries, real faces as the gallery, both as vectors whose direction is the identity."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray as Array
+
+from cranio_jax.errors import InputError
+
+VIEWS, IMAGES = ("same", "any"), ("one", "all")
+
+
+class Faces(NamedTuple):
+    """Embedded faces: `(n, d)` vectors, whose each is, and its view."""
+
+    vectors: Float[Array, "n d"]
+    subjects: Sequence[str]
+    views: Sequence[str]
+
+    def take(self, rows: Int[Array, "m"]) -> "Faces":
+        """Some of them."""
+        return Faces(self.vectors[rows], [self.subjects[i] for i in rows], [self.views[i] for i in rows])
+
+
+def one_image(faces: Faces, view: str, seed: int) -> Faces:
+    """One face of each subject, drawn from `seed`; of each subject and view where views are kept apart."""
+    rows = np.random.default_rng(seed).permutation(len(faces.subjects))
+    key = lambda i: (faces.subjects[i], faces.views[i] if view == "same" else "")
+    first = {key(i): i for i in rows}
+    return faces.take(np.array(sorted(first.values())))
+
+
+def similarities(queries: Faces, gallery: Faces, view: str = "any") -> tuple[Float[Array, "q g"], Bool[Array, "q g"], Bool[Array, "q g"]]:
+    """Cosines, whether they are of one subject, and whether the protocol lets the query see that gallery face.
+
+    Args:
+      queries, gallery: embedded faces.
+      view: 'same' compares faces of one view alone, 'any' all with all.
+
+    Raises:
+      InputError: a protocol that is none, vectors that are not numbers, a query whose subject the gallery lacks.
+    """
+    if view not in VIEWS:
+        raise InputError(f"retrieval view={view!r} is not one of {', '.join(VIEWS)}")
+    for name, faces in (("queries", queries), ("gallery", gallery)):
+        lengths = np.linalg.norm(faces.vectors, axis=1)
+        if not np.all(np.isfinite(lengths) & (lengths > 0)):
+            raise InputError(f"retrieval: a vector of the {name} is zero or not finite; was the face a picture?")
+    unit = lambda faces: (
+        np.asarray(faces.vectors, np.float64) / np.linalg.norm(np.asarray(faces.vectors, np.float64), axis=1, keepdims=True)
+    )
+    equal = lambda a, b: np.asarray(a)[:, None] == np.asarray(b)[None]
+    same = equal(queries.subjects, gallery.subjects)
+    allowed = equal(queries.views, gallery.views) if view == "same" else np.ones(same.shape, bool)
+    if not (same & allowed).any(1).all():
+        lacking = queries.subjects[int(np.argmin((same & allowed).any(1)))]
+        raise InputError(f"retrieval: the gallery holds no face of the query's subject {lacking} in that protocol")
+    return unit(queries) @ unit(gallery).T, same, allowed
+
+
+def ranked(cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: Bool[Array, "q g"]) -> Bool[Array, "q g"]:
+    """For each query, which places of its list are its subject's; of equal cosines the subject's own come last.
+
+    So a network that maps all faces to one vector finds nobody. Faces that are not allowed fill the end.
+    """
+    key = np.where(allowed, cosines, -np.inf)
+    order = np.lexsort((same, -key), axis=1)
+    return np.take_along_axis(same & allowed, order, 1)
+
+
+def at_k(hits: Bool[Array, "q g"], allowed: Bool[Array, "q g"], ks: Sequence[int]) -> dict[str, Float[Array, "q"]]:
+    """`recall@k`, `map@k` and `mrr@k` of each query.
+
+    recall@k: 1 where the subject is among the first k (the cumulative match characteristic at k). map@k: precision at
+    each of the subject's places within k, summed and divided by the most that k places can hold. mrr@k: one over the
+    first of the subject's places, 0 beyond k. Raises InputError where k is more than a query's gallery.
+    """
+    if max(ks) > (smallest := int(allowed.sum(1).min())) or min(ks) < 1:
+        raise InputError(f"retrieval: k={max(ks) if max(ks) > smallest else min(ks)}, but a gallery holds {smallest} faces")
+    places = np.arange(1, hits.shape[1] + 1)
+    precision = np.cumsum(hits, 1) / places * hits
+    first = np.argmax(hits, 1) + 1
+    values = {}
+    for k in ks:
+        values[f"recall@{k}"] = (first <= k).astype(np.float64)
+        values[f"map@{k}"] = precision[:, :k].sum(1) / np.minimum(hits.sum(1), k)
+        values[f"mrr@{k}"] = (first <= k) / first
+    return values
+
+
+def match_curve(hits: Bool[Array, "q g"]) -> Float[Array, "g"]:
+    """The share of queries whose subject is among the first 1, 2, ... places."""
+    return np.maximum.accumulate(hits, 1).mean(0)
+
+
+def separation(cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: Bool[Array, "q g"]) -> dict[str, float]:
+    """How far cosines with oneself and with others lie apart: `d_prime`, and `eer`, where both kinds of error are alike."""
+    own, others = np.sort(cosines[same & allowed]), np.sort(cosines[~same & allowed])
+    if not len(others):
+        raise InputError("retrieval: the gallery holds the query's subject alone")
+    spread = np.sqrt((own.var() + others.var()) / 2)
+    d_prime = (own.mean() - others.mean()) / spread if spread else 0.0
+    # A pair is accepted from the threshold on.
+    thresholds = np.append(np.unique(np.concatenate([own, others])), np.inf)
+    refused = np.searchsorted(own, thresholds) / len(own)
+    accepted = 1.0 - np.searchsorted(others, thresholds) / len(others)
+    after = int(np.argmax(refused >= accepted))
+    before = max(after - 1, 0)
+    gap = lambda i: accepted[i] - refused[i]
+    part = gap(before) / (gap(before) - gap(after)) if gap(before) != gap(after) else 0.0
+    return {"d_prime": float(d_prime), "eer": float(refused[before] + part * (refused[after] - refused[before]))}
+
+
+def permutation_test(values: Float[Array, "q"], control: Float[Array, "q"], subjects: Sequence[str], rounds: int, seed: int) -> float:
+    """Chance of so large a mean gain over `control` if it were none: signs of the subjects' mean gains are drawn anew."""
+    names, which = np.unique(subjects, return_inverse=True)
+    gains = np.bincount(which, np.asarray(values) - np.asarray(control)) / np.bincount(which)
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (rounds, len(names)))
+    return float((1 + ((signs * gains).mean(1) >= gains.mean() - 1e-12).sum()) / (1 + rounds))
