@@ -1,9 +1,10 @@
-"""PSNR and SSIM against scikit-image; the collection under a mask."""
+"""PSNR and SSIM against scikit-image, MS-SSIM against scipy; the collection under a mask."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from cranio_jax import metrics
 from cranio_jax.evaluate import PixelMetrics, bootstrap, score
@@ -28,6 +29,33 @@ def test_ssim(pairs):
     options = dict(data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1)
     wanted = [skimage.structural_similarity(a, b, **options) for a, b in zip(*pairs, strict=True)]
     np.testing.assert_allclose(metrics.ssim(*pairs), wanted, rtol=1e-4)
+
+
+def test_ms_ssim():
+    rng = np.random.default_rng(0)
+    a = ndimage.gaussian_filter(rng.random((2, 181, 203, 3)), (0, 3, 3, 0)) * 4 - 1.5
+    b = np.clip(a + 0.1 * rng.standard_normal(a.shape), 0, 1)
+    a = np.clip(a, 0, 1)
+    smooth = lambda x: ndimage.gaussian_filter(x, 1.5, radius=5)[5:-5, 5:-5]
+
+    def one(x, y):
+        value = 1.0
+        for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+            mean_x, mean_y = smooth(x), smooth(y)
+            structure = (2 * (smooth(x * y) - mean_x * mean_y) + 9e-4) / (smooth(x * x) - mean_x**2 + smooth(y * y) - mean_y**2 + 9e-4)
+            luminance = (2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4)
+            value *= np.mean(structure * (luminance if scale == 4 else 1)) ** weight
+            x, y = (
+                p[: p.shape[0] // 2 * 2, : p.shape[1] // 2 * 2].reshape(p.shape[0] // 2, 2, p.shape[1] // 2, 2).mean((1, 3)) for p in (x, y)
+            )
+        return value
+
+    wanted = [np.mean([one(a[i, ..., c], b[i, ..., c]) for c in range(3)]) for i in range(2)]
+    got = jax.jit(metrics.ms_ssim)(a.astype(np.float32), b.astype(np.float32))
+    assert 0.1 < wanted[0] < 0.97
+    np.testing.assert_allclose(got, wanted, rtol=1e-4)
+    with pytest.raises(ValueError, match="wants pictures of 176 pixels a side, not 175"):
+        metrics.ms_ssim(a[:, :175], b[:, :175])
 
 
 def test_padding_does_not_count(pairs):
