@@ -38,8 +38,9 @@ setuptools.setup(
         "tqdm",
     ],
     extras_require={
-        # The CPU build of torch is the oracle of the tests; the program never imports it.
-        "test": ["peft", "pytest", "pytrec-eval-terrier", "ruff", "scikit-image", "torch==2.13.0"],
+        # The CPU build of torch is the oracle of the tests; the program never imports it. Later versions of
+        # torch-fidelity install a package named `tests`.
+        "test": ["peft", "pytest", "pytrec-eval-terrier", "ruff", "scikit-image", "torch==2.13.0", "torch-fidelity==0.3.0"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
     },

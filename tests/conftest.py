@@ -2,12 +2,16 @@
 
 import os
 import pathlib
+import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+
+# torch-fidelity asks for torchvision, whose wheel does not load beside torch's CPU build; whoever finds it falls over it.
+sys.modules["torchvision"] = None
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -8,6 +8,7 @@ from cranio_jax.models.arcface import EMBEDDERS
 from cranio_jax.models.autoencoder import AutoencoderKL, AutoencoderKLConfig
 from cranio_jax.models.clip_text import CLIPTextConfig, CLIPTextModel
 from cranio_jax.models.controlnet import ControlNetConfig, ControlNetModel
+from cranio_jax.models.inception import FIDInception
 from cranio_jax.models.lora import add_lora, is_lora
 from cranio_jax.models.lpips import LPIPS, TRUNKS
 from cranio_jax.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
@@ -23,6 +24,7 @@ __all__ = [
     "CLIPTextModel",
     "ControlNetConfig",
     "ControlNetModel",
+    "FIDInception",
     "TinyDecoder",
     "TinyDecoderConfig",
     "UNet2DConditionConfig",

@@ -4,12 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cranio_jax.models.layers import conv
-
-
-def batch_norm(features: int, epsilon: float = 1e-5, *, dtype=None, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Normalises by the stored statistics."""
-    return nnx.BatchNorm(features, use_running_average=True, epsilon=epsilon, dtype=dtype, rngs=rngs)
+from cranio_jax.models.layers import batch_norm, conv
 
 
 class PReLU(nnx.Module):

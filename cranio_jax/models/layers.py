@@ -62,6 +62,11 @@ def conv(
     )
 
 
+def batch_norm(features: int, epsilon: float = 1e-5, *, dtype=None, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    """Normalises by the stored statistics."""
+    return nnx.BatchNorm(features, use_running_average=True, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+
 def zero_conv(features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Conv:
     """The 1 x 1 convolution that starts at zero, so that a ControlNet starts without effect."""
     return conv(features, features, 1, dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros)

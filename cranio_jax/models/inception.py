@@ -1,0 +1,157 @@
+"""The Inception of the FID (Heusel et al. 2017): TensorFlow's graph of 2015-12-05 by the keys of its PyTorch port.
+
+It differs from torchvision's Inception v3: averages leave padding out, the last block takes a maximum, there are 1008
+classes, and pictures are scaled as TensorFlow 1 scaled them.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from cranio_jax.models.layers import Conv, batch_norm
+
+SIDE = 299
+
+
+def tensorflow_resize(count: int, size: int = SIDE) -> Float[np.ndarray, "size count"]:
+    """The weights of TensorFlow 1's bilinear scaling of `count` pixels to `size`: corners start alike, nothing is smoothed."""
+    place = np.arange(size, dtype=np.float32) * np.float32(count / size)
+    low = np.floor(place).astype(int)
+    part, rows, weights = place - low, np.arange(size), np.zeros((size, count), np.float32)
+    np.add.at(weights, (rows, low), 1.0 - part)
+    np.add.at(weights, (rows, np.minimum(low + 1, count - 1)), part)
+    return weights
+
+
+class ConvNorm(nnx.Module):
+    """Convolution, stored statistics, ReLU."""
+
+    def __init__(self, features_in: int, features: int, kernel=(1, 1), stride: int = 1, padding=(0, 0), *, dtype=None, rngs: nnx.Rngs):
+        sides = tuple((p, p) for p in padding)
+        self.conv = Conv(features_in, features, kernel, strides=stride, padding=sides, use_bias=False, dtype=dtype, rngs=rngs)
+        self.bn = batch_norm(features, epsilon=1e-3, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        return jax.nn.relu(self.bn(self.conv(x)))
+
+
+def _shrunk(x):
+    return nnx.max_pool(x, (3, 3), strides=(2, 2))
+
+
+def _averaged(x):
+    return nnx.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
+
+
+class Block(nnx.Module):
+    """Branches side by side, each a chain of convolutions that the checkpoint numbers `NAME_1`, `NAME_2`, ...
+
+    A last link that is a pair of kernels is two convolutions of the same input, side by side: `NAME_3a`, `NAME_3b`.
+    """
+
+    def __init__(self, features_in: int, branches, pooled: int = 0, pool=_averaged, *, dtype=None, rngs: nnx.Rngs):
+        """`branches` are `(name, links)`, a link `(features, kernel, stride, padding)`; `pooled` features follow `pool`, none if 0."""
+        kw, self.chains, self.pool = dict(dtype=dtype, rngs=rngs), [], pool
+        for name, links in branches:
+            width, chain = features_in, []
+            for i, link in enumerate(links):
+                number = f"_{i + 1}" if len(links) > 1 else ""
+                pair = (
+                    [(f"{name}{number}{letter}", part) for letter, part in zip("ab", link, strict=True)] if isinstance(link, list) else None
+                )
+                for key, (features, *rest) in pair or [(name + number, link)]:
+                    setattr(self, key, ConvNorm(width, features, *rest, **kw))
+                chain.append(tuple(key for key, _ in pair) if pair else name + number)
+                width = link[0] if not pair else 0
+            self.chains.append(tuple(chain))
+        self.chains = tuple(self.chains)
+        if pooled:
+            self.branch_pool = ConvNorm(features_in, pooled, **kw)
+
+    def __call__(self, x):
+        found = []
+        for chain in self.chains:
+            hidden = x
+            for key in chain:
+                hidden = (
+                    getattr(self, key)(hidden) if isinstance(key, str) else jnp.concatenate([getattr(self, k)(hidden) for k in key], -1)
+                )
+            found.append(hidden)
+        pooled = self.pool(x)
+        found.append(self.branch_pool(pooled) if hasattr(self, "branch_pool") else pooled)
+        return jnp.concatenate(found, -1)
+
+
+_POINT = ((1, 1), 1, (0, 0))
+_SQUARE = ((3, 3), 1, (1, 1))
+_HALVE = ((3, 3), 2, (0, 0))
+_ROW, _COLUMN = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
+
+
+def _block_a(features_in, pooled, **kw):
+    five = [(48, *_POINT), (64, (5, 5), 1, (2, 2))]
+    return Block(
+        features_in,
+        [("branch1x1", [(64, *_POINT)]), ("branch5x5", five), ("branch3x3dbl", [(64, *_POINT), (96, *_SQUARE), (96, *_SQUARE)])],
+        pooled,
+        **kw,
+    )
+
+
+def _block_b(features_in, **kw):
+    branches = [("branch3x3", [(384, *_HALVE)]), ("branch3x3dbl", [(64, *_POINT), (96, *_SQUARE), (96, *_HALVE)])]
+    return Block(features_in, branches, pool=_shrunk, **kw)
+
+
+def _block_c(features_in, width, **kw):
+    seven = [(width, *_POINT), (width, *_ROW), (192, *_COLUMN)]
+    double = [(width, *_POINT), (width, *_COLUMN), (width, *_ROW), (width, *_COLUMN), (192, *_ROW)]
+    return Block(features_in, [("branch1x1", [(192, *_POINT)]), ("branch7x7", seven), ("branch7x7dbl", double)], 192, **kw)
+
+
+def _block_d(features_in, **kw):
+    seven = [(192, *_POINT), (192, *_ROW), (192, *_COLUMN), (192, *_HALVE)]
+    return Block(features_in, [("branch3x3", [(192, *_POINT), (320, *_HALVE)]), ("branch7x7x3", seven)], pool=_shrunk, **kw)
+
+
+def _block_e(features_in, pool, **kw):
+    both = [(384, (1, 3), 1, (0, 1)), (384, (3, 1), 1, (1, 0))]
+    branches = [("branch1x1", [(320, *_POINT)]), ("branch3x3", [(384, *_POINT), both])]
+    branches += [("branch3x3dbl", [(448, *_POINT), (384, *_SQUARE), both])]
+    return Block(features_in, branches, 192, pool, **kw)
+
+
+class FIDInception(nnx.Module):
+    """Pictures to 2048 features and 1008 logits without bias, as FID, KID and the Inception score take them."""
+
+    def __init__(self, *, dtype=None, rngs: nnx.Rngs):
+        kw = dict(dtype=dtype, rngs=rngs)
+        self.Conv2d_1a_3x3 = ConvNorm(3, 32, *_HALVE, **kw)
+        self.Conv2d_2a_3x3 = ConvNorm(32, 32, (3, 3), **kw)
+        self.Conv2d_2b_3x3 = ConvNorm(32, 64, *_SQUARE, **kw)
+        self.Conv2d_3b_1x1 = ConvNorm(64, 80, **kw)
+        self.Conv2d_4a_3x3 = ConvNorm(80, 192, (3, 3), **kw)
+        self.Mixed_5b = _block_a(192, 32, **kw)
+        self.Mixed_5c = _block_a(256, 64, **kw)
+        self.Mixed_5d = _block_a(288, 64, **kw)
+        self.Mixed_6a = _block_b(288, **kw)
+        for name, width in (("b", 128), ("c", 160), ("d", 160), ("e", 192)):
+            setattr(self, f"Mixed_6{name}", _block_c(768, width, **kw))
+        self.Mixed_7a = _block_d(768, **kw)
+        self.Mixed_7b = _block_e(1280, _averaged, **kw)
+        self.Mixed_7c = _block_e(2048, lambda x: nnx.max_pool(x, (3, 3), padding="SAME"), **kw)
+        self.fc = nnx.Linear(2048, 1008, **kw)
+
+    def __call__(self, pictures: UInt8[Array, "b h w 3"]) -> tuple[Float[Array, "b 2048"], Float[Array, "b 1008"]]:
+        """Features and logits of pictures of any size."""
+        rows, columns = (jnp.asarray(tensorflow_resize(n)) for n in pictures.shape[1:3])
+        x = jnp.einsum("ih,bhwc->biwc", rows, pictures.astype(jnp.float32), precision="highest")
+        x = (jnp.einsum("jw,biwc->bijc", columns, x, precision="highest") - 128.0) / 128.0
+        x = _shrunk(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
+        x = _shrunk(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
+        for name in ("5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"):
+            x = getattr(self, f"Mixed_{name}")(x)
+        features = x.mean((1, 2))
+        return features, features @ self.fc.kernel.get_value()

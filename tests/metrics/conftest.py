@@ -1,0 +1,25 @@
+"""torch-fidelity as the reference, without the torchvision that it imports and these parts of it never call."""
+
+import sys
+import types
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def fidelity():
+    """The package torch_fidelity."""
+    names = ("torchvision", "torchvision.datasets", "torchvision.models", "torchvision.transforms", "torchvision.transforms.functional")
+
+    class Stub(types.ModuleType):
+        def __getattr__(self, name):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return type(name, (), {})
+
+    before = {name: sys.modules.get(name) for name in names}
+    sys.modules.update({name: Stub(name) for name in names})
+    try:
+        return pytest.importorskip("torch_fidelity", reason="the reference of FID, KID and IS needs the test extra")
+    finally:
+        sys.modules.update(before)
