@@ -15,8 +15,8 @@ class Method(Protocol):
     """What the loop, the evaluation and the report know of a method.
 
     A state is a dictionary that holds `step`, and whatever else must survive a restart: parameters, their
-    averages, optimiser, a pool of images. `frozen` is loaded once and never saved. All functions but `load`
-    are pure and run inside jit.
+    averages, optimiser, a pool of images. `frozen` is loaded once and never saved. What takes a batch is
+    pure and runs inside jit.
     """
 
     needs_faces: bool  # whether a step reads the faces even where latents stand in for them

@@ -75,10 +75,10 @@ class CranioDiff:
             raise InputError(f"method: {error}") from None
         if given["scheduler"].get("trained_betas") is not None:
             raise InputError("the scheduler's trained_betas are not implemented; expected one of the named beta_schedules")
-        # diffusers' defaults where the file is silent
         # As a writer of checkpoints puts them.
         mine = {name: v for name, v in dataclasses.asdict(control).items() if name not in ("out_channels", "up_block_types")}
         self.settings = given | {"controlnet": mine | given["controlnet"]}
+        # diffusers' defaults where the file is silent
         self.sampler_ends = {name: given["scheduler"].get(name, usual) for name, usual in (("steps_offset", 0), ("set_alpha_to_one", True))}
         agreement = [(f"ControlNet's {n}", getattr(control, n), f"U-Net's {n}", getattr(unet, n)) for n in SHARED]
         agreement += [("text encoder's hidden_size", text.hidden_size, "U-Net's cross_attention_dim", unet.cross_attention_dim)]
