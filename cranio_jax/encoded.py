@@ -1,5 +1,6 @@
 """What frozen networks make of the records, computed once and kept beside them: latents of faces, contexts of prompts."""
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -31,7 +32,7 @@ def training_examples(config: ml_collections.ConfigDict, method: Method, mesh: j
     """
     variants, c = config.data.cached_variants, config.augment
     fields = method.encodable() if variants else {}
-    rows = lambda *given: _rows(pathlib.Path(str(builder.data_dir)) / "encoded", method, mesh, frozen, config.train.batch_size, *given)
+    rows = functools.partial(_rows, pathlib.Path(str(builder.data_dir)) / "encoded", method, mesh, frozen, config.train.batch_size)
     variant_rng = lambda index, variant: np.random.default_rng([config.seed, index, variant])
     contexts, latents = None, None
     if "context" in fields:

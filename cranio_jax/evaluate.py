@@ -20,6 +20,7 @@ from cranio_jax import data, sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import Method
 from cranio_jax.metrics import psnr, ssim
+from cranio_jax.metrics.resampling import bootstrap
 from cranio_jax.train import restore
 from cranio_jax.writers import Writer, whole_file, write_json
 
@@ -153,22 +154,6 @@ def shuffled_xrays(examples: list[dict], seed: int) -> list[dict]:
         subjects = list(rng.permutation(subjects))
         other |= dict(zip(subjects, subjects[1:] + subjects[:1], strict=True))  # one cycle: a derangement
     return [e | {"xray": xrays[other[e["subject"]], e["xray_view"]]} for e in examples]
-
-
-def bootstrap(values: np.ndarray, subjects: list[str], rounds: int, seed: int) -> tuple[float, float, float]:
-    """Mean over subjects and the 95 % interval of resampling them: one subject's pictures are not independent.
-
-    Args:
-      values: one number for each example.
-      subjects: whose example it is.
-      rounds: resamples.
-      seed: of the resampling.
-    """
-    names, which = np.unique(subjects, return_inverse=True)
-    means = np.bincount(which, values) / np.bincount(which)
-    draws = np.random.default_rng(seed).integers(0, len(names), (rounds, len(names)))
-    low, high = np.percentile(means[draws].mean(1), [2.5, 97.5])
-    return float(means.mean()), float(low), float(high)
 
 
 def provenance(config: ml_collections.ConfigDict, builder, method: Method, step: int) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def row(line: dict, ours: dict) -> str:
         batch=line["batch"],
         engine=line["engine"],
         ms=f"{1000 * seconds:.0f}",
-        rate=f"{line['batch'] / seconds:.2f}" if tflop else "",
+        rate=f"{line['batch'] / seconds:.3g}" if tflop else "",
         tflop=f"{tflop:.2f}" if tflop else "",
         mfu=f"{tflop * line['batch'] / seconds / peak:.0%}" if tflop and peak else "",
         memory=f"{line['memory']:.1f}",

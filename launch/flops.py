@@ -9,7 +9,8 @@ import jax
 def flops(function: Callable, *args) -> float:
     """Operations (a multiplication and an addition are two) of one call; `args` may be shapes.
 
-    Loops count as often as they run, recomputation counts again, of branches the most costly counts.
+    Loops count as often as they run, recomputation counts again, of branches the most costly counts. Raises ValueError
+    on a product in a loop whose length is not known.
     """
     return _of(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -28,6 +29,12 @@ def _dot(eqn) -> float:
     return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
 
 
+def _while(eqn) -> float:
+    if _inner(eqn):
+        raise ValueError("a loop of unknown length holds a product")
+    return 0.0
+
+
 def _conv(eqn) -> float:
     kernel, out = eqn.invars[1].aval.shape, eqn.outvars[0].aval.shape
     each = math.prod(kernel) / kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
@@ -38,6 +45,7 @@ def _conv(eqn) -> float:
 _COUNTS = {
     "dot_general": _dot,
     "conv_general_dilated": _conv,
+    "while": _while,
     "scan": lambda eqn: eqn.params["length"] * _inner(eqn),
     "cond": lambda eqn: max(_of(branch.jaxpr) for branch in eqn.params["branches"]),
 }

@@ -6,8 +6,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+from skimage import transform
 
-from cranio_jax import data
+from cranio_jax import data, losses
 from cranio_jax.errors import InputError
 
 
@@ -71,9 +72,14 @@ def test_landmarks_move_with_the_face(config, setting):
 
 
 def test_frontal_faces_have_landmarks(examples):
-    for i in range(20):
-        example = examples[i]
-        assert np.isfinite(example["landmarks"]).all() == (example["face_view"] == "frontal")
+    found = [examples[i] for i in range(36)]
+    assert {e["face_view"] for e in found} == {"frontal", "lateral"}
+    for example in found:
+        landmarks = example["landmarks"]
+        assert np.isfinite(landmarks).all() == (example["face_view"] == "frontal")
+        if example["face_view"] == "frontal":  # in ArcFace's order, and so laid like its template
+            fit = transform.SimilarityTransform.from_estimate(landmarks, losses.TEMPLATE)
+            assert np.abs(fit(landmarks) - losses.TEMPLATE).max() < 10 and fit.scale > 0 and abs(fit.rotation) < 0.1
 
 
 def test_exposure_and_erasing_touch_the_xray_alone(config):

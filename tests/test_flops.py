@@ -34,3 +34,5 @@ def test_loops_branches_and_recomputation():
     inner = lambda b: jnp.sin(b @ b)
     kept, again = (flops(jax.grad(twice(f)), a) for f in (inner, jax.checkpoint(inner)))
     assert kept == 6 * product and again == 7 * product
+    with pytest.raises(ValueError, match="a loop of unknown length holds a product"):
+        flops(lambda a: jax.lax.while_loop(lambda b: b[0, 0] > 0, lambda b: b @ a, a), a)

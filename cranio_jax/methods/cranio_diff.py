@@ -230,9 +230,8 @@ class CranioDiff:
 
     def encode(self, frozen, batch) -> dict[str, Array]:
         """The encodable fields that `batch` has the makings of."""
-        made = {"latents": ("face", lambda: self._latents(frozen, batch))}
-        made["context"] = "prompt_ids", lambda: self._context(frozen, batch["prompt_ids"])
-        return {field: value() for field, (source, value) in made.items() if source in batch}
+        made = {"latents": self._latents(frozen, batch)} if "face" in batch else {}
+        return made | ({"context": self._context(frozen, batch["prompt_ids"])} if "prompt_ids" in batch else {})
 
     def _denoiser(self, params, xray: UInt8[Array, "b H W 1"], scale: float):
         unet, control = (self._bind(name, params) for name in ("unet", "controlnet"))

@@ -9,7 +9,7 @@ from numpy import ndarray as Array
 
 from cranio_jax.errors import InputError
 
-VIEWS, IMAGES = ("same", "any"), ("one", "all")
+VIEWS = ("same", "any")
 
 
 class Faces(NamedTuple):
@@ -44,20 +44,22 @@ def similarities(queries: Faces, gallery: Faces, view: str = "any") -> tuple[Flo
     """
     if view not in VIEWS:
         raise InputError(f"retrieval view={view!r} is not one of {', '.join(VIEWS)}")
-    for name, faces in (("queries", queries), ("gallery", gallery)):
-        lengths = np.linalg.norm(faces.vectors, axis=1)
+
+    def unit(name: str, vectors) -> Float[Array, "n d"]:
+        vectors = np.asarray(vectors, np.float64)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.all(np.isfinite(lengths) & (lengths > 0)):
             raise InputError(f"retrieval: a vector of the {name} is zero or not finite; was the face a picture?")
-    unit = lambda faces: (
-        np.asarray(faces.vectors, np.float64) / np.linalg.norm(np.asarray(faces.vectors, np.float64), axis=1, keepdims=True)
-    )
+        return vectors / lengths
+
+    cosines = unit("queries", queries.vectors) @ unit("gallery", gallery.vectors).T
     equal = lambda a, b: np.asarray(a)[:, None] == np.asarray(b)[None]
     same = equal(queries.subjects, gallery.subjects)
     allowed = equal(queries.views, gallery.views) if view == "same" else np.ones(same.shape, bool)
     if not (same & allowed).any(1).all():
         lacking = queries.subjects[int(np.argmin((same & allowed).any(1)))]
         raise InputError(f"retrieval: the gallery holds no face of the query's subject {lacking} in that protocol")
-    return unit(queries) @ unit(gallery).T, same, allowed
+    return cosines, same, allowed
 
 
 def ranked(cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: Bool[Array, "q g"]) -> Bool[Array, "q g"]:
@@ -77,8 +79,10 @@ def at_k(hits: Bool[Array, "q g"], allowed: Bool[Array, "q g"], ks: Sequence[int
     each of the subject's places within k, summed and divided by the most that k places can hold. mrr@k: one over the
     first of the subject's places, 0 beyond k. Raises InputError where k is more than a query's gallery.
     """
-    if max(ks) > (smallest := int(allowed.sum(1).min())) or min(ks) < 1:
-        raise InputError(f"retrieval: k={max(ks) if max(ks) > smallest else min(ks)}, but a gallery holds {smallest} faces")
+    smallest = int(allowed.sum(1).min())
+    for k in ks:
+        if not 1 <= k <= smallest:
+            raise InputError(f"retrieval: k={k}, but a gallery holds {smallest} faces")
     places = np.arange(1, hits.shape[1] + 1)
     precision = np.cumsum(hits, 1) / places * hits
     first = np.argmax(hits, 1) + 1
@@ -111,11 +115,3 @@ def separation(cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: 
     gap = lambda i: accepted[i] - refused[i]
     part = gap(before) / (gap(before) - gap(after)) if gap(before) != gap(after) else 0.0
     return {"d_prime": float(d_prime), "eer": float(refused[before] + part * (refused[after] - refused[before]))}
-
-
-def permutation_test(values: Float[Array, "q"], control: Float[Array, "q"], subjects: Sequence[str], rounds: int, seed: int) -> float:
-    """Chance of so large a mean gain over `control` if it were none: signs of the subjects' mean gains are drawn anew."""
-    names, which = np.unique(subjects, return_inverse=True)
-    gains = np.bincount(which, np.asarray(values) - np.asarray(control)) / np.bincount(which)
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (rounds, len(names)))
-    return float((1 + ((signs * gains).mean(1) >= gains.mean() - 1e-12).sum()) / (1 + rounds))

@@ -45,39 +45,40 @@ def _averaged(x):
     return nnx.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
-class Block(nnx.Module):
-    """Branches side by side, each a chain of convolutions that the checkpoint numbers `NAME_1`, `NAME_2`, ...
+def _branch(name: str, *links) -> list[list[tuple]]:
+    """The steps of a branch, each of `(key, features, kernel, stride, padding)`, by the checkpoint's keys.
 
-    A last link that is a pair of kernels is two convolutions of the same input, side by side: `NAME_3a`, `NAME_3b`.
+    One link is NAME, several are NAME_1, NAME_2, ...; a list of two links is two convolutions of the same input, side by
+    side: NAME_3a, NAME_3b.
     """
+    steps = []
+    for i, link in enumerate(links, 1):
+        key = name if len(links) == 1 else f"{name}_{i}"
+        steps.append([(key + letter, *part) for letter, part in zip("ab", link, strict=True)] if isinstance(link, list) else [(key, *link)])
+    return steps
 
-    def __init__(self, features_in: int, branches, pooled: int = 0, pool=_averaged, *, dtype=None, rngs: nnx.Rngs):
-        """`branches` are `(name, links)`, a link `(features, kernel, stride, padding)`; `pooled` features follow `pool`, none if 0."""
-        kw, self.chains, self.pool = dict(dtype=dtype, rngs=rngs), [], pool
-        for name, links in branches:
-            width, chain = features_in, []
-            for i, link in enumerate(links):
-                number = f"_{i + 1}" if len(links) > 1 else ""
-                pair = (
-                    [(f"{name}{number}{letter}", part) for letter, part in zip("ab", link, strict=True)] if isinstance(link, list) else None
-                )
-                for key, (features, *rest) in pair or [(name + number, link)]:
-                    setattr(self, key, ConvNorm(width, features, *rest, **kw))
-                chain.append(tuple(key for key, _ in pair) if pair else name + number)
-                width = link[0] if not pair else 0
-            self.chains.append(tuple(chain))
-        self.chains = tuple(self.chains)
+
+class Block(nnx.Module):
+    """Branches side by side, and behind them what `pool` leaves, through `pooled` convolutions where these are not 0."""
+
+    def __init__(self, features_in: int, branches, pool, pooled: int = 0, *, dtype=None, rngs: nnx.Rngs):
+        self.pool = pool
+        self.keys = tuple(tuple(tuple(key for key, *_ in step) for step in branch) for branch in branches)
+        for branch in branches:
+            width = features_in
+            for step in branch:
+                for key, features, kernel, stride, padding in step:
+                    setattr(self, key, ConvNorm(width, features, kernel, stride, padding, dtype=dtype, rngs=rngs))
+                width = step[0][1]
         if pooled:
-            self.branch_pool = ConvNorm(features_in, pooled, **kw)
+            self.branch_pool = ConvNorm(features_in, pooled, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
         found = []
-        for chain in self.chains:
+        for branch in self.keys:
             hidden = x
-            for key in chain:
-                hidden = (
-                    getattr(self, key)(hidden) if isinstance(key, str) else jnp.concatenate([getattr(self, k)(hidden) for k in key], -1)
-                )
+            for step in branch:
+                hidden = jnp.concatenate([getattr(self, key)(hidden) for key in step], -1)
             found.append(hidden)
         pooled = self.pool(x)
         found.append(self.branch_pool(pooled) if hasattr(self, "branch_pool") else pooled)
@@ -91,36 +92,34 @@ _ROW, _COLUMN = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
 
 
 def _block_a(features_in, pooled, **kw):
-    five = [(48, *_POINT), (64, (5, 5), 1, (2, 2))]
-    return Block(
-        features_in,
-        [("branch1x1", [(64, *_POINT)]), ("branch5x5", five), ("branch3x3dbl", [(64, *_POINT), (96, *_SQUARE), (96, *_SQUARE)])],
-        pooled,
-        **kw,
-    )
+    branches = [_branch("branch1x1", (64, *_POINT)), _branch("branch5x5", (48, *_POINT), (64, (5, 5), 1, (2, 2)))]
+    branches += [_branch("branch3x3dbl", (64, *_POINT), (96, *_SQUARE), (96, *_SQUARE))]
+    return Block(features_in, branches, _averaged, pooled, **kw)
 
 
 def _block_b(features_in, **kw):
-    branches = [("branch3x3", [(384, *_HALVE)]), ("branch3x3dbl", [(64, *_POINT), (96, *_SQUARE), (96, *_HALVE)])]
-    return Block(features_in, branches, pool=_shrunk, **kw)
+    branches = [_branch("branch3x3", (384, *_HALVE)), _branch("branch3x3dbl", (64, *_POINT), (96, *_SQUARE), (96, *_HALVE))]
+    return Block(features_in, branches, _shrunk, **kw)
 
 
 def _block_c(features_in, width, **kw):
-    seven = [(width, *_POINT), (width, *_ROW), (192, *_COLUMN)]
-    double = [(width, *_POINT), (width, *_COLUMN), (width, *_ROW), (width, *_COLUMN), (192, *_ROW)]
-    return Block(features_in, [("branch1x1", [(192, *_POINT)]), ("branch7x7", seven), ("branch7x7dbl", double)], 192, **kw)
+    row, column = (width, *_ROW), (width, *_COLUMN)
+    branches = [_branch("branch1x1", (192, *_POINT)), _branch("branch7x7", (width, *_POINT), row, (192, *_COLUMN))]
+    branches += [_branch("branch7x7dbl", (width, *_POINT), column, row, column, (192, *_ROW))]
+    return Block(features_in, branches, _averaged, 192, **kw)
 
 
 def _block_d(features_in, **kw):
-    seven = [(192, *_POINT), (192, *_ROW), (192, *_COLUMN), (192, *_HALVE)]
-    return Block(features_in, [("branch3x3", [(192, *_POINT), (320, *_HALVE)]), ("branch7x7x3", seven)], pool=_shrunk, **kw)
+    branches = [_branch("branch3x3", (192, *_POINT), (320, *_HALVE))]
+    branches += [_branch("branch7x7x3", (192, *_POINT), (192, *_ROW), (192, *_COLUMN), (192, *_HALVE))]
+    return Block(features_in, branches, _shrunk, **kw)
 
 
 def _block_e(features_in, pool, **kw):
     both = [(384, (1, 3), 1, (0, 1)), (384, (3, 1), 1, (1, 0))]
-    branches = [("branch1x1", [(320, *_POINT)]), ("branch3x3", [(384, *_POINT), both])]
-    branches += [("branch3x3dbl", [(448, *_POINT), (384, *_SQUARE), both])]
-    return Block(features_in, branches, 192, pool, **kw)
+    branches = [_branch("branch1x1", (320, *_POINT)), _branch("branch3x3", (384, *_POINT), both)]
+    branches += [_branch("branch3x3dbl", (448, *_POINT), (384, *_SQUARE), both)]
+    return Block(features_in, branches, pool, 192, **kw)
 
 
 class FIDInception(nnx.Module):

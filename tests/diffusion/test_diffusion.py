@@ -1,14 +1,13 @@
 """Schedules and samplers against closed forms and against diffusers' schedulers."""
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from cranio_jax import diffusion
-
-torch = pytest.importorskip("torch", reason="the reference schedulers need the test extra")
-import diffusers  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2"])

@@ -26,7 +26,7 @@ def cohort(rng, noise, subjects=12, each=4, width=16):
 
 
 @pytest.mark.parametrize("view", retrieval.VIEWS)
-@pytest.mark.parametrize("images", retrieval.IMAGES)
+@pytest.mark.parametrize("images", ("one", "all"))
 def test_against_trec_eval(view, images):
     queries, gallery = cohort(np.random.default_rng(0), 2.0)
     if images == "one":
@@ -79,19 +79,6 @@ def test_separation_of_two_normal_distributions(d):
     found = retrieval.separation(cosines, same, np.ones_like(same))
     assert found["d_prime"] == pytest.approx(d, abs=0.02)
     assert found["eer"] == pytest.approx(stats.norm.cdf(-d / 2), abs=0.005)
-
-
-def test_permutations_by_subject():
-    rng = np.random.default_rng(0)
-    subjects = np.repeat([f"p{i}" for i in range(20)], 18)
-    control = rng.random(360)
-    assert retrieval.permutation_test(control + 0.2, control, subjects, 2000, 0) == pytest.approx(1 / 2001)
-    # Gains that are one subject's alone are no evidence, however many pictures show it.
-    assert retrieval.permutation_test(control + (subjects == "p3"), control, subjects, 2000, 0) > 0.4
-    by_chance = [
-        retrieval.permutation_test(np.repeat(rng.standard_normal(20), 18), np.zeros(360), subjects, 500, seed) for seed in range(200)
-    ]
-    assert stats.kstest(by_chance, "uniform").pvalue > 0.01
 
 
 def test_what_can_not_be_scored():

@@ -1,17 +1,16 @@
 """The networks against the PyTorch classes whose checkpoints they load."""
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+import transformers
 from flax import nnx
 
 from cranio_jax import models, pretrained
 from cranio_jax.models.functional import Network
-
-torch = pytest.importorskip("torch", reason="the reference networks need the test extra")
-import diffusers  # noqa: E402
-import transformers  # noqa: E402
 
 
 def to_jax(model: nnx.Module, reference: torch.nn.Module) -> None:

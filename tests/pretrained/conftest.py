@@ -2,11 +2,10 @@
 
 import json
 
+import diffusers
 import pytest
-
-torch = pytest.importorskip("torch", reason="the reference pipelines need the test extra")
-import diffusers  # noqa: E402
-import transformers  # noqa: E402
+import torch
+import transformers
 
 WIDTH = 32
 # What sets the families apart: heads by count or by size, convolutions or linear layers, gelu, velocity.

@@ -165,6 +165,14 @@ def test_one_format_of_a_repository_is_fetched(copy, settings, wanted, tmp_path,
     assert not [f for f in others if (tmp_path / "hub" / f).exists()]
 
 
+def test_the_content_of_weights_is_known_to_the_cache(copy, settings):
+    before = make_method(settings(copy)).encodable()
+    assert str(copy) not in json.dumps(before)
+    rewrite(copy, "vae", lambda file, tensors: safetensors.numpy.save_file({k: np.nextafter(v, 9) for k, v in tensors.items()}, file))
+    after = make_method(settings(copy)).encodable()
+    assert before["latents"] != after["latents"] and before["context"] == after["context"]
+
+
 def test_a_controlnet_of_its_own_folder(copy, settings, wanted, tmp_path):
     alone = tmp_path / "control"
     shutil.move(copy / "controlnet", alone)
