@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # data_dir: TFDS's own folder if empty. cached_variants: what frozen networks make of the pictures and prompts is kept
     # beside the records, of so many augmented variants of each pair; 0: made anew at each step.
-    c.data = dict(builder="cranio_phantom", data_dir="", cached_variants=0)
+    c.data = dict(builder="cranio_phantom", data_dir="", cached_variants=0, validation_subjects=0)
     c.data.settings = dict(size=64, pairing="matched", subjects=120, seed=0, skin_spread=0.06, hair_spread=1.0, depth_spread=1.0)
     # The paper's augmentations.
     c.augment = dict(flip=0.5, rotation=5.0, brightness=0.15, contrast=0.20, erase=0.05)
@@ -30,14 +30,25 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.sampling = dict(sampler="ddim", num_steps=50, spacing="trailing", eta=0.0, guidance_scale=7.5, controlnet_scale=1.0, clip=0.0)
     c.evaluate = dict(batch_size=40, num_samples=4, keep_faces=True, max_subjects=0, bootstrap=10_000, pictures=8)
+    # Files of feature networks, comma-separated, with wildcards: each is recognised, and brings its metrics. What published
+    # embedders of faces see is `crop`: top, left, height and width, as parts of the picture.
+    c.evaluate.update(weights="", crop=(0.2, 0.2, 0.65, 0.6), kernel_subset=100, kernel_rounds=100, inception_splits=10)
+    # Two folders of pictures of the same names in place of a checkpoint; `names` finds (?P<subject>...), (?P<view>...) and
+    # (?P<variant>...) in a name.
+    c.evaluate.update(generated="", reference="", names="")
+    # Protocols: faces of the 'same' view or 'any', 'all' real faces of a subject or 'one'; more people for the gallery.
+    c.evaluate.retrieval = dict(protocols=("same/all", "same/one", "any/all", "any/one"), ks=(1, 5, 10))
+    c.evaluate.retrieval.distractors = dict(builder="", data_dir="", split="train", settings={})
     # The decoded terms of the loss, a part of `method`; files of weights are the
     # user's, `decoder` a folder of TAESD that stands in for the autoencoder's. See cranio_jax/losses.py.
     c.method = ml_collections.ConfigDict()
     # Rates of networks that shall not go at train.learning_rate; the rank of 'unet_lora', whose alpha is the same.
     c.method.update(learning_rates={}, lora_rank=16)
     c.method.losses = dict(lpips=0.0, identity=0.0, gate="quadratic", gate_limit=200, warmup_steps=0, every=1, decode_batch=0)
-    c.method.losses.update(trunk="vgg", trunk_file="", heads_file="", embedder="iresnet50", embedder_file="", decoder="")
+    c.method.losses.update(trunk="vgg", trunk_file="", heads_file="", embedder_file="", decoder="")
     c.method.losses.update(crop=(0.2, 0.2, 0.65, 0.6), lateral_identity=False)
+    # Scores of the first `examples` validation pictures (data.validation_subjects) every so many steps while it trains.
+    c.validation = dict(every=0, num_steps=5, examples=64)
     c.export = dict(weights="ema", dtype="float32")
     c.reconstruct = dict(xrays="", view="frontal", sex="female", age=45.0, bmi_change=0.0, num_samples=4, batch_size=4)
     return c

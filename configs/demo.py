@@ -52,6 +52,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.train.update(num_steps=6, log_every=2, checkpoint_every=3, warmup_steps=2)
         c.sampling.num_steps = 2
         c.evaluate.update(num_samples=2, bootstrap=200, pictures=2)
+        c.evaluate.retrieval.ks = (1, 3)
     elif variant:
         raise ValueError(f"configs/demo.py has no variant {variant!r}; expected 'smoke' or none")
     return c

@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -17,7 +17,8 @@ from cranio_jax.errors import InputError
 from cranio_jax.prompts import make_prompt, make_tokenizer
 
 # Arrays that go to the device, where an example has them; everything else stays on the host.
-DEVICE_FIELDS = ("xray", "face", "prompt_ids", "id_hash", "mask", "frontal", "landmarks", "latents", "context")
+DEVICE_FIELDS = ("xray", "face", "prompt_ids", "id_hash", "mask", "frontal", "landmarks", "subject_index", "latents", "context")
+EVALUATION_FIELDS = ("generated", "other_xray", "head_mask", "place", "split")
 GEOMETRY = ("flip", "rotation")  # of the augmentations, those that move the face
 READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 
@@ -58,28 +59,71 @@ def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
     return digest.hexdigest()
 
 
+def read_split(builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict, images: tuple[str, ...]):
+    """`(records, rows)` of a split: a random-access source, and which of its places belong to the split.
+
+    Without a split of that name, 'validation' is `data.validation_subjects` of the training subjects, whom 'train' then
+    lacks: always the same ones, whatever the seed. Raises InputError where a split is empty.
+    """
+    held_out, splits = config.data.validation_subjects, builder.info.splits
+    if held_out and "validation" in splits:
+        raise InputError(f"{builder.info.full_name} has validation subjects of its own; set data.validation_subjects=0")
+    where = "train" if split == "validation" and held_out else split
+    if where not in splits or not splits[where].num_examples:
+        remedy = "set data.validation_subjects" if split == "validation" else "raise data.settings.subjects"
+        raise InputError(f"split {split!r} of {builder.info.full_name} is empty; {remedy}")
+    unread = {name: tfds.decode.SkipDecoding() for name in ("xray", "face") if name not in images}
+    records = builder.as_data_source(where, decoders=unread or None)
+    if not held_out or where != "train":
+        return records, range(len(records))
+    names = split_subjects(builder, "train")
+    order = sorted(set(names), key=lambda name: (zlib.crc32(name.encode()), name))
+    if not 0 < held_out < len(order):
+        raise InputError(f"data.validation_subjects={held_out} leaves nobody to train on; there are {len(order)} training subjects")
+    kept = set(order[:held_out] if split == "validation" else order[held_out:])
+    return records, [row for row, name in enumerate(names) if name in kept]
+
+
+def split_subjects(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
+    """The subject of each record of a split on disk; no picture is decoded."""
+    unread = {name: tfds.decode.SkipDecoding() for name in ("xray", "face")}
+    return [record["subject"].decode() for record in builder.as_data_source(split, decoders=unread)]
+
+
+def subjects(builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict) -> list[str]:
+    """The subjects of a split, sorted."""
+    records, rows = read_split(builder, split, config, images=())
+    return sorted({records[row]["subject"].decode() for row in rows})
+
+
 class Examples:
-    """A random-access source of examples: `images` as uint8, the prompt as token ids, the rest as Python values."""
+    """A random-access source of examples: `images` as uint8, the prompt as token ids, the rest as Python values.
+
+    With `numbered`, the subjects of the split, an example says which of them is its own: `subject_index`.
+    """
 
     def __init__(
-        self, builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict, images: tuple[str, ...] = ("xray", "face")
+        self,
+        builder: tfds.core.DatasetBuilder,
+        split: str,
+        config: ml_collections.ConfigDict,
+        images: tuple[str, ...] = ("xray", "face"),
+        numbered: Sequence[str] = (),
     ):
-        if split not in builder.info.splits or not builder.info.splits[split].num_examples:
-            raise InputError(f"split {split!r} of {builder.info.full_name} is empty; raise data.settings.subjects")
         self._images = images
-        unread = {name: tfds.decode.SkipDecoding() for name in ("xray", "face") if name not in images}
-        self._source = builder.as_data_source(split, decoders=unread or None)
+        self._source, self._rows = read_split(builder, split, config, images)
         self._prompt = config.prompt
         self._tokenize = make_tokenizer(config)
+        self._numbers = {name: np.int32(i) for i, name in enumerate(numbered)}
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._rows)
 
     def __repr__(self) -> str:  # Grain puts it into its checkpoints; a path has no place there
         return f"Examples({len(self)})"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self._source[int(index)]
+        record = self._source[self._rows[int(index)]]
         text = lambda name: record[name].decode()
         example = {name: text(name) for name in ("id", "subject", "xray_view", "face_view", "sex")}
         example |= {"age": float(record["age"]), "bmi_change": float(record["bmi_change"])}
@@ -87,6 +131,8 @@ class Examples:
             # Eyes, nose tip, mouth corners: the order of losses.TEMPLATE, which is a frontal face's.
             known = example["face_view"] == "frontal"
             example["landmarks"] = np.asarray(record["face_landmarks"][:5] if known else np.full((5, 2), np.nan), np.float32)
+        if self._numbers:
+            example["subject_index"] = self._numbers[example["subject"]]
         return example | {
             **{name: record[name] for name in self._images},
             "index": int(index),
@@ -154,7 +200,7 @@ def augment(example: dict[str, Any], rng: np.random.Generator, settings: ml_coll
 
 def to_device_fields(example: dict[str, Any]) -> dict[str, np.ndarray]:
     """Drops what stays on the host."""
-    return {name: example[name] for name in DEVICE_FIELDS if name in example}
+    return {name: example[name] for name in (*DEVICE_FIELDS, *EVALUATION_FIELDS) if name in example}
 
 
 def training_batches(
@@ -171,9 +217,12 @@ def training_batches(
     return iter(dataset.to_iter_dataset(READING))
 
 
-def ordered_batches(examples: list[dict[str, Any]], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches in order; the last is filled up with copies whose mask is 0."""
-    for start in range(0, len(examples), batch_size):
-        part = [to_device_fields(e) for e in examples[start : start + batch_size]]
-        part += [part[-1] | {"mask": np.float32(0.0)}] * (batch_size - len(part))
-        yield {name: np.stack([e[name] for e in part]) for name in part[0]}
+def ordered_batches(examples: Sequence[dict[str, Any]], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches in order, read ahead; the last is filled up with copies whose mask is 0."""
+    count = len(examples)
+
+    def one(place: int) -> dict[str, np.ndarray]:
+        return to_device_fields(examples[min(place, count - 1)]) | {"mask": np.float32(place < count)}
+
+    places = grain.MapDataset.range(-(-count // batch_size) * batch_size)
+    return iter(places.map(one).batch(batch_size).to_iter_dataset(READING))

@@ -45,6 +45,7 @@ def training_examples(config: ml_collections.ConfigDict, method: Method, mesh: j
         faces = data.Examples(builder, "train", config, images=("face",))
         key = fields["latents"] | {name: c[name] for name in data.GEOMETRY}
         key |= {"records": data.fingerprint(builder), "seed": config.seed, "variants": variants}
+        key |= {"held_out": config.data.validation_subjects}
         face = lambda index, variant: data.move(faces[index], variant_rng(index, variant), c)["face"]
         latents = rows("latents", key, len(faces) * variants, lambda row: {"face": face(*divmod(row, variants))})
 
@@ -58,7 +59,8 @@ def training_examples(config: ml_collections.ConfigDict, method: Method, mesh: j
         return data.expose(example, rng, c) | {"latents": latents[index * variants + variant]}
 
     images = ("xray",) if latents is not None and not method.needs_faces else ("xray", "face")
-    return data.Examples(builder, "train", config, images), prepare
+    numbered = data.subjects(builder, "train", config) if method.needs_subjects else ()
+    return data.Examples(builder, "train", config, images, numbered), prepare
 
 
 def _rows(folder: pathlib.Path, method: Method, mesh, frozen, batch_size: int, field: str, key: dict, count: int, make: Callable):

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import ml_collections
 
-from cranio_jax import __version__, pretrained
+from cranio_jax import __version__, pretrained, tables
 from cranio_jax.errors import InputError
 from cranio_jax.reconstruct import NOTICE
-from cranio_jax.train import restore
+from cranio_jax.state import restore
 from cranio_jax.writers import write_json
 
 TYPES = ("float32", "float16")
@@ -29,6 +29,10 @@ def export(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     for name, value, known in (("weights", e.weights, WEIGHTS), ("dtype", e.dtype, TYPES)):
         if value not in known:
             raise InputError(f"export.{name}={value!r} is not one of {', '.join(known)}")
+    if config.method.name != "cranio_diff":
+        raise InputError(
+            f"job=export writes a diffusers pipeline, which {config.method.name} is not; an embedder's file is written by job=evaluate"
+        )
     if not config.pretrained.model:
         raise InputError("job=export writes a diffusers pipeline, whose tokenizer and autoencoder come from pretrained.model; set it")
     folder = workdir / "export" / f"{e.weights}_{e.dtype}"
@@ -89,7 +93,6 @@ def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any,
     ]
     if results.exists():
         found = json.loads(results.read_text())
-        rows = [f"| {name} | {row['psnr']['mean']:.2f} | {row['ssim']['mean']:.3f} |" for name, row in found["rows"].items()]
-        lines.append(f"Scores on {found['subjects']} people it never saw, at step {found['step']}:")
-        lines.append("\n".join(["| | PSNR (dB) | SSIM |", "| --- | --- | --- |", *rows]))
+        lines.append(f"Scores at step {found['step']}, on people it never saw:")
+        lines.append(tables.markdown(found))
     return "\n\n".join(lines).replace("\n\n- ", "\n- ") + "\n"

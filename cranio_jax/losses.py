@@ -25,9 +25,14 @@ def check(settings: ml_collections.ConfigDict) -> None:
             raise InputError(f"method.losses.{name}={settings[name]} is negative")
     if settings.every < 1:
         raise InputError(f"method.losses.every={settings.every} must be 1 or more")
-    top, left, height, width = settings.crop
+    check_crop(settings.crop, "method.losses.crop")
+
+
+def check_crop(crop: tuple[float, float, float, float], name: str) -> None:
+    """Raises InputError where a crop is none."""
+    top, left, height, width = crop
     if not (0 <= top < top + height <= 1 and 0 <= left < left + width <= 1):
-        raise InputError(f"method.losses.crop={tuple(settings.crop)} is not (top, left, height, width) within the picture, as parts of 1")
+        raise InputError(f"{name}={tuple(crop)} is not (top, left, height, width) within the picture, as parts of 1")
 
 
 def timestep_gate(timesteps: Int[Array, "b"], count: int, gate: str, limit: int) -> Float[Array, "b"]:

@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cranio_jax import evaluate, export, reconstruct, report, train
+from cranio_jax import evaluate, export, reconstruct, report, tables, train
 from cranio_jax.errors import InputError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ def run(config, workdir: pathlib.Path) -> None:
     if config.job in ("train_and_evaluate", "train"):
         train.train(config, workdir)
     if config.job in ("train_and_evaluate", "evaluate"):
-        print(evaluate.summary(evaluate.evaluate(config, workdir)))
+        print(tables.text(evaluate.evaluate(config, workdir)))
     if config.job == "export":
         print(export.export(config, workdir))
     if config.job == "reconstruct":

@@ -6,12 +6,13 @@ import zlib
 
 import ml_collections
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from cranio_jax.errors import InputError
-from cranio_jax.evaluate import load_evaluator
+from cranio_jax.generate import Generator
+from cranio_jax.pictures import open_picture, write_png
 from cranio_jax.prompts import check_profile, make_prompt, make_tokenizer
-from cranio_jax.writers import whole_file, write_json
+from cranio_jax.writers import write_json
 
 NOTICE = "A reconstructed face is a plausible hypothesis, not an identification."
 
@@ -21,16 +22,7 @@ def read_xray(path: pathlib.Path, size: int) -> np.ndarray:
 
     Raises InputError, naming the file, where it is missing, unreadable or of constant value.
     """
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            picture.load()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such X-ray") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a readable picture ({str(error).split(':')[0].split(str(path.parent))[0].strip() or 'damaged file'})"
-        ) from None
+    picture = open_picture(path)
     if picture.mode not in ("L", "I", "F") and not picture.mode.startswith("I;16"):
         picture = picture.convert("L")
     values = np.asarray(picture, np.float32)
@@ -83,7 +75,7 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
     paths = find_xrays(r.xrays)
     size = config.data.settings.size
     xrays = [read_xray(path, size) for path in paths]
-    evaluator, _, step = load_evaluator(config, workdir, r.batch_size)
+    generator = Generator(config, workdir, r.batch_size)
     prompt = make_prompt(config.prompt.template, r.view, r.sex, r.age, r.bmi_change, config.prompt.known_ages)
     ids = make_tokenizer(config)([prompt])[0]
     nothing = np.zeros((size, size, 3), np.uint8)
@@ -91,9 +83,9 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
     for number, xray in enumerate(xrays):
         # The pixels decide the noise, so the same X-ray gives the same faces wherever it lies.
         digest = zlib.crc32(xray.tobytes())
-        example = {"xray": xray, "face": nothing, "prompt_ids": ids, "mask": np.float32(1), "frontal": np.float32(r.view == "frontal")}
-        examples = [example | {"id_hash": np.uint32((digest + k) % 2**32)} for k in range(r.num_samples)]
-        faces = evaluator.generate(examples, say=f"X-ray {number + 1} of {len(xrays)}")
+        example = {"xray": xray, "face": nothing, "prompt_ids": ids, "frontal": np.float32(r.view == "frontal")}
+        examples = [example | {"id": f"X-ray {digest:08x}", "id_hash": np.uint32((digest + k) % 2**32)} for k in range(r.num_samples)]
+        faces = generator.draw(examples, say=f"X-ray {number + 1} of {len(xrays)}")
         mean = faces.mean(0, dtype=np.float64)
         spread = (faces / 255.0).std(0).mean(-1)
         folder = workdir / "reconstructions" / f"{r.view}_{r.sex}_{r.age:g}_{r.bmi_change:+g}_{digest:08x}"
@@ -102,13 +94,12 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
         order = ["xray", "mean", "spread", *(f"face_{k}" for k in range(len(faces)))]
         pictures["sheet"] = np.concatenate([pictures[name] for name in order], 1)
         for name, picture in pictures.items():
-            with whole_file(folder / f"{name}.png", "wb") as file:
-                Image.fromarray(picture).save(file, "PNG")
+            write_png(folder / f"{name}.png", picture)
         for old in set(folder.glob("face_*.png")) - {folder / f"{name}.png" for name in pictures}:
             old.unlink()  # of an earlier job with more samples
         record = {
             "notice": NOTICE, "xray_crc32": f"{digest:08x}", "view": r.view, "sex": r.sex, "age": r.age,
-            "bmi_change": r.bmi_change, "prompt": prompt, "samples": r.num_samples, "step": step, "seed": config.seed,
+            "bmi_change": r.bmi_change, "prompt": prompt, "samples": r.num_samples, "step": generator.step, "seed": config.seed,
             "mean_spread": float(spread.mean()), "sheet": order,
         }  # fmt: skip
         write_json(folder / "record.json", record)

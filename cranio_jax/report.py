@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
+from cranio_jax import tables
 from cranio_jax.errors import InputError
 from cranio_jax.reconstruct import NOTICE
 from cranio_jax.writers import whole_file
@@ -24,7 +25,7 @@ table { border-collapse: collapse; } th, td { padding: .35rem .9rem; text-align:
 th:first-child, td:first-child { text-align: left; } .interval { color: #66707d; font-size: .85em; white-space: nowrap; }
 .faces { display: grid; gap: .5rem; overflow-x: auto; } .faces figure { margin: 0; text-align: center; }
 .faces img, .sheet { width: 100%; image-rendering: auto; border-radius: 3px; display: block; } figcaption, .small { font-size: .8rem; color: #66707d; }
-.yes { color: #11743a; } .no { color: #a32020; } pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: .8rem; }
+.wide { overflow-x: auto; } .curves { display: flex; flex-wrap: wrap; gap: 1rem; } pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: .8rem; }
 """
 
 
@@ -35,27 +36,6 @@ def _image(picture: np.ndarray, scale: int = 1) -> str:
     data = io.BytesIO()
     image.save(data, "PNG")
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def _cell(value: dict[str, float], digits: int, sign: str = "") -> str:
-    form = f"{sign}.{digits}f"
-    return f"<td>{value['mean']:{form}} <span class=interval>[{value['low']:{form}}, {value['high']:{form}}]</span></td>"
-
-
-def _table(results: dict[str, Any]) -> str:
-    body = "".join(
-        f"<tr><td>{html.escape(name)}</td>{_cell(row['psnr'], 2)}{_cell(row['ssim'], 4)}</tr>" for name, row in results["rows"].items()
-    )
-    return f"<table><tr><th></th><th>PSNR (dB)</th><th>SSIM</th></tr>{body}</table>"
-
-
-def _differences(results: dict[str, Any]) -> str:
-    rows = []
-    for name, row in results["differences"].items():
-        better = [m.upper() for m, v in row.items() if v["low"] > 0]
-        verdict = f"<td class=yes>better on {' and '.join(better)}</td>" if better else "<td class=no>not better</td>"
-        rows.append(f"<tr><td>{html.escape(name)}</td>{_cell(row['psnr'], 2, '+')}{_cell(row['ssim'], 4, '+')}{verdict}</tr>")
-    return f"<table><tr><th></th><th>PSNR (dB)</th><th>SSIM</th><th></th></tr>{''.join(rows)}</table>"
 
 
 def _curve(points: list[tuple[float, float]], title: str) -> str:
@@ -82,6 +62,32 @@ def _curve(points: list[tuple[float, float]], title: str) -> str:
         f'<polyline points="{line}" fill="none" stroke="#1f6fb2" stroke-width="1.6"/>{ticks}{ends}'
         f'<text x="{width / 2:.0f}" y="{height - 2}" text-anchor="middle">step</text></svg><div class=small>{html.escape(title)}</div>'
     )
+
+
+_COLOURS = ("#1f6fb2", "#7aa6cf", "#a32020", "#8a8f98", "#11743a", "#d98a00")
+
+
+def _match_curves(results: dict[str, Any]) -> str:
+    """Cumulative match curves of each embedder and protocol, as SVG."""
+    charts = []
+    for embedder, protocols in results["retrieval"].items():
+        for protocol, part in protocols.items():
+            lines, names = "", ""
+            length = min(20, *map(len, part["curves"].values()))
+            for colour, (name, curve) in zip(_COLOURS * 2, part["curves"].items(), strict=False):
+                points = " ".join(f"{34 + 250 * i / max(length - 1, 1):.1f},{10 + 150 * (1 - v):.1f}" for i, v in enumerate(curve[:length]))
+                lines += f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
+                names += f'<span style="color:{colour}">■</span> {html.escape(name)}<br>'
+            axes = '<polyline points="34,10 34,160 284,160" fill="none" stroke="#b9c2cc"/>' + "".join(
+                f'<text x="28" y="{14 + 150 * (1 - v):.0f}" text-anchor="end">{v:g}</text>' for v in (0, 0.5, 1)
+            )
+            ends = f'<text x="34" y="176" text-anchor="middle">1</text><text x="284" y="176" text-anchor="middle">{length}</text>'
+            title = f"subject among the first k, {embedder}, {protocol}"
+            charts.append(
+                f'<figure style="margin:0"><svg viewBox="0 0 296 180" width="296" role="img" aria-label="{html.escape(title)}" style="font-size:12px;fill:#66707d">{axes}{lines}{ends}</svg>'
+                f"<figcaption>{html.escape(title)}<br>{names}</figcaption></figure>"
+            )
+    return f"<h2>Match curves</h2><div class=curves>{''.join(charts)}</div>" if charts else ""
 
 
 def _gallery(path: pathlib.Path) -> str:
@@ -129,23 +135,25 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     if lines.exists():
         for line in lines.read_text().splitlines():
             entry = json.loads(line)
-            curves[entry["step"]] = entry["loss"]  # a resumed run may log a step twice; the last counts
-    count = sum(results["parameters"].values())
+            if "loss" in entry:
+                curves[entry["step"]] = entry["loss"]  # a resumed run may log a step twice; the last counts
+    origin = f", step {results['step']}, {sum(results['parameters'].values()) / 1e6:.1f} M parameters" if "step" in results else ""
+    told = ("seed", "step", "data", "networks", "weights_sha256", "versions", "devices", "commit", "parameters")
+    training = f"<h2>Training</h2>{_curve(sorted(curves.items()), 'loss on training batches')}" if curves else ""
     page = f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
 <title>cranio_jax: {html.escape(results["config"]["name"])}</title><style>{_STYLE}</style>
 <h1>Faces from skull X-rays: {html.escape(results["config"]["name"])}</h1>
-<p class=small>{results["examples"]} test pictures of {results["subjects"]} people, step {results["step"]}, {count / 1e6:.1f} M parameters</p>
+<p class=small>{results["images"]} pictures of {results["subjects"]} people{origin}</p>
 <p class=notice>{NOTICE}</p>
-<h2>Scores</h2>{_table(results)}
-<p class=small>Means over people with 95 % intervals from resampling people. Higher is better. The mean face is the training mean of the
-same view, age and BMI change; shuffled X-rays give each person somebody else's X-ray of the same view and sex.
-A mean of several samples is no face that was drawn and is not compared with single samples.</p>
-<h2>Against the controls</h2>{_differences(results)}
+{tables.web(results)}
+{_match_curves(results)}
+<p class=small>The mean face is the training mean of the same view, age and BMI change; shuffled X-rays give each person somebody else's
+X-ray of the same view and sex. A mean of several samples is no face that was drawn and is not compared with single samples.</p>
 {_gallery(workdir / "pictures.npz")}
 {_reconstructions(workdir / "reconstructions")}
-<h2>Training</h2>{_curve(sorted(curves.items()), "loss on training batches")}
+{training}
 <h2>Where this comes from</h2>
-<pre>{html.escape(json.dumps({k: results[k] for k in ("seed", "step", "data", "versions", "devices", "commit", "parameters")}, indent=2))}</pre>
+<pre>{html.escape(json.dumps({k: results[k] for k in told if k in results}, indent=2))}</pre>
 <details><summary>Configuration</summary><pre>{html.escape(json.dumps(results["config"], indent=2))}</pre></details>
 </html>
 """

@@ -14,7 +14,9 @@ from cranio_jax import data, encoded, sharding
 from cranio_jax.checkpoint import Checkpoints
 from cranio_jax.errors import InputError
 from cranio_jax.methods import Method, make_method
-from cranio_jax.workdir import check, claim
+from cranio_jax.state import restore_or_init, shardings_of
+from cranio_jax.validation import Validation
+from cranio_jax.workdir import claim
 from cranio_jax.writers import Writer
 
 
@@ -45,18 +47,14 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
         if position is not None:
             batches.set_state(position)
         step_fn = jit_step(method, mesh, config.seed)
+        validate = Validation(config, mesh, builder) if config.validation.every else None
         last = min(t.num_steps, t.stop_at or t.num_steps)
         if restored_step and jax.process_index() == 0:
             print(f"going on from step {restored_step}", file=sys.stderr)
         with Writer(workdir) as writer, progress(restored_step, t.num_steps, t.batch_size) as bar:
-            state = _loop(step_fn, state, frozen, batches, mesh, restored_step, last, t, checkpoints, writer, bar)
+            state = _loop(step_fn, validate, state, frozen, batches, mesh, restored_step, last, t, checkpoints, writer, bar)
         checkpoints.save(last, state, batches.get_state())
     return state
-
-
-def key_of(seed: int) -> jax.Array:
-    """The run's key; made inside jit, where no transfer guard minds."""
-    return jax.jit(lambda: jax.random.key(seed))()
 
 
 def jit_step(method: Method, mesh: jax.sharding.Mesh, seed: int):
@@ -70,42 +68,6 @@ def jit_step(method: Method, mesh: jax.sharding.Mesh, seed: int):
     )
 
 
-def shardings_of(method: Method, mesh: jax.sharding.Mesh):
-    """`(shapes, shardings)`, each of `(state, frozen)`."""
-    shapes = jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)))
-    return shapes, sharding.state_sharding(shapes, mesh)
-
-
-def restore_or_init(method: Method, mesh: jax.sharding.Mesh, seed: int, checkpoints: Checkpoints):
-    """`(state, frozen, step, position)`: from our newest checkpoint, else from published weights, else from scratch.
-
-    `position` is that of the batches, None at the start.
-    """
-    shapes, shardings = shardings_of(method, mesh)
-    step = checkpoints.latest
-    loaded = method.load(mesh, frozen_only=step is not None)
-    init = lambda loaded: method.init(jax.random.key(seed), loaded)
-    if step is None:
-        state, frozen = jax.jit(init, out_shardings=shardings, donate_argnums=0)(loaded)
-        return state, frozen, 0, None
-    state, position = checkpoints.restore(shapes[0], shardings[0])
-    frozen = jax.jit(lambda loaded: init(loaded)[1], out_shardings=shardings[1], donate_argnums=0)(loaded)
-    return state, frozen, step, position
-
-
-def restore(config: ml_collections.ConfigDict, workdir: pathlib.Path):
-    """`(method, mesh, state, frozen, step)` of the newest checkpoint. Raises InputError where there is none."""
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    method = make_method(config)
-    check(workdir, config)
-    if not (workdir / "checkpoints").is_dir():
-        raise InputError(f"{workdir} holds no checkpoint; run job=train first, or name another --workdir")
-    with Checkpoints(workdir / "checkpoints", config.train.keep, config.train.keep_period) as checkpoints:
-        if checkpoints.latest is None:
-            raise InputError(f"{workdir / 'checkpoints'} holds no complete checkpoint; run job=train first")
-        return method, mesh, *restore_or_init(method, mesh, config.seed, checkpoints)[:3]
-
-
 @contextlib.contextmanager
 def progress(start: int, total: int, batch_size: int):
     """A line with images per second and the time left."""
@@ -115,7 +77,7 @@ def progress(start: int, total: int, batch_size: int):
         yield bar
 
 
-def _loop(step_fn, state, frozen, batches, mesh, first, last, t, checkpoints, writer, bar):
+def _loop(step_fn, validate, state, frozen, batches, mesh, first, last, t, checkpoints, writer, bar):
     def check(done, metrics, ids):
         loss = float(jax.device_get(metrics["loss"]))
         if not np.isfinite(loss):
@@ -146,6 +108,8 @@ def _loop(step_fn, state, frozen, batches, mesh, first, last, t, checkpoints, wr
                     values["images_per_second"] = (done - began_step) * t.batch_size / (time.monotonic() - began)
                     bar.set_postfix_str(f"{values['images_per_second']:.0f} images/s, loss {values['loss']:.4f}")
                 writer.scalars(done, values)
+            if validate and (done % validate.every == 0 or done == last):
+                writer.scalars(done, validate(state, frozen))
             if t.checkpoint_every and done % t.checkpoint_every == 0 and done < last:
                 check(*before)  # only a finite state may replace an older one
                 checkpoints.save(done, state, batches.get_state())

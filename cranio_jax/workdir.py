@@ -11,7 +11,7 @@ from cranio_jax.writers import write_json
 
 # Fields that say what to do with an experiment and where, not which experiment it is.
 _FREE = {
-    "": ("job", "evaluate", "reconstruct", "export", "mesh"),
+    "": ("job", "evaluate", "validation", "reconstruct", "export", "mesh"),
     "train": ("stop_at", "log_every", "checkpoint_every", "keep", "keep_period"),
     "data": ("data_dir",),
 }

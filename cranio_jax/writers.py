@@ -30,7 +30,7 @@ def whole_file(path: pathlib.Path, mode: str = "w"):
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes readable JSON, whole or not at all."""
     with whole_file(path) as file:
-        json.dump(content, file, indent=2, sort_keys=True)
+        json.dump(content, file, indent=2)
         file.write("\n")
 
 

@@ -178,14 +178,15 @@ def start_jax(task: dict):
     import jax
     import jax.numpy as jnp
 
-    from cranio_jax import sharding, train
+    from cranio_jax import sharding
     from cranio_jax.methods import make_method
+    from cranio_jax.state import shardings_of
 
     began = time.monotonic()
     mesh = sharding.make_mesh()
     sharding.check_batch(task["batch"], mesh, "--batches")
     method = make_method(make_config(task))
-    shardings = train.shardings_of(method, mesh)[1]
+    shardings = shardings_of(method, mesh)[1]
     features = method.load(mesh, frozen_only=False)
     # As if all had been loaded: drawing a billion normal numbers takes minutes on two cores.
     wave = lambda shape: 0.02 * jnp.sin(jnp.arange(math.prod(shape), dtype=jnp.float32)).reshape(shape)

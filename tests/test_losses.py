@@ -80,7 +80,7 @@ def with_terms(config, tmp_path):
         params = {path: abs(value) if "lin" in path else value for path, value in params.items() if path.startswith(prefix)}
         pretrained.save(tmp_path / field, "features", pretrained.tensors_of(params), "float32")
         config.method.losses[field] = str(tmp_path / field / "diffusion_pytorch_model.safetensors")
-    config.method.losses.update(trunk="squeeze", embedder="mobilefacenet")
+    config.method.losses.update(trunk="squeeze")
 
     def make(**changes):
         config.method.losses.update(changes)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cranio_jax import evaluate, reconstruct, report, train
+from cranio_jax import controls, evaluate, reconstruct, report, train
 from cranio_jax.errors import InputError
 from cranio_jax.prompts import check_profile, make_prompt, word_tokenizer
 from cranio_jax.reconstruct import read_xray
@@ -34,7 +34,7 @@ def test_whole_road(config, tmp_path, xray_file):
     config.evaluate.num_samples = 2
     results = evaluate.evaluate(config, workdir)
     assert list(results["rows"]) == ["cranio_diff", "cranio_diff, mean of 2 samples", "shuffled X-rays", "mean face"]
-    assert results["examples"] == 4 * 18 and results["subjects"] == 4
+    assert results["images"] == 4 * 18 and results["subjects"] == 4
     for row in results["rows"].values():
         assert all(v["low"] <= v["mean"] <= v["high"] for v in row.values())
     assert set(results) > {"config", "seed", "step", "data", "versions", "commit", "differences"}
@@ -75,11 +75,11 @@ def test_nobody_keeps_their_own_xray():
         {"subject": s, "sex": sex, "xray_view": v, "xray": f"{s} {v}"}
         for sex, people in (("female", "abc"), ("male", "de")) for s in people for v in ("frontal", "lateral") for _ in range(2)
     ]  # fmt: skip
-    for e, other in zip(examples, evaluate.shuffled_xrays(examples, 0), strict=True):
+    for e, other in zip(examples, controls.shuffled_xrays(examples, 0), strict=True):
         assert other["xray"] != e["xray"] and other["xray"].split()[1] == e["xray_view"]
         assert ("abc".find(other["xray"][0]) >= 0) == (e["sex"] == "female") and other["subject"] == e["subject"]
     with pytest.raises(InputError, match="one male subject"):
-        evaluate.shuffled_xrays([e for e in examples if e["subject"] != "d"], 0)
+        controls.shuffled_xrays([e for e in examples if e["subject"] != "d"], 0)
 
 
 def test_xray_is_padded_not_stretched(xray_file, tmp_path):
@@ -98,7 +98,7 @@ def test_xray_is_padded_not_stretched(xray_file, tmp_path):
 
 
 def test_unreadable_xrays_are_named(tmp_path, xray_file):
-    with pytest.raises(InputError, match="gone.png: no such X-ray"):
+    with pytest.raises(InputError, match="gone.png: no such picture"):
         read_xray(tmp_path / "gone.png", 32)
     broken = tmp_path / "broken.png"
     broken.write_bytes(xray_file.read_bytes()[:500])

@@ -13,6 +13,7 @@ from cranio_jax.checkpoint import Checkpoints
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 from cranio_jax.models.unet import encode
+from cranio_jax.state import shardings_of
 
 
 def losses(workdir):
@@ -43,7 +44,7 @@ def three_losses(config, batch, shape):
     mesh = sharding.make_mesh(*shape)
     method = make_method(config)
     step = train.jit_step(method, mesh, 0)
-    state, frozen = jax.device_put(method.init(jax.random.key(0)), train.shardings_of(method, mesh)[1])
+    state, frozen = jax.device_put(method.init(jax.random.key(0)), shardings_of(method, mesh)[1])
     if shape[1] > 1:
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state["params"]))
     found = []

@@ -20,6 +20,7 @@ class Method(Protocol):
     """
 
     needs_faces: bool  # whether a step reads the faces even where latents stand in for them
+    needs_subjects: bool  # whether a step wants to know whose face it is, as `subject_index`
 
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> Tree:
         """Published weights to start from, placed on the mesh; empty where there are none. Not for jit."""
@@ -45,12 +46,15 @@ class Method(Protocol):
     def generate(self, params: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> jax.Array:
         """Faces `(batch, height, width, 3)` in [-1, 1]; the noise of each depends on `key` and its `id_hash`."""
 
+    # What embeds faces has this in place of `generate`, and `embedder`, the settings to build its network from:
+    # def embed(self, params: Tree, frozen: Tree, batch: Batch) -> jax.Array: vectors `(batch, width)` of identity
+
 
 def make_method(config: ml_collections.ConfigDict) -> Method:
     """The method that `config.method.name` names."""
-    from cranio_jax.methods import cranio_diff
+    from cranio_jax.methods import arcface, cranio_diff
 
-    methods = {"cranio_diff": cranio_diff.CranioDiff}
+    methods = {"cranio_diff": cranio_diff.CranioDiff, "arcface": arcface.ArcFace}
     if config.method.name not in methods:
         raise InputError(f"method.name={config.method.name!r} is not one of {', '.join(methods)}")
     return methods[config.method.name](config)

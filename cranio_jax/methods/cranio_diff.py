@@ -46,6 +46,8 @@ class PatchCodec:
 class CranioDiff:
     """The method behind the protocol of `cranio_jax.methods.Method`."""
 
+    needs_subjects = False
+
     def __init__(self, config: ml_collections.ConfigDict):
         """Builds the structure of all networks, and no parameter. Raises InputError on impossible settings."""
         m = self.config = config.method
@@ -160,9 +162,6 @@ class CranioDiff:
             self.networks["lpips"] = Network(lambda rngs: models.LPIPS(settings.trunk, dtype=self.dtype, rngs=rngs))
             self.feature_files["lpips"] = [("features.", "", "trunk_file"), ("lin", settings.trunk + ".", "heads_file")]
         if settings.identity:
-            if settings.embedder not in models.EMBEDDERS:
-                raise InputError(f"method.losses.embedder={settings.embedder!r} is not one of {', '.join(models.EMBEDDERS)}")
-            self.networks["embedder"] = Network(lambda rngs: models.EMBEDDERS[settings.embedder](dtype=self.dtype, rngs=rngs))
             self.feature_files["embedder"] = [("", "", "embedder_file")]
         if self.feature_files and settings.decoder:
             if self.config.codec != "vae":
@@ -178,6 +177,11 @@ class CranioDiff:
                 if not settings[field]:
                     raise InputError(f"method.losses.{field} is empty; name the file of weights, or set the weight of the {name} term to 0")
                 files[i] = prefix, before, pathlib.Path(settings[field]).expanduser()
+        if settings.identity:
+            embedder = pretrained.open_embedder(self.feature_files["embedder"][0][2])
+            self.networks["embedder"] = embedder.network(self.dtype)
+            # One trained here says what it was trained to see; published ones want aligned faces.
+            self.aligns, self.crop = embedder.crop is None, embedder.crop or settings.crop
 
     def _kept_as(self, name: str) -> jnp.dtype:
         """Masters are float32; what is never updated is kept in the type it is used in."""
@@ -289,7 +293,8 @@ class CranioDiff:
         if s.identity:
             embed = self._bind("embedder", params)
             # The estimate is laid as the true face is: a network that finds landmarks in it would be one more to trust.
-            see = lambda f: losses.embedder_input(f, batch.get("landmarks"), s.crop, embed.height, embed.width)
+            landmarks = batch.get("landmarks") if self.aligns else None
+            see = lambda f: losses.embedder_input(f, landmarks, self.crop, embed.height, embed.width)
             a, b = (embed(see(f)).astype(self.exact) for f in (faces, truth))
             counts = gate if s.lateral_identity else gate * batch["frontal"]
             terms["identity"] = losses.weighted_mean(losses.cosine_distance(a, b), counts)

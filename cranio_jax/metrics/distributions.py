@@ -28,6 +28,22 @@ class Moments(clu_metrics.Metric):
     scatter: Float[Array, "d d"]
 
     @classmethod
+    def of(cls, name: str, width: int) -> type["Moments"]:
+        """For a `clu.metrics.Collection`: of the model output `name`, features `(batch, width)`; takes `mask` beside it."""
+
+        @flax.struct.dataclass
+        class Of(cls):
+            @classmethod
+            def empty(cls):
+                return super().empty(width)
+
+            @classmethod
+            def from_model_output(cls, mask, **outputs):
+                return super().from_model_output(outputs[name], mask)
+
+        return Of
+
+    @classmethod
     def empty(cls, width: int) -> "Moments":
         """Of no example with features of `width`."""
         return cls(jnp.zeros(()), jnp.zeros(width), jnp.zeros((width, width)))
@@ -47,7 +63,7 @@ class Moments(clu_metrics.Metric):
         share = other.count / jnp.maximum(count, 1.0)
         apart = other.mean - self.mean
         scatter = self.scatter + other.scatter + jnp.outer(apart, apart) * (self.count * share)
-        return Moments(count, self.mean + apart * share, scatter)
+        return self.replace(count=count, mean=self.mean + apart * share, scatter=scatter)
 
     def compute(self) -> tuple[np.ndarray, np.ndarray]:
         """`(mean, covariance)` in float64. Raises InputError where there are fewer than two examples."""
@@ -68,6 +84,22 @@ class Rows(clu_metrics.Metric):
     values: Float[Array, "n ..."]
 
     @classmethod
+    def of(cls, name: str, capacity: int, *shape: int) -> type["Rows"]:
+        """For a `clu.metrics.Collection`: of the model output `name`, `(batch, *shape)`; takes `place` and `mask` beside it."""
+
+        @flax.struct.dataclass
+        class Of(cls):
+            @classmethod
+            def empty(cls):
+                return super().empty(capacity, *shape)
+
+            @classmethod
+            def from_model_output(cls, place, mask, **outputs):
+                return cls.empty().add(outputs[name], place, mask)
+
+        return Of
+
+    @classmethod
     def empty(cls, capacity: int, *shape: int) -> "Rows":
         """Room for `capacity` examples."""
         return cls(jnp.zeros((capacity, *shape)))
@@ -75,11 +107,11 @@ class Rows(clu_metrics.Metric):
     def add(self, values: Float[Array, "b ..."], place: Int[Array, "b"], mask: Float[Array, "b"]) -> "Rows":
         """With a batch whose examples belong at `place`; a mask of 0 leaves an example out."""
         place = jnp.where(mask > 0, place, self.values.shape[0])
-        return Rows(self.values.at[place].set(values.astype(self.values.dtype), mode="drop"))
+        return self.replace(values=self.values.at[place].set(values.astype(self.values.dtype), mode="drop"))
 
     def merge(self, other: "Rows") -> "Rows":
         """Of both; no place may be in both."""
-        return Rows(self.values + other.values)
+        return self.replace(values=self.values + other.values)
 
     def compute(self) -> np.ndarray:
         """The values."""
@@ -101,6 +133,22 @@ class InceptionScore(clu_metrics.Metric):
     negentropy: Float[Array, "s"]
 
     @classmethod
+    def of(cls, name: str, splits: int, classes: int) -> type["InceptionScore"]:
+        """For a `clu.metrics.Collection`: of the logits `name`; takes `split` and `mask` beside them."""
+
+        @flax.struct.dataclass
+        class Of(cls):
+            @classmethod
+            def empty(cls):
+                return super().empty(splits, classes)
+
+            @classmethod
+            def from_model_output(cls, split, mask, **outputs):
+                return cls.empty().add(outputs[name], split, mask)
+
+        return Of
+
+    @classmethod
     def empty(cls, splits: int, classes: int) -> "InceptionScore":
         """Of no example."""
         return cls(jnp.zeros(splits), jnp.zeros((splits, classes)), jnp.zeros(splits))
@@ -111,9 +159,8 @@ class InceptionScore(clu_metrics.Metric):
         p = jnp.exp(log_p)
         member = jax.nn.one_hot(split, self.count.shape[0]) * mask[:, None]
         into = lambda each: jnp.matmul(member.T, each, precision="highest")
-        return InceptionScore(
-            self.count + member.sum(0), self.classes + into(p), self.negentropy + into((p * log_p).sum(-1, keepdims=True))[:, 0]
-        )
+        negentropy = into((p * log_p).sum(-1, keepdims=True))[:, 0]
+        return self.replace(count=self.count + member.sum(0), classes=self.classes + into(p), negentropy=self.negentropy + negentropy)
 
     def merge(self, other: "InceptionScore") -> "InceptionScore":
         """Of both."""

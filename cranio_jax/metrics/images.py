@@ -9,9 +9,19 @@ _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003
 MS_SSIM_SIDE = _WINDOW * 2 ** (len(_SCALES) - 1)
 
 
-def psnr(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Array, "b"]:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1]; identical ones count as one in 8 bit off by half (54 dB)."""
-    error = jnp.mean((a - b) ** 2, axis=(1, 2, 3))
+def _mean(values: Float[Array, "b h w c"], where: Float[Array, "b h w 1"] | None) -> Float[Array, "b"]:
+    """Mean over pixels and channels; of the pixels `where` is 1 alone."""
+    if where is None:
+        return values.mean((1, 2, 3))
+    return (values * where).sum((1, 2, 3)) / jnp.maximum(where.sum((1, 2, 3)) * values.shape[-1], 1.0)
+
+
+def psnr(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], where: Float[Array, "b h w 1"] | None = None) -> Float[Array, "b"]:
+    """Peak signal-to-noise ratio in dB of pictures in [0, 1]; identical ones count as one in 8 bit off by half (54 dB).
+
+    With `where`, of the pixels alone at which it is 1.
+    """
+    error = _mean((a - b) ** 2, where)
     return -10.0 * jnp.log10(jnp.maximum(error, (0.5 / 255.0) ** 2))
 
 
@@ -37,14 +47,15 @@ def _terms(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> tuple[Floa
     return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1), (2 * covariance + c2) / (var_a + var_b + c2)
 
 
-def ssim(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+def ssim(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], where: Float[Array, "b h w 1"] | None = None) -> Float[Array, "b"]:
     """Structural similarity (Wang et al. 2004) of pictures in [0, 1].
 
     Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance, mean over channels and
-    over the places where the window fits.
+    over the places where the window fits; with `where`, over those of them alone at which it is 1.
     """
     luminance, structure = _terms(a, b)
-    return (luminance * structure).mean((1, 2, 3))
+    edge = _WINDOW // 2
+    return _mean(luminance * structure, None if where is None else where[:, edge:-edge, edge:-edge])
 
 
 def ms_ssim(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Array, "b"]:

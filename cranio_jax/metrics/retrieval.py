@@ -24,12 +24,12 @@ class Faces(NamedTuple):
         return Faces(self.vectors[rows], [self.subjects[i] for i in rows], [self.views[i] for i in rows])
 
 
-def one_image(faces: Faces, view: str, seed: int) -> Faces:
-    """One face of each subject, drawn from `seed`; of each subject and view where views are kept apart."""
+def one_image(faces: Faces, view: str, seed: int) -> Int[Array, "m"]:
+    """The places of one face of each subject, drawn from `seed`; of each subject and view where views are kept apart."""
     rows = np.random.default_rng(seed).permutation(len(faces.subjects))
     key = lambda i: (faces.subjects[i], faces.views[i] if view == "same" else "")
     first = {key(i): i for i in rows}
-    return faces.take(np.array(sorted(first.values())))
+    return np.array(sorted(first.values()))
 
 
 def similarities(queries: Faces, gallery: Faces, view: str = "any") -> tuple[Float[Array, "q g"], Bool[Array, "q g"], Bool[Array, "q g"]]:

@@ -4,7 +4,7 @@ Attribute paths are the keys of the reference PyTorch checkpoints; configuration
 the fields of their config.json. Images are `(batch, height, width, channels)`.
 """
 
-from cranio_jax.models.arcface import EMBEDDERS
+from cranio_jax.models.arcface import EMBEDDERS, make_embedder
 from cranio_jax.models.autoencoder import AutoencoderKL, AutoencoderKLConfig
 from cranio_jax.models.clip_text import CLIPTextConfig, CLIPTextModel
 from cranio_jax.models.controlnet import ControlNetConfig, ControlNetModel
@@ -31,4 +31,5 @@ __all__ = [
     "UNet2DConditionModel",
     "add_lora",
     "is_lora",
+    "make_embedder",
 ]

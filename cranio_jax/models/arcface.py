@@ -1,5 +1,9 @@
 """Networks that ArcFace (Deng et al. 2019) is published with: a face to a vector whose direction is its identity."""
 
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -37,32 +41,31 @@ class IBasicBlock(nnx.Module):
         return short + self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
 
 
-IRESNET_LAYERS = {50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
+IRESNET_LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
 
 
 class IResNet(nnx.Module):
-    """insightface's network: 112 x 112 faces to 512 numbers."""
+    """insightface's network: faces to 512 numbers; published for 112 x 112 pixels and 64 channels."""
 
-    height, width = 112, 112
-
-    def __init__(self, layers: int, *, dtype=None, rngs: nnx.Rngs):
-        """`layers` is 50 or 100."""
+    def __init__(self, layers: int, channels: int = 64, height: int = 112, width: int = 112, *, dtype=None, rngs: nnx.Rngs):
+        """`layers` is 18, 50 or 100; `height` and `width` are multiples of 16."""
         kw = dict(dtype=dtype, rngs=rngs)
-        self.conv1 = conv(3, 64, use_bias=False, **kw)
-        self.bn1 = batch_norm(64, **kw)
-        self.prelu = PReLU(64, rngs=rngs)
-        features_in = 64
-        for i, (features, count) in enumerate(zip((64, 128, 256, 512), IRESNET_LAYERS[layers], strict=True)):
-            blocks = []
+        self.height, self.width = height, width
+        self.conv1 = conv(3, channels, use_bias=False, **kw)
+        self.bn1 = batch_norm(channels, **kw)
+        self.prelu = PReLU(channels, rngs=rngs)
+        features_in = channels
+        for i, count in enumerate(IRESNET_LAYERS[layers]):
+            features, blocks = channels * 2**i, []
             for j in range(count):
                 blocks.append(IBasicBlock(features_in, features, 2 if j == 0 else 1, **kw))
                 features_in = features
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
-        self.bn2 = batch_norm(512, **kw)
-        self.fc = nnx.Linear(512 * 7 * 7, 512, **kw)
+        self.bn2 = batch_norm(features, **kw)
+        self.fc = nnx.Linear(features * (height // 16) * (width // 16), 512, **kw)
         self.features = batch_norm(512, **kw)
 
-    def __call__(self, face: Float[Array, "b 112 112 3"]) -> Float[Array, "b 512"]:
+    def __call__(self, face: Float[Array, "b h w 3"]) -> Float[Array, "b 512"]:
         """Embeds aligned RGB faces in [-1, 1]."""
         x = self.prelu(self.bn1(self.conv1(face)))
         for i in range(4):
@@ -110,26 +113,28 @@ class Bottleneck(nnx.Module):
 
 
 class MobileFaceNet(nnx.Module):
-    """MobileFaceNet (Chen et al. 2018): 112 x 96 faces to 128 numbers."""
+    """MobileFaceNet (Chen et al. 2018): faces to 128 numbers; published for 112 x 96 pixels and 64 channels."""
 
-    height, width = 112, 96
     scale = 127.5 / 128.0  # of pictures in [-1, 1]; the checkpoint's (x - 127.5) / 128
 
-    def __init__(self, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, channels: int = 64, height: int = 112, width: int = 96, *, dtype=None, rngs: nnx.Rngs):
+        """`height` and `width` are multiples of 16."""
         kw = dict(dtype=dtype, rngs=rngs)
-        self.conv1 = ConvBlock(3, 64, (3, 3), 2, 1, **kw)
-        self.dw_conv1 = ConvBlock(64, 64, (3, 3), 1, 1, groups=64, **kw)
-        blocks, features_in = [], 64
-        for expansion, features, count, stride in ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1)):
+        self.height, self.width = height, width
+        self.conv1 = ConvBlock(3, channels, (3, 3), 2, 1, **kw)
+        self.dw_conv1 = ConvBlock(channels, channels, (3, 3), 1, 1, groups=channels, **kw)
+        blocks, features_in = [], channels
+        for expansion, widening, count, stride in ((2, 1, 5, 2), (4, 2, 1, 2), (2, 2, 6, 1), (4, 2, 1, 2), (2, 2, 2, 1)):
             for i in range(count):
-                blocks.append(Bottleneck(features_in, features, stride if i == 0 else 1, expansion, **kw))
-                features_in = features
+                blocks.append(Bottleneck(features_in, widening * channels, stride if i == 0 else 1, expansion, **kw))
+                features_in = widening * channels
         self.blocks = nnx.List(blocks)
-        self.conv2 = ConvBlock(128, 512, (1, 1), **kw)
-        self.linear7 = ConvBlock(512, 512, (7, 6), groups=512, linear=True, **kw)
-        self.linear1 = ConvBlock(512, 128, (1, 1), linear=True, **kw)
+        inner = 8 * channels
+        self.conv2 = ConvBlock(features_in, inner, (1, 1), **kw)
+        self.linear7 = ConvBlock(inner, inner, (height // 16, width // 16), groups=inner, linear=True, **kw)
+        self.linear1 = ConvBlock(inner, 128, (1, 1), linear=True, **kw)
 
-    def __call__(self, face: Float[Array, "b 112 96 3"]) -> Float[Array, "b 128"]:
+    def __call__(self, face: Float[Array, "b h w 3"]) -> Float[Array, "b 128"]:
         """Embeds aligned RGB faces in [-1, 1]."""
         x = self.dw_conv1(self.conv1(face * self.scale))
         for block in self.blocks:
@@ -137,8 +142,20 @@ class MobileFaceNet(nnx.Module):
         return self.linear1(self.linear7(self.conv2(x))).reshape(x.shape[0], -1)
 
 
-EMBEDDERS = {
-    "iresnet50": lambda **kw: IResNet(50, **kw),
-    "iresnet100": lambda **kw: IResNet(100, **kw),
-    "mobilefacenet": MobileFaceNet,
-}
+EMBEDDERS = {f"iresnet{layers}": functools.partial(IResNet, layers) for layers in IRESNET_LAYERS} | {"mobilefacenet": MobileFaceNet}
+
+
+def make_embedder(settings: Mapping[str, Any], dtype=None) -> Callable[[Any], nnx.Module]:
+    """What builds, from its layers' `rngs`, the network of `settings`: its `network`, and its
+    `channels`, `height` and `width` where these are not the published ones.
+
+    Raises ValueError where there is none such.
+    """
+    sizes = dict(settings)
+    name = sizes.pop("network")
+    if name not in EMBEDDERS:
+        raise ValueError(f"network={name!r} is not one of {', '.join(EMBEDDERS)}")
+    for side in ("height", "width"):
+        if (value := sizes.get(side, 112)) < 16 or value % 16:
+            raise ValueError(f"{side}={value} is not a multiple of 16")
+    return lambda rngs: EMBEDDERS[name](**sizes, dtype=dtype, rngs=rngs)

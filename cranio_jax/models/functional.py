@@ -15,6 +15,11 @@ def params_of(module: nnx.Module) -> Params:
     return {".".join(map(str, path)): param.get_value() for path, param in nnx.to_flat_state(nnx.state(module, STORED))}
 
 
+def is_statistic(path: str) -> bool:
+    """Whether a parameter is a batch norm's stored statistic, which no gradient changes."""
+    return path.endswith((".mean", ".var"))
+
+
 class KeySequence:
     """Stands for `nnx.Rngs` while parameters are made: a fresh key at each call, by counting.
 

@@ -63,8 +63,8 @@ def conv(
 
 
 def batch_norm(features: int, epsilon: float = 1e-5, *, dtype=None, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Normalises by the stored statistics."""
-    return nnx.BatchNorm(features, use_running_average=True, epsilon=epsilon, dtype=dtype, rngs=rngs)
+    """Normalises by the stored statistics; after `train()` by the batch's, of which the stored ones take a tenth (as torch)."""
+    return nnx.BatchNorm(features, use_running_average=True, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
 def zero_conv(features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Conv:

@@ -72,6 +72,14 @@ TRUNKS = {"vgg": (_vgg16, (64, 128, 256, 512, 512)), "alex": (_alexnet, (64, 192
 TRUNKS["squeeze"] = (_squeezenet, (64, 128, 256, 384, 384, 512, 512))
 
 
+def _unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Of length one along the channels."""
+    # The square root has no slope at zero; a channel that is dead everywhere must not make NaN.
+    square = (x**2).sum(-1, keepdims=True)
+    length = jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0)
+    return x / (length + 1e-10)
+
+
 class Head(nnx.Module):
     """Weighs the channels of a tap."""
 
@@ -95,15 +103,12 @@ class LPIPS(nnx.Module):
             setattr(self, f"lin{i}", Head(width, dtype=dtype, rngs=rngs))
 
     def describe(self, picture: Float[Array, "b h w 3"]) -> list[Array]:
-        """The trunk's taps, each of unit length along the channels."""
+        """What the trunk's taps hold for pictures in [-1, 1]."""
         hidden, found = (picture - _SHIFT[None, None, None]) / _SCALE[None, None, None], []
         for i, layer in enumerate(self.features):
             hidden = layer(hidden)
             if i in self.taps:
-                # The square root has no slope at zero; a channel that is dead everywhere must not make NaN.
-                square = (hidden**2).sum(-1, keepdims=True)
-                length = jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0)
-                found.append(hidden / (length + 1e-10))
+                found.append(hidden)
         return found
 
     def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
@@ -113,4 +118,4 @@ class LPIPS(nnx.Module):
     def distance(self, a: Sequence[Array], b: Sequence[Array]) -> Float[Array, "b"]:
         """As calling, from `describe`."""
         heads = (getattr(self, f"lin{i}") for i in range(len(self.taps)))
-        return sum(head((x - y) ** 2).mean((1, 2, 3)) for head, x, y in zip(heads, a, b, strict=True))
+        return sum(head((_unit(x) - _unit(y)) ** 2).mean((1, 2, 3)) for head, x, y in zip(heads, a, b, strict=True))

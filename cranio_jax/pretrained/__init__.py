@@ -1,8 +1,26 @@
 """Weights in and out: diffusers folders, torch's files, safetensors."""
 
+from cranio_jax.pretrained.embedder import Embedder, kinds_of, open_embedder, save_embedder
 from cranio_jax.pretrained.files import open_weights, sha256
+from cranio_jax.pretrained.kinds import check_hash
 from cranio_jax.pretrained.load import load, pick
 from cranio_jax.pretrained.pipeline import Pipeline, open_pipeline, read_settings
 from cranio_jax.pretrained.save import renamed, save, tensors_of
 
-__all__ = ["Pipeline", "load", "open_pipeline", "open_weights", "pick", "read_settings", "renamed", "save", "sha256", "tensors_of"]
+__all__ = [
+    "Embedder",
+    "Pipeline",
+    "check_hash",
+    "kinds_of",
+    "load",
+    "open_embedder",
+    "open_pipeline",
+    "open_weights",
+    "pick",
+    "read_settings",
+    "renamed",
+    "save",
+    "save_embedder",
+    "sha256",
+    "tensors_of",
+]

@@ -13,7 +13,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m cranio_jax.pretrained", description=__doc__.split(": ", 1)[1])
     commands = parser.add_subparsers(required=True, metavar="convert")
     command = commands.add_parser("convert", help="a published file to safetensors")
-    command.add_argument("file", type=pathlib.Path, help="a .pth of torchvision, lpips, insightface or the FID's Inception, or safetensors")
+    command.add_argument(
+        "file",
+        type=pathlib.Path,
+        help="a .pth of torchvision, lpips, insightface or the FID's Inception, an insightface .onnx, or safetensors",
+    )
     command.add_argument("out", type=pathlib.Path, help="the safetensors file to write")
     options = parser.parse_args(arguments)
     try:

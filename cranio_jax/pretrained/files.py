@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 
 from cranio_jax.errors import InputError
+from cranio_jax.pretrained.onnx import read_iresnet
 
 _STEM = r"(?:diffusion_pytorch_model|model|pytorch_model)"
 # The best first: full precision before half, safetensors before torch's own, one file before many.
@@ -88,13 +89,15 @@ def sha256(path: pathlib.Path) -> str:
 def open_weights(path: pathlib.Path) -> Iterator[dict[str, Tensor]]:
     """The tensors by key of a weights file, an index of shards, or a folder with either.
 
-    Nothing is read but headers until a tensor's `read` is called. Torch files are read with `weights_only=True`
-    and need torch. Raises InputError, naming the file, where it is missing or damaged.
+    Nothing is read but headers until a tensor's `read` is called. Torch files are read with `weights_only=True` and need
+    torch; an ONNX file, which needs onnx, is read at once and must hold an IResNet. Raises InputError, naming the file,
+    where it is missing or damaged.
     """
     with contextlib.ExitStack() as stack:
         tensors: dict[str, Tensor] = {}
         for file in weight_files(path):
-            tensors |= _safetensors(file, stack) if file.suffix == ".safetensors" else _torch(file)
+            readers = {".safetensors": lambda file: _safetensors(file, stack), ".onnx": _onnx}
+            tensors |= readers.get(file.suffix, _torch)(file)
         yield tensors
 
 
@@ -104,6 +107,10 @@ def _safetensors(file: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, T
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{file}: damaged or cut short ({error}); fetch it again") from None
     return {key: Tensor(tuple(opened.get_slice(key).get_shape()), lambda key=key: opened.get_tensor(key)) for key in opened.keys()}
+
+
+def _onnx(file: pathlib.Path) -> dict[str, Tensor]:
+    return {key: Tensor(value.shape, lambda value=value: value) for key, value in read_iresnet(file).items()}
 
 
 def _torch(file: pathlib.Path) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from cranio_jax.models.arcface import EMBEDDERS
 from cranio_jax.models.functional import Network
 from cranio_jax.models.lpips import LPIPS
 from cranio_jax.pretrained.names import from_torch, torch_key
+from tests.torch_iresnet import iresnet
 
 
 def network_with(make, *files):
@@ -118,43 +119,11 @@ def test_lpips_is_torchs(trunk):
     np.testing.assert_allclose(jax.jit(lambda p, a, b: network.bind(p)(a, b))(params, a, b), wanted, rtol=1e-4)
 
 
-class TorchBlock(nn.Module):
-    """insightface's block."""
-
-    def __init__(self, inside, width, stride):
-        super().__init__()
-        self.bn1, self.conv1, self.bn2 = nn.BatchNorm2d(inside), nn.Conv2d(inside, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
-        self.prelu, self.conv2, self.bn3 = nn.PReLU(width), nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        if stride > 1:
-            self.downsample = nn.Sequential(nn.Conv2d(inside, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, x):
-        out = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
-        return out + (self.downsample(x) if hasattr(self, "downsample") else x)
-
-
 def test_iresnet_is_torchs():
-    torch.manual_seed(0)
-    stem = nn.Sequential(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64))
-    stages, inside = nn.ModuleList(), 64
-    for width, count in ((64, 3), (128, 4), (256, 14), (512, 3)):
-        stages.append(nn.Sequential(*(TorchBlock(inside if i == 0 else width, width, 2 if i == 0 else 1) for i in range(count))))
-        inside = width
-    tail = nn.ModuleDict(dict(bn2=nn.BatchNorm2d(512), fc=nn.Linear(512 * 49, 512), features=nn.BatchNorm1d(512)))
-    model = nn.ModuleDict(dict(conv1=stem[0], bn1=stem[1], prelu=stem[2], **{f"layer{i + 1}": s for i, s in enumerate(stages)}, **tail))
-    with torch.no_grad():
-        for name, value in (*model.named_parameters(), *model.named_buffers()):
-            if "bn" in name or "downsample.1" in name or name.startswith("features") or "prelu" in name:
-                value.copy_(
-                    torch.rand_like(value.float()) * 0.5 + (0.5 if name.endswith(("weight", "var")) and "prelu" not in name else 0.0)
-                )
-    model.eval()
+    model = iresnet((3, 4, 14, 3))
     face = np.random.default_rng(0).uniform(-1, 1, (2, 112, 112, 3)).astype(np.float32)
     with torch.no_grad():
-        x = stem(torch.from_numpy(face).permute(0, 3, 1, 2))
-        for stage in stages:
-            x = stage(x)
-        wanted = tail["features"](tail["fc"](tail["bn2"](x).flatten(1))).numpy()
+        wanted = model(torch.from_numpy(face).permute(0, 3, 1, 2)).numpy()
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     network = Network(lambda rngs: EMBEDDERS["iresnet50"](rngs=rngs))
     params = {path: jnp.asarray(from_torch(path, state[torch_key(path)])) for path in network.shapes()}

@@ -1,20 +1,29 @@
 """Published files of feature networks to safetensors."""
 
 import hashlib
+import warnings
 
+import jax
 import numpy as np
+import onnx
 import pytest
 import safetensors.numpy
 import torch
+from torch import nn
 
 from cranio_jax.errors import InputError
 from cranio_jax.pretrained.__main__ import main
-from cranio_jax.pretrained.convert import convert, kinds
+from cranio_jax.pretrained.convert import convert
+from cranio_jax.pretrained.embedder import open_embedder
+from cranio_jax.pretrained.files import open_weights
+from cranio_jax.pretrained.kinds import kinds
+from cranio_jax.pretrained.load import load
+from tests.torch_iresnet import iresnet
 
 
 def state_of(name, dtype=torch.float32):
     """Random weights of the kind whose name ends so."""
-    shapes = next(shapes for kind, shapes in kinds() if kind.endswith(name))
+    shapes = next(kind.shapes for kind in kinds() if kind.title.endswith(name))
     return {key: torch.randn(shape, dtype=dtype) for key, shape in shapes.items()}
 
 
@@ -23,7 +32,7 @@ def published(folder, state, name="weights.pth"):
     return folder / name
 
 
-@pytest.mark.parametrize("name", [name for name, _ in kinds() if "100" not in name])
+@pytest.mark.parametrize("name", [kind.title for kind in kinds()])
 def test_each_kind_is_recognised(tmp_path, name):
     state = state_of(name)
     # torchvision's files hold a classifier, others buffers that count batches.
@@ -63,3 +72,51 @@ def test_nothing_known(tmp_path):
     state["features.0.weight"] = torch.zeros(64, 3, 7, 7)
     with pytest.raises(InputError, match="weights.pth holds 10 tensors, such as 'features.0.bias', of none that is known: the Inception"):
         convert(published(tmp_path, state), tmp_path / "none.safetensors")
+
+
+def written(model, file, picture=None):
+    """A model as torch exports it: norms folded into the convolutions before them, tensors without names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (torch.zeros(1, 3, 112, 112) if picture is None else picture,), str(file), dynamo=False, opset_version=11)
+    return file
+
+
+def test_an_iresnet_from_onnx(tmp_path):
+    model = iresnet((2, 2, 2, 2))
+    file = written(model, tmp_path / "r18.onnx")
+    assert len(onnx.load(file).graph.node) < 60  # 25 convolutions, of whose norms 18 are folded
+    out = tmp_path / "out.safetensors"
+    assert "r18.onnx is an ArcFace network, iresnet18: " in convert(file, out)
+    face = np.random.default_rng(0).uniform(-1, 1, (2, 112, 112, 3)).astype(np.float32)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(face).permute(0, 3, 1, 2)).numpy()
+    for path in (file, out):
+        embedder = open_embedder(path)
+        assert embedder.name == f"arcface/{path.stem}" and embedder.settings == {"network": "iresnet18"}
+        network = embedder.network()
+        places = dict.fromkeys(network.shapes(), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        with open_weights(path) as tensors:
+            params = load(network.shapes(), tensors, places, path.name)
+        got = jax.jit(lambda p, x: network.bind(p)(x))(params, face)  # noqa: B023
+        assert np.linalg.norm(got - wanted) < 1e-4 * np.linalg.norm(wanted - wanted.mean(0))
+
+
+def test_another_onnx_is_refused(tmp_path):
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    with pytest.raises(InputError, match="plain.onnx is no IResNet: .* goes to Relu, not to PRelu"):
+        convert(written(plain, tmp_path / "plain.onnx"), tmp_path / "none.safetensors")
+    (tmp_path / "damaged.onnx").write_bytes(b"no protobuf at all")
+    with pytest.raises(InputError, match="damaged.onnx: damaged, or no ONNX file"):
+        convert(tmp_path / "damaged.onnx", tmp_path / "none.safetensors")
+    # A name that promises a content.
+    written(plain, tmp_path / "w600k_r50.onnx")
+    with pytest.raises(InputError, match="w600k_r50.onnx: the content's SHA-256 begins with .*, not as the name says"):
+        convert(tmp_path / "w600k_r50.onnx", tmp_path / "none.safetensors")
+
+
+def test_heads_of_all_trunks_in_one_file(tmp_path):
+    state = {f"{name}.{key}": value for name in ("vgg", "alex", "squeeze") for key, value in state_of(f"heads for {name}").items()}
+    said = convert(published(tmp_path, state), tmp_path / "out.safetensors")
+    assert "LPIPS's heads for vgg and LPIPS's heads for alex and LPIPS's heads for squeeze: 17 tensors" in said
+    assert safetensors.numpy.load_file(tmp_path / "out.safetensors").keys() == state.keys()

@@ -1,0 +1,127 @@
+"""Faces from a trained method: in memory, or kept as PNG files that no change of a metric makes anew."""
+
+import hashlib
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxtyping import Array, Bool, UInt8
+from tqdm import tqdm
+
+import cranio_jax
+from cranio_jax import data, sharding
+from cranio_jax.errors import InputError
+from cranio_jax.methods import Batch, Method
+from cranio_jax.pictures import write_png
+from cranio_jax.state import restore
+from cranio_jax.writers import write_json
+
+
+def batches(examples: Sequence[dict], size: int, mesh: jax.sharding.Mesh, say: str | None) -> Iterator[tuple[int, Batch]]:
+    """`(start, batch)` of each batch of examples, placed; the last is filled up with masked copies."""
+    quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file wants few lines
+    starts = range(0, len(examples), size)
+    told = tqdm(starts, desc=say, disable=say is None or jax.process_index() > 0, mininterval=quiet)
+    for start, batch in zip(told, data.ordered_batches(examples, size), strict=True):
+        yield start, sharding.put_batch(batch, mesh)
+
+
+def quantised(
+    method: Method, seed: int, params: Any, frozen: Any, batch: Batch, draw: Array
+) -> tuple[UInt8[Array, "b h w 3"], Bool[Array, "b"]]:
+    """Faces as they would be stored, and whether each was made of numbers: kept faces and fresh ones must score alike."""
+    faces = method.generate(params, frozen, batch, jax.random.fold_in(jax.random.key(seed + 2), draw))
+    return jnp.round((faces + 1.0) * 127.5).astype(jnp.uint8), jnp.isfinite(faces).all((1, 2, 3))
+
+
+def check_finite(finite: np.ndarray, names: Sequence[str]) -> None:
+    """Raises InputError where a face is not made of numbers."""
+    for good, name in zip(finite, names, strict=False):
+        if not good:
+            raise InputError(
+                f"the face generated for {name} holds values that are not numbers: the checkpoint has diverged, and nothing is scored"
+            )
+
+
+def digest(params: Any) -> Array:
+    """A number for the bits of a tree of arrays: two 32-bit sums, the same on any mesh. For jit."""
+
+    def one(leaf: Array) -> Array:
+        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32).reshape(-1)
+        place = jax.lax.iota(jnp.uint32, bits.size)
+        return jnp.stack([(bits * (place * jnp.uint32(k) | 1)).sum(dtype=jnp.uint32) for k in (2654435761, 2246822519)])
+
+    total = jnp.zeros(2, jnp.uint32)
+    for leaf in jax.tree.leaves(params):
+        total = total * jnp.uint32(3266489917) + one(leaf)
+    return total
+
+
+class Generator:
+    """The newest checkpoint's faces.
+
+    Attributes:
+      method, mesh, params, frozen, step: what is generated with.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, batch_size: int):
+        """Raises InputError where there is no checkpoint, or the batch does not divide over the devices."""
+        sharding.check_batch(batch_size, sharding.make_mesh(config.mesh.data, config.mesh.fsdp), "evaluate.batch_size")
+        self.method, self.mesh, state, self.frozen, self.step = restore(config, workdir)
+        self.params = self.method.generation_params(state)
+        self.batch_size, self._config, self._seed = batch_size, config, config.seed
+        draw = lambda params, frozen, batch, draw: quantised(self.method, config.seed, params, frozen, batch, draw)
+        self._generate = jax.jit(draw, out_shardings=sharding.replicated(self.mesh))
+
+    def _faces(self, examples: Sequence[dict], draw: int, say: str) -> Iterator[tuple[int, np.ndarray]]:
+        """`(start, faces)` of each batch, without what filled it up."""
+        number = jax.device_put(np.uint32(draw), sharding.replicated(self.mesh))
+        for start, batch in batches(examples, self.batch_size, self.mesh, say):
+            faces, finite = jax.device_get(self._generate(self.params, self.frozen, batch, number))
+            names = [e["id"] for e in examples[start : start + self.batch_size]]
+            check_finite(finite, names)
+            yield start, faces[: len(names)]
+
+    def draw(self, examples: Sequence[dict], draw: int = 0, say: str = "generating") -> UInt8[np.ndarray, "n h w 3"]:
+        """A face of each example; `draw` numbers the sample."""
+        return np.concatenate([faces for _, faces in self._faces(examples, draw, say)])
+
+    def folder(self, workdir: pathlib.Path, records: str) -> pathlib.Path:
+        """Where faces of this checkpoint and these settings are kept: its name is the hash of all they depend on.
+
+        `records` is the fingerprint of the data.
+        """
+        c = self._config
+        made_by = {
+            "parameters": [int(n) for n in jax.device_get(jax.jit(digest, out_shardings=sharding.replicated(self.mesh))(self.params))],
+            "frozen": [int(n) for n in jax.device_get(jax.jit(digest, out_shardings=sharding.replicated(self.mesh))(self.frozen))],
+            "method": c.method.name,
+            "sampling": c.sampling.to_dict(),
+            "prompt": c.prompt.to_dict(),
+            "seed": c.seed,
+            "compute_dtype": c.compute_dtype,
+            "records": records,
+            "cranio_jax": cranio_jax.__version__,
+        }
+        name = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
+        folder = workdir / "faces" / f"{self.step}_{name}"
+        if jax.process_index() == 0 and not (folder / "made_by.json").exists():
+            write_json(folder / "made_by.json", made_by)
+        return folder
+
+    def keep(self, folder: pathlib.Path, examples: Sequence[dict], draw: int, say: str) -> list[pathlib.Path]:
+        """The files `folder`/ID.png of the examples' faces; only those that are missing are generated, batch by batch."""
+        files = [folder / f"{e['id']}.png" for e in examples]
+        missing = [i for i, file in enumerate(files) if not file.exists()]
+        if missing:
+            for start, faces in self._faces([examples[i] for i in missing], draw, say):
+                for i, face in zip(missing[start:], faces, strict=False):
+                    if jax.process_index() == 0:
+                        write_png(files[i], face)
+        return files

@@ -1,0 +1,148 @@
+"""What the user's files of weights let us measure: which networks they hold, and what these say of pictures and pairs."""
+
+import glob
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from cranio_jax import losses, models, pretrained, sharding
+from cranio_jax.errors import InputError
+from cranio_jax.metrics.images import MS_SSIM_SIDE, ms_ssim, psnr, ssim
+from cranio_jax.models.functional import Network
+
+# Which files the metrics that everybody asks for need.
+NEEDED = {
+    "fid": "pt_inception-2015-12-05-6726825d.pth",
+    "lpips": "a trunk of torchvision (vgg16, alexnet or squeezenet1_1) and the lpips package's heads for it",
+    "arcface": "an ArcFace network (insightface's .pth or w600k_r50.onnx, or a MobileFaceNet)",
+}
+
+
+def find_weights(pattern: str) -> list[pathlib.Path]:
+    """Files of a comma-separated list of paths and glob patterns. Raises InputError where a part of it finds none."""
+    files = []
+    for part in filter(None, (p.strip() for p in pattern.split(","))):
+        found = sorted(glob.glob(str(pathlib.Path(part).expanduser())))
+        if not found:
+            raise InputError(f"evaluate.weights: {part}: no such file")
+        files += [pathlib.Path(name) for name in found if pathlib.Path(name).is_file()]
+    return files
+
+
+class Features:
+    """The feature networks of an evaluation, in float32; none where no weights are given.
+
+    Attributes:
+      trunks: of LPIPS, by name; their last features give Frechet and kernel distances.
+      heads: the trunks whose heads are known too, for LPIPS itself.
+      embedders: by the name of their metric.
+      has_inception: whether FID, KID and the Inception score can be had.
+      sha256: of each file, by what it holds.
+    """
+
+    def __init__(self, weights: str, crop: tuple[float, float, float, float]):
+        """`weights`: files, comma-separated, with wildcards; `crop`: what published embedders see of a picture.
+
+        Raises InputError, naming the file, where one is missing, damaged, of nothing known, or a second of its kind.
+        """
+        losses.check_crop(crop, "evaluate.crop")
+        self._crop = crop
+        self.embedders: dict[str, pretrained.Embedder] = {}
+        self.sha256: dict[str, str] = {}
+        self._files: dict[str, list[pathlib.Path]] = {}
+        self._networks: dict[str, Network] = {}
+        parts: dict[str, set[str]] = {"inception": set(), "trunk": set(), "heads": set()}
+
+        def note(title: str, network: str, file: pathlib.Path, digest: str) -> None:
+            if title in self.sha256:
+                raise InputError(f"evaluate.weights: {file.name} is a second {title}; name one")
+            self.sha256[title] = digest
+            self._files.setdefault(network, []).append(file)
+
+        for file in find_weights(weights):
+            digest = pretrained.check_hash(file)
+            for kind in pretrained.kinds_of(file):
+                if kind.part == "embedder":
+                    embedder = pretrained.open_embedder(file)
+                    self.embedders[embedder.name], self._networks[embedder.name] = embedder, embedder.network()
+                    note(embedder.name, embedder.name, file, digest)
+                else:
+                    parts[kind.part].add(kind.network)
+                    note(kind.title, kind.network, file, digest)
+        self.has_inception = bool(parts["inception"])
+        self.trunks = tuple(sorted(parts["trunk"]))
+        self.heads = tuple(trunk for trunk in self.trunks if trunk in parts["heads"])
+        if self.has_inception:
+            self._networks["inception"] = Network(lambda rngs: models.FIDInception(rngs=rngs))
+        for trunk in self.trunks:
+            self._networks[trunk] = Network(lambda rngs, trunk=trunk: models.LPIPS(trunk, rngs=rngs))
+
+    def load(self, mesh: jax.sharding.Mesh) -> dict[str, dict[str, Array]]:
+        """Parameters by network, on every device."""
+        everywhere, loaded = sharding.replicated(mesh), {}
+        for name, network in self._networks.items():
+            loaded[name] = {}
+            for file in self._files[name]:
+                with pretrained.open_weights(file) as tensors:
+                    # One file may hold the heads of all trunks, each behind the trunk's name.
+                    own = {key.removeprefix(f"{name}."): t for key, t in tensors.items()}
+                    shapes, own = pretrained.pick(network.shapes(), own)
+                    loaded[name] |= pretrained.load(shapes, own, dict.fromkeys(shapes, everywhere), file.name)
+            for path, shape in network.shapes().items():
+                if path not in loaded[name]:  # a trunk without heads, which then are not called
+                    loaded[name][path] = jax.jit(lambda shape=shape: jnp.zeros(shape), out_shardings=everywhere)()
+        return loaded
+
+    @property
+    def distributions(self) -> dict[str, int]:
+        """The networks whose features make Frechet and kernel distances, and how many features these are."""
+        return ({"inception": 2048} if self.has_inception else {}) | {trunk: models.TRUNKS[trunk][1][-1] for trunk in self.trunks}
+
+    def embed(self, params: Any, pictures: UInt8[Array, "b h w 3"]) -> dict[str, Float[Array, "b d"]]:
+        """Each embedder's vectors."""
+        x, found = pictures.astype(jnp.float32) / 127.5 - 1.0, {}
+        for name, embedder in self.embedders.items():
+            network = self._networks[name].bind(params[name])
+            found[name] = network(losses.crop_face(x, embedder.crop or self._crop, network.height, network.width))
+        return found
+
+    def describe(self, params: Any, pictures: UInt8[Array, "b h w 3"]) -> dict[str, Any]:
+        """What the networks make of pictures: `(batch, width)` features and vectors by network, `logits`, and `taps` by trunk."""
+        found = self.embed(params, pictures) | {"taps": {}}
+        if self.has_inception:
+            found["inception"], found["logits"] = self._networks["inception"].bind(params["inception"])(pictures)
+        for trunk in self.trunks:
+            taps = self._networks[trunk].bind(params[trunk]).describe(pictures.astype(jnp.float32) / 127.5 - 1.0)
+            found[trunk] = taps[-1].mean((1, 2))
+            if trunk in self.heads:
+                found["taps"][trunk] = taps
+        return found
+
+    def pair_metrics(self, height: int, width: int, masked: bool) -> list[str]:
+        """The names of what `compare` gives for pictures of that size."""
+        names = ["psnr", "ssim"] + (["ms-ssim"] if min(height, width) >= MS_SSIM_SIDE else [])
+        names += ["psnr/head", "ssim/head"] if masked else []
+        return names + [f"lpips/{trunk}" for trunk in self.heads] + list(self.embedders)
+
+    def compare(self, params: Any, a: Any, b: Any, faces: Any, truth: Any, where: Any = None) -> dict[str, Float[Array, "b"]]:
+        """Each pair's metrics.
+
+        Args:
+          params: from `load`.
+          a, b: what `describe` gave of `faces` and `truth`.
+          faces, truth: `(batch, height, width, 3)` uint8.
+          where: `(batch, height, width, 1)`, not 0 at the true head, if that is known.
+        """
+        x, y = (pictures.astype(jnp.float32) / 255.0 for pictures in (faces, truth))
+        found = {"psnr": psnr(x, y), "ssim": ssim(x, y)}
+        if min(x.shape[1:3]) >= MS_SSIM_SIDE:
+            found["ms-ssim"] = ms_ssim(x, y)
+        if where is not None:
+            where = (where > 0).astype(jnp.float32)
+            found |= {"psnr/head": psnr(x, y, where), "ssim/head": ssim(x, y, where)}
+        for trunk in self.heads:
+            found[f"lpips/{trunk}"] = self._networks[trunk].bind(params[trunk]).distance(a["taps"][trunk], b["taps"][trunk])
+        return found | {name: 1.0 - losses.cosine_distance(a[name], b[name]) for name in self.embedders}

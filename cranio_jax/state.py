@@ -1,0 +1,48 @@
+"""A method's state on the mesh: from our newest checkpoint, from published weights, or from scratch."""
+
+import pathlib
+
+import jax
+import ml_collections
+
+from cranio_jax import sharding
+from cranio_jax.checkpoint import Checkpoints
+from cranio_jax.errors import InputError
+from cranio_jax.methods import Method, make_method
+from cranio_jax.workdir import check
+
+
+def shardings_of(method: Method, mesh: jax.sharding.Mesh):
+    """`(shapes, shardings)`, each of `(state, frozen)`."""
+    shapes = jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)))
+    return shapes, sharding.state_sharding(shapes, mesh)
+
+
+def restore_or_init(method: Method, mesh: jax.sharding.Mesh, seed: int, checkpoints: Checkpoints):
+    """`(state, frozen, step, position)`: from our newest checkpoint, else from published weights, else from scratch.
+
+    `position` is that of the batches, None at the start.
+    """
+    shapes, shardings = shardings_of(method, mesh)
+    step = checkpoints.latest
+    loaded = method.load(mesh, frozen_only=step is not None)
+    init = lambda loaded: method.init(jax.random.key(seed), loaded)
+    if step is None:
+        state, frozen = jax.jit(init, out_shardings=shardings, donate_argnums=0)(loaded)
+        return state, frozen, 0, None
+    state, position = checkpoints.restore(shapes[0], shardings[0])
+    frozen = jax.jit(lambda loaded: init(loaded)[1], out_shardings=shardings[1], donate_argnums=0)(loaded)
+    return state, frozen, step, position
+
+
+def restore(config: ml_collections.ConfigDict, workdir: pathlib.Path):
+    """`(method, mesh, state, frozen, step)` of the newest checkpoint. Raises InputError where there is none."""
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    method = make_method(config)
+    check(workdir, config)
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir} holds no checkpoint; run job=train first, or name another --workdir")
+    with Checkpoints(workdir / "checkpoints", config.train.keep, config.train.keep_period) as checkpoints:
+        if checkpoints.latest is None:
+            raise InputError(f"{workdir / 'checkpoints'} holds no complete checkpoint; run job=train first")
+        return method, mesh, *restore_or_init(method, mesh, config.seed, checkpoints)[:3]

@@ -1,0 +1,176 @@
+"""Results as tables: for a terminal, Markdown, LaTeX and HTML, all from the same cells."""
+
+import html
+from typing import Any, NamedTuple
+
+# By the first word of a metric's name: title, whether more is better, digits.
+_METRICS = {
+    "psnr": ("PSNR (dB)", True, 2),
+    "ssim": ("SSIM", True, 3),
+    "ms-ssim": ("MS-SSIM", True, 3),
+    "lpips": ("LPIPS", False, 3),
+    "arcface": ("ArcFace cosine", True, 3),
+    "identity": ("identity cosine", True, 3),
+    "fid": ("FID", False, 1),
+    "kid": ("KID x 1000", False, 2),
+    "inception score": ("Inception score", True, 2),
+    "frechet": ("Fréchet distance", False, 3),
+    "kernel": ("kernel distance x 1000", False, 2),
+    "recall@": ("recall@", True, 3),
+    "map@": ("mAP@", True, 3),
+    "mrr@": ("MRR@", True, 3),
+    "d_prime": ("d'", True, 2),
+    "eer": ("EER", False, 3),
+}
+
+
+class Cell(NamedTuple):
+    """A number and how sure it is, as text; both empty where there is none."""
+
+    value: str = ""
+    spread: str = ""
+
+
+class Table(NamedTuple):
+    """Rows under a head; `notes` say what a reader must know to trust them."""
+
+    title: str
+    head: list[str]
+    rows: list[tuple[str, list[Cell]]]
+    notes: list[str]
+
+
+def describe(metric: str) -> tuple[str, bool, int]:
+    """`(title, more is better, digits)` of a metric: its words, and in brackets the network or what it is of."""
+    name, _, of = metric.partition("/")
+    if "@" in name:
+        name, of = name[: name.index("@") + 1], name[name.index("@") + 1 :]
+        title, better, digits = _METRICS[name]
+        return title + of, better, digits
+    title, better, digits = _METRICS[name]
+    return f"{title}, {of}" if of else title, better, digits
+
+
+def cell(value: dict[str, float] | None, digits: int, scale: float = 1.0, sign: str = "") -> Cell:
+    """A mean with its interval `low`, `high`, or its standard deviation `sd`."""
+    if value is None:
+        return Cell()
+    form = lambda v: f"{scale * v:{sign}.{digits}f}"
+    spread = f"[{form(value['low'])}, {form(value['high'])}]" if "low" in value else ""
+    spread = f"± {scale * value['sd']:.{digits}f}" if "sd" in value else spread
+    return Cell(form(value["mean"]), spread)
+
+
+def _table(title: str, rows: dict[str, dict[str, dict[str, float]]], notes: list[str], sign: str = "") -> Table:
+    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    metrics.sort(key=lambda m: list(_METRICS).index(next(k for k in _METRICS if m.split("/")[0] == k or ("@" in k and m.startswith(k)))))
+    arrow = lambda better: "↑" if better else "↓"
+    head, cells = [], {name: [] for name in rows}
+    for metric in metrics:
+        words, better, digits = describe(metric)
+        head.append(words if sign else f"{words} {arrow(better)}")
+        for name, row in rows.items():
+            cells[name].append(cell(row.get(metric), digits, 1000.0 if "x 1000" in words else 1.0, sign))
+    return Table(title, head, list(cells.items()), notes)
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """All tables of an evaluation: pictures, differences to the controls, and each embedder's and protocol's retrieval."""
+    found = []
+    if results["rows"]:
+        found.append(_table(f"Pictures: {results['images']} of {results['subjects']} subjects", results["rows"], picture_notes(results)))
+    if results["differences"]:
+        notes = ["paired by picture; an interval that does not hold 0 is a difference"]
+        found.append(_table("Against the controls", results["differences"], notes, "+"))
+    for embedder, protocols in results["retrieval"].items():
+        for protocol, part in protocols.items():
+            view, size = protocol.split("/")
+            words = f"{'of the same view' if view == 'same' else 'of any view'}, {'all' if size == 'all' else 'one'} of each subject"
+            notes = [f"gallery of {part['gallery']} real faces, {words}; ties count against the query"]
+            if "chance" in part:
+                notes.append("chance: " + ", ".join(f"{m} {v:.3f}" for m, v in part["chance"].items()))
+            if "against" in part:
+                against = ", ".join(
+                    f"{m} {v['mean']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}], p = {v['p']:.2g}"
+                    for m, v in part["against"].items()
+                    if m.startswith("recall")
+                )
+                notes.append(f"against shuffled X-rays: {against} (signs of subjects drawn anew)")
+            found.append(_table(f"Retrieval, {embedder}, {protocol}", part["rows"], notes))
+    return found
+
+
+def picture_notes(results: dict[str, Any]) -> list[str]:
+    """What a reader must know of the table of pictures."""
+    notes = ["means over subjects with 95 % intervals of resampling subjects; ± is a standard deviation over subsets or splits"]
+    notes.append(results["resizing"])
+    for what, digest in results["networks"].items():
+        notes.append(f"{what}: SHA-256 {digest[:12]}")
+    return notes + [f"{name}: not computed, needs {needs}" for name, needs in results["not_computed"].items()]
+
+
+def _joined(c: Cell) -> str:
+    return f"{c.value} {c.spread}".strip()
+
+
+def text(results: dict[str, Any]) -> str:
+    """For a terminal: aligned columns."""
+    parts = []
+    for table in tables(results):
+        lines = [["", *table.head], *([name, *map(_joined, cells)] for name, cells in table.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        body = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        parts.append("\n".join([table.title, *body, *(f"  {note}" for note in table.notes)]) + "\n")
+    return "\n".join(parts)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Markdown."""
+    parts = []
+    for table in tables(results):
+        lines = [["", *table.head], ["---"] * (len(table.head) + 1)]
+        lines += [[name, *map(_joined, cells)] for name, cells in table.rows]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        parts.append(f"**{table.title}**\n\n{body}\n\n" + "\n".join(f"- {note}" for note in table.notes) + "\n")
+    return "\n".join(parts)
+
+
+def latex(results: dict[str, Any]) -> str:
+    """LaTeX, for the packages booktabs and graphicx."""
+
+    def escape(words: str) -> str:
+        for old, new in (("\\", r"\textbackslash "), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("±", r"$\pm$"), ("é", r"\'e"),
+                         ("↑", r"$\uparrow$"), ("↓", r"$\downarrow$")):  # fmt: skip
+            words = words.replace(old, new)
+        return words
+
+    parts = []
+    for table in tables(results):
+        lines = [" & ".join(map(escape, ["", *table.head])) + r" \\ \midrule"]
+        for name, cells in table.rows:
+            parts_of = [f"{c.value} {{\\scriptsize {escape(c.spread)}}}" if c.spread else c.value for c in cells]
+            lines.append(" & ".join([escape(name), *parts_of]) + r" \\")
+        notes = escape("; ".join(table.notes))
+        parts.append(
+            f"\\begin{{table}}\n\\centering\n\\caption{{{escape(table.title)}. {notes}.}}\n\\resizebox{{\\linewidth}}{{!}}{{%\n"
+            f"\\begin{{tabular}}{{l{'r' * len(table.head)}}}\n\\toprule\n"
+            + "\n".join(lines)
+            + "\n\\bottomrule\n\\end{tabular}}\n\\end{table}\n"
+        )
+    return "\n".join(parts)
+
+
+def web(results: dict[str, Any]) -> str:
+    """HTML: a heading, a table and its notes for each."""
+    parts = []
+    for table in tables(results):
+        head = "".join(f"<th>{html.escape(words)}</th>" for words in ["", *table.head])
+        body = ""
+        for name, cells in table.rows:
+            values = "".join(f"<td>{html.escape(c.value)} <span class=interval>{html.escape(c.spread)}</span></td>" for c in cells)
+            body += f"<tr><td>{html.escape(name)}</td>{values}</tr>"
+        notes = "<br>".join(html.escape(note) for note in table.notes)
+        parts.append(
+            f"<h2>{html.escape(table.title)}</h2><div class=wide><table><tr>{head}</tr>{body}</table></div><p class=small>{notes}</p>"
+        )
+    return "".join(parts)
