@@ -72,8 +72,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str, config: ml_collect
     if where not in splits or not splits[where].num_examples:
         remedy = "set data.validation_subjects" if split == "validation" else "raise data.settings.subjects"
         raise InputError(f"split {split!r} of {builder.info.full_name} is empty; {remedy}")
-    unread = {name: tfds.decode.SkipDecoding() for name in ("xray", "face") if name not in images}
-    records = builder.as_data_source(where, decoders=unread or None)
+    records = _records(builder, where, images)
     if not held_out or where != "train":
         return records, range(len(records))
     names = split_subjects(builder, "train")
@@ -86,8 +85,14 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str, config: ml_collect
 
 def split_subjects(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
     """The subject of each record of a split on disk; no picture is decoded."""
-    unread = {name: tfds.decode.SkipDecoding() for name in ("xray", "face")}
-    return [record["subject"].decode() for record in builder.as_data_source(split, decoders=unread)]
+    return [record["subject"].decode() for record in _records(builder, split, images=())]
+
+
+def _records(builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, ...]) -> Sequence[dict[str, Any]]:
+    """A split's records, of whose pictures only `images` are decoded."""
+    pictures = [name for name, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
+    unread = {name: tfds.decode.SkipDecoding() for name in pictures if name not in images}
+    return builder.as_data_source(split, decoders=unread or None)
 
 
 def subjects(builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict) -> list[str]:
@@ -134,7 +139,7 @@ class Examples:
         if self._numbers:
             example["subject_index"] = self._numbers[example["subject"]]
         return example | {
-            **{name: record[name] for name in self._images},
+            **{name: record[name] for name in self._images if name in record},
             "index": int(index),
             "prompt_ids": self.prompt_ids(example["face_view"], example["sex"], example["age"], example["bmi_change"]),
             "id_hash": np.uint32(zlib.crc32(example["id"].encode())),

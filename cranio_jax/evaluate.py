@@ -126,7 +126,7 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dic
 
 
 def _test_examples(config: ml_collections.ConfigDict, builder: Any) -> list[dict[str, Any]]:
-    source = data.Examples(builder, "test", config)
+    source = data.Examples(builder, "test", config, ("xray", "face", "head_mask"))
     examples = sorted((source[i] for i in range(len(source))), key=lambda e: e["id"])
     if limit := config.evaluate.max_subjects:
         kept = sorted({e["subject"] for e in examples})[:limit]
@@ -221,12 +221,12 @@ def assemble(
     }
     found = {}
     if features.embedders:
-        others = distractor_faces(config, features, features.load(mesh), mesh)
+        others = distractor_faces(config, features, mesh)
         for name in features.embedders:
             kinds = {row: scores.rows[name] for row, scores in scored.items()}
             found[name] = retrieval(config, who, truth.rows[name], kinds, others.get(name), headline)
     have = {
-        "fid": features.has_inception,
+        "fid, kid and the inception score": features.has_inception,
         "lpips": bool(features.heads),
         "arcface": any(n.startswith("arcface") for n in features.embedders),
     }

@@ -21,7 +21,7 @@ CEILING = "another real face of the subject"
 GALLERIES = ("all", "one")
 
 
-def distractor_faces(config: ml_collections.ConfigDict, features: Features, params: Any, mesh: jax.sharding.Mesh) -> dict[str, r.Faces]:
+def distractor_faces(config: ml_collections.ConfigDict, features: Features, mesh: jax.sharding.Mesh) -> dict[str, r.Faces]:
     """Faces of people that nobody asks for, from the records of `evaluate.retrieval.distractors`, by embedder; perhaps none."""
     d = config.evaluate.retrieval.distractors
     if not d.builder or not features.embedders:
@@ -30,7 +30,7 @@ def distractor_faces(config: ml_collections.ConfigDict, features: Features, para
     with settings.unlocked():
         settings.data = ml_collections.ConfigDict(d.to_dict() | {"validation_subjects": 0})
     examples = data.Examples(data.make_builder(settings.data), d.split, settings, images=("face",))
-    embed = jax.jit(features.embed, out_shardings=sharding.replicated(mesh))
+    embed, params = jax.jit(features.embed, out_shardings=sharding.replicated(mesh)), features.load(mesh)
     vectors: dict[str, list[Array]] = {name: [] for name in features.embedders}
     for start, batch in generate.batches(examples, config.evaluate.batch_size, mesh, "distractors"):
         for name, part in jax.device_get(embed(params, batch["face"])).items():
@@ -96,6 +96,7 @@ def retrieval(
             gallery = r.Faces(*(np.concatenate(both) for both in zip(gallery, extra, strict=True)))
             pictured = np.append(pictured, extra.subjects)
         found[f"{view}/{size}"] = part = {"gallery": len(gallery.subjects), "rows": {}, "curves": {}}
+        part["seen"] = int(r.similarities(r.Faces(truth, subjects, views), gallery, view)[2].sum(1).min())
         each = {}
         for name, vectors in (kinds | {CEILING: truth}).items():
             cosines, same, allowed = r.similarities(r.Faces(vectors, subjects, views), gallery, view)

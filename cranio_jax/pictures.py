@@ -48,7 +48,7 @@ def write_png(path: pathlib.Path, picture: UInt8[np.ndarray, "h w *c"]) -> None:
 
 
 class PairedFolders(Sequence):
-    """Examples from two folders whose files have the same names: `face` from one, `generated` from the other.
+    """Examples from two folders whose files have the same names: `face` from one, `generated` (one of a kind) from the other.
 
     Subfolders count as part of the name, endings do not.
     """
@@ -89,7 +89,7 @@ class PairedFolders(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         _, generated, reference = self._pairs[index]
-        return {"face": read_face(reference), "generated": read_face(generated)}
+        return {"face": read_face(reference), "generated": read_face(generated)[None]}
 
 
 def _named(folder: pathlib.Path, field: str) -> dict[str, pathlib.Path]:

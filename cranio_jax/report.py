@@ -21,7 +21,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 .notice { background: #fff4de; border-left: 4px solid #d98a00; padding: .6rem .9rem; }
-table { border-collapse: collapse; } th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid #dfe4ea; }
+table { border-collapse: collapse; } th, td { padding: .35rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid #dfe4ea; }
 th:first-child, td:first-child { text-align: left; } .interval { color: #66707d; font-size: .85em; white-space: nowrap; }
 .faces { display: grid; gap: .5rem; overflow-x: auto; } .faces figure { margin: 0; text-align: center; }
 .faces img, .sheet { width: 100%; image-rendering: auto; border-radius: 3px; display: block; } figcaption, .small { font-size: .8rem; color: #66707d; }
@@ -145,11 +145,12 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
 <h1>Faces from skull X-rays: {html.escape(results["config"]["name"])}</h1>
 <p class=small>{results["images"]} pictures of {results["subjects"]} people{origin}</p>
 <p class=notice>{NOTICE}</p>
-{tables.web(results)}
-{_match_curves(results)}
+{tables.web(results, "pictures")}
 <p class=small>The mean face is the training mean of the same view, age and BMI change; shuffled X-rays give each person somebody else's
 X-ray of the same view and sex. A mean of several samples is no face that was drawn and is not compared with single samples.</p>
 {_gallery(workdir / "pictures.npz")}
+{tables.web(results, "retrieval")}
+{_match_curves(results)}
 {_reconstructions(workdir / "reconstructions")}
 {training}
 <h2>Where this comes from</h2>

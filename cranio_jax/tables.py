@@ -32,12 +32,17 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows under a head; `notes` say what a reader must know to trust them."""
+    """Rows under a head; `notes` say what a reader must know to trust them; `part` is 'pictures' or 'retrieval'.
+
+    Where a protocol of retrieval is not the first, the table is not `main`.
+    """
 
     title: str
     head: list[str]
     rows: list[tuple[str, list[Cell]]]
     notes: list[str]
+    part: str
+    main: bool
 
 
 def describe(metric: str) -> tuple[str, bool, int]:
@@ -61,17 +66,19 @@ def cell(value: dict[str, float] | None, digits: int, scale: float = 1.0, sign: 
     return Cell(form(value["mean"]), spread)
 
 
-def _table(title: str, rows: dict[str, dict[str, dict[str, float]]], notes: list[str], sign: str = "") -> Table:
-    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+def _table(
+    title: str, rows: dict[str, dict[str, dict[str, float]]], notes: list[str], sign: str = "", part: str = "pictures", main: bool = True
+) -> Table:
+    metrics = [metric for metric in dict.fromkeys(m for row in rows.values() for m in row) if metric not in ("map@1", "mrr@1")]
     metrics.sort(key=lambda m: list(_METRICS).index(next(k for k in _METRICS if m.split("/")[0] == k or ("@" in k and m.startswith(k)))))
     arrow = lambda better: "↑" if better else "↓"
     head, cells = [], {name: [] for name in rows}
     for metric in metrics:
         words, better, digits = describe(metric)
-        head.append(words if sign else f"{words} {arrow(better)}")
+        head.append(words if sign else f"{words}\u00a0{arrow(better)}")
         for name, row in rows.items():
             cells[name].append(cell(row.get(metric), digits, 1000.0 if "x 1000" in words else 1.0, sign))
-    return Table(title, head, list(cells.items()), notes)
+    return Table(title, head, list(cells.items()), notes, part, main)
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
@@ -83,10 +90,12 @@ def tables(results: dict[str, Any]) -> list[Table]:
         notes = ["paired by picture; an interval that does not hold 0 is a difference"]
         found.append(_table("Against the controls", results["differences"], notes, "+"))
     for embedder, protocols in results["retrieval"].items():
-        for protocol, part in protocols.items():
+        for i, (protocol, part) in enumerate(protocols.items()):
             view, size = protocol.split("/")
             words = f"{'of the same view' if view == 'same' else 'of any view'}, {'all' if size == 'all' else 'one'} of each subject"
-            notes = [f"gallery of {part['gallery']} real faces, {words}; ties count against the query"]
+            notes = [
+                f"gallery of {part['gallery']} real faces, of which a query sees {part['seen']} ({words}); ties count against the query"
+            ]
             if "chance" in part:
                 notes.append("chance: " + ", ".join(f"{m} {v:.3f}" for m, v in part["chance"].items()))
             if "against" in part:
@@ -96,7 +105,9 @@ def tables(results: dict[str, Any]) -> list[Table]:
                     if m.startswith("recall")
                 )
                 notes.append(f"against shuffled X-rays: {against} (signs of subjects drawn anew)")
-            found.append(_table(f"Retrieval, {embedder}, {protocol}", part["rows"], notes))
+            if "recall@1" in next(iter(part["rows"].values()), ()):
+                notes.append("mAP@1 and MRR@1 are recall@1")
+            found.append(_table(f"Retrieval, {embedder}, {protocol}", part["rows"], notes, part="retrieval", main=i == 0))
     return found
 
 
@@ -114,9 +125,9 @@ def _joined(c: Cell) -> str:
 
 
 def text(results: dict[str, Any]) -> str:
-    """For a terminal: aligned columns."""
+    """For a terminal: the main tables, in aligned columns."""
     parts = []
-    for table in tables(results):
+    for table in (table for table in tables(results) if table.main):
         lines = [["", *table.head], *([name, *map(_joined, cells)] for name, cells in table.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         body = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -138,11 +149,9 @@ def markdown(results: dict[str, Any]) -> str:
 def latex(results: dict[str, Any]) -> str:
     """LaTeX, for the packages booktabs and graphicx."""
 
-    def escape(words: str) -> str:
-        for old, new in (("\\", r"\textbackslash "), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"), ("±", r"$\pm$"), ("é", r"\'e"),
-                         ("↑", r"$\uparrow$"), ("↓", r"$\downarrow$")):  # fmt: skip
-            words = words.replace(old, new)
-        return words
+    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "é": r"\'e", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "\u00a0": "~"}
+    special |= {mark: "\\" + mark for mark in "&%_#${}"}
+    escape = lambda words: "".join(special.get(mark, mark) for mark in words)
 
     parts = []
     for table in tables(results):
@@ -160,17 +169,16 @@ def latex(results: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def web(results: dict[str, Any]) -> str:
-    """HTML: a heading, a table and its notes for each."""
-    parts = []
-    for table in tables(results):
+def web(results: dict[str, Any], part: str) -> str:
+    """HTML of the tables of a part: a heading, a table and its notes for each; what is not main is folded away."""
+    shown, folded = "", ""
+    for table in (table for table in tables(results) if table.part == part):
         head = "".join(f"<th>{html.escape(words)}</th>" for words in ["", *table.head])
         body = ""
         for name, cells in table.rows:
             values = "".join(f"<td>{html.escape(c.value)} <span class=interval>{html.escape(c.spread)}</span></td>" for c in cells)
             body += f"<tr><td>{html.escape(name)}</td>{values}</tr>"
         notes = "<br>".join(html.escape(note) for note in table.notes)
-        parts.append(
-            f"<h2>{html.escape(table.title)}</h2><div class=wide><table><tr>{head}</tr>{body}</table></div><p class=small>{notes}</p>"
-        )
-    return "".join(parts)
+        made = f"<h2>{html.escape(table.title)}</h2><div class=wide><table><tr>{head}</tr>{body}</table></div><p class=small>{notes}</p>"
+        shown, folded = (shown + made, folded) if table.main else (shown, folded + made)
+    return shown + (f"<details><summary>Other protocols</summary>{folded}</details>" if folded else "")

@@ -15,7 +15,7 @@ from cranio_jax.models.functional import Network
 
 # Which files the metrics that everybody asks for need.
 NEEDED = {
-    "fid": "pt_inception-2015-12-05-6726825d.pth",
+    "fid, kid and the inception score": "pt_inception-2015-12-05-6726825d.pth",
     "lpips": "a trunk of torchvision (vgg16, alexnet or squeezenet1_1) and the lpips package's heads for it",
     "arcface": "an ArcFace network (insightface's .pth or w600k_r50.onnx, or a MobileFaceNet)",
 }
@@ -115,8 +115,9 @@ class Features:
         if self.has_inception:
             found["inception"], found["logits"] = self._networks["inception"].bind(params["inception"])(pictures)
         for trunk in self.trunks:
-            taps = self._networks[trunk].bind(params[trunk]).describe(pictures.astype(jnp.float32) / 127.5 - 1.0)
-            found[trunk] = taps[-1].mean((1, 2))
+            network = self._networks[trunk].bind(params[trunk])
+            taps = network.describe(pictures.astype(jnp.float32) / 127.5 - 1.0)
+            found[trunk] = network.summary(taps)
             if trunk in self.heads:
                 found["taps"][trunk] = taps
         return found

@@ -111,6 +111,10 @@ class LPIPS(nnx.Module):
                 found.append(hidden)
         return found
 
+    def summary(self, taps: Sequence[Array]) -> Float[Array, "b c"]:
+        """The last tap over the picture: at each place scaled to a mean square of 1 over the channels, then averaged."""
+        return taps[-1].shape[-1] ** 0.5 * _unit(taps[-1]).mean((1, 2))
+
     def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
         """The distance of pictures in [-1, 1], 0 for equal ones."""
         return self.distance(self.describe(a), self.describe(b))

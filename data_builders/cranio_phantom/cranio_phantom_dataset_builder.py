@@ -76,7 +76,8 @@ class PhantomConfig(tfds.core.BuilderConfig):
 
 def _png(picture: np.ndarray) -> bytes:
     data = io.BytesIO()
-    Image.fromarray(np.uint8(np.round(np.asarray(picture) * 255.0))).save(data, "PNG")
+    pixels = np.uint8(np.round(np.asarray(picture) * 255.0))
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(data, "PNG")
     return data.getvalue()
 
 
@@ -88,11 +89,12 @@ def _voxel(size: int) -> float:
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Paired skull X-rays and faces of a procedural cohort. See README.md beside this file."""
 
-    VERSION = tfds.core.Version("1.2.0")  # to be raised whenever the same settings give other records
+    VERSION = tfds.core.Version("1.3.0")  # to be raised whenever the same settings give other records
     RELEASE_NOTES = {
         "1.0.0": "First cohort.",
         "1.1.0": "Skulls differ more; jaws and necks taper.",
         "1.2.0": "Rounder jaws, no specks in nostrils.",
+        "1.3.0": "A mask of the head in the portrait.",
     }
     BUILDER_CONFIGS = [PhantomConfig(size=size, pairing=pairing) for size in SIZES for pairing in PAIRINGS]
 
@@ -107,6 +109,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "subject": tfds.features.Text(),
                     "xray": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
                     "face": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
+                    "head_mask": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
                     "xray_view": tfds.features.Text(),
                     "face_view": tfds.features.Text(),
                     "sex": tfds.features.Text(),
@@ -161,8 +164,8 @@ def subject_records(config: PhantomConfig, index: int):
     project = lambda kind, view: np.asarray(project_point(frame, view, places[kind]), np.float32)
     for age in cohort.AGES:
         for change in cohort.BMI_CHANGES:
-            faces = head.portraits(*cohort.appearance(subject, age, change, config.spread), config.size)
-            faces = [_png(face) for face in faces]
+            faces, heads = head.portraits(*cohort.appearance(subject, age, change, config.spread), config.size)
+            faces, heads = [_png(face) for face in faces], [_png(mask) for mask in heads]
             for i, xray_view in enumerate(VIEWS):
                 for j, face_view in enumerate(VIEWS):
                     if config.pairing == "matched" and i != j:
@@ -176,6 +179,7 @@ def subject_records(config: PhantomConfig, index: int):
                                 "subject": name,
                                 "xray": io.BytesIO(xrays[i]),
                                 "face": io.BytesIO(faces[j]),
+                                "head_mask": io.BytesIO(heads[j]),
                                 "xray_view": xray_view,
                                 "face_view": face_view,
                                 "sex": subject.sex,

@@ -304,7 +304,9 @@ def _seen(points, view: str, skull: Skull, tissue: Tissue, colour: Colour):
 
 
 def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersample: int = 2):
-    """Frontal and lateral portraits: `(2, size, size, 3)` display RGB in [0, 1], in the order of VIEWS.
+    """Frontal and lateral portraits: `(2, size, size, 3)` display RGB in [0, 1], in the order of VIEWS, and where the head is.
+
+    The latter, `(2, size, size, 1)`, is 1 in pixels of which the head fills half or more.
 
     A coarse grid of distances finds each ray's first place near the head; a few steps of the exact distance then
     settle it. Rays that pass the head by are left out, and the others go in pieces of one size: one compilation
@@ -314,7 +316,7 @@ def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersamp
     grid = tuple(np.moveaxis(_grid(_COARSE), -1, 0))
     coarse = Volume(-_distances(grid, _HERE, skull, tissue), np.full(3, _COARSE, np.float32), _LOW)
     fine = Frame(size * supersample, WIDTH, CENTER)
-    pictures = []
+    pictures, heads = [], []
     for view in VIEWS:
         depth, points = jax.tree.map(np.ravel, _near_surface(coarse, fine, view))
         colours = np.tile(np.float32([*surface.BACKGROUND, 1.0]), (depth.size, 1))
@@ -325,4 +327,6 @@ def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersamp
             colours[here] = _seen(tuple(p[padded] for p in points), view, skull, tissue, colour)[: len(here)]
         colours = colours.reshape(fine.size, fine.size, 4)
         pictures.append(_downsample(colours[..., :3], colours[..., 3], factor=supersample))
-    return jnp.stack(pictures)
+        hit = ((depth > surface.MISS).reshape(fine.size, fine.size) & (colours[..., 3] > 0.5)).astype(np.float32)
+        heads.append(hit.reshape(size, supersample, size, supersample, 1).mean((1, 3)) >= 0.5)
+    return jnp.stack(pictures), np.stack(heads)

@@ -13,7 +13,7 @@ SPREAD = cohort.Spread()
 
 
 def _faces(subject: cohort.Subject, age: float, change: float, size: int) -> np.ndarray:
-    return np.asarray(head.portraits(*cohort.appearance(subject, age, change, SPREAD), size))
+    return np.asarray(head.portraits(*cohort.appearance(subject, age, change, SPREAD), size)[0])
 
 
 def sheet(size: int = 192, subjects: int = 6) -> np.ndarray:

@@ -10,7 +10,7 @@ SPREAD = cohort.Spread()
 
 
 def portraits(subject, age=45, change=0, size=64):
-    return np.asarray(head.portraits(*cohort.appearance(subject, age, change, SPREAD), size))
+    return np.asarray(head.portraits(*cohort.appearance(subject, age, change, SPREAD), size)[0])
 
 
 def xrays(subject, size=64):
