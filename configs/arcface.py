@@ -32,6 +32,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.data.settings.subjects = 24
         c.method.channels = 8
         c.train.update(batch_size=16, num_steps=6, log_every=2, checkpoint_every=3, warmup_steps=2)
+        c.evaluate.bootstrap = 200
+        c.evaluate.retrieval.ks = (1, 3)
     elif variant:
         raise ValueError(f"configs/arcface.py has no variant {variant!r}; expected 'loss', 'smoke' or none")
     return c

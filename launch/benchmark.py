@@ -6,7 +6,9 @@ python launch/benchmark.py --sizes=256 --batches=1 --dtype=float32 --against=tor
 Each line is measured in a process of its own, so that its peak memory is its own; `--against=torch` does the same work
 with diffusers and torch right after it (test extra). A step is one update with AdamW and the average; latents and
 prompts are those of the cache. TFLOP are counted by launch/flops.py. Cases: controlnet (U-Net frozen), both (U-Net
-trained too), losses (controlnet with the decoded LPIPS and identity terms), sample (DDIM with guidance, decoded), load.
+trained too), losses (controlnet with the decoded LPIPS and identity terms), sample (DDIM with guidance, decoded), load;
+and an evaluation's feature networks, in float32: inception (torch-fidelity's against ours), lpips-vgg, -alex and -squeeze
+(pairs), iresnet50, mobilefacenet.
 """
 
 import argparse
@@ -23,7 +25,11 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-CASES = ("controlnet", "both", "losses", "sample", "load")
+from launch import benchmark_metrics
+
+CASES = ("controlnet", "both", "losses", "sample", "load", *benchmark_metrics.CASES)
+# Cases that torch is not asked to repeat.
+OURS_ALONE = ("losses", "iresnet50", "mobilefacenet")
 # Dense bfloat16 TFLOP/s by the makers' data sheets, by a word of the device's name.
 PEAKS = {"H200": 989, "H100": 989, "A100": 312, "TPU v6": 918, "TPU v5p": 459, "TPU v5 lite": 197, "TPU v4": 275}
 COLUMNS = "{case:12s}{size:>6}{batch:>6}  {engine:7s}{ms:>10}{rate:>10}{tflop:>9}{mfu:>7}{memory:>9}{compiling:>9}{ratio:>8}"
@@ -58,7 +64,7 @@ def main() -> None:
             sizes = [(s, b) for s in options.sizes for b in options.batches] if case != "load" else [(0, 1)]
             for size, batch in sizes:
                 ours = None
-                for engine in ("jax", options.against) if options.against and case != "losses" else ("jax",):
+                for engine in ("jax", options.against) if options.against and case not in OURS_ALONE else ("jax",):
                     task = shared | dict(case=case, size=size, batch=batch, engine=engine, trace=options.trace if engine == "jax" else None)
                     line = task | child(task)
                     ours = ours or line
@@ -103,6 +109,8 @@ def row(line: dict, ours: dict) -> str:
 def measure(task: dict) -> dict:
     """Seconds a step (or sampling, or load), TFLOP an image, peak memory in GB, seconds to start."""
     measures = {"jax": {"load": load_jax, "sample": sample_jax}, "torch": {"load": load_torch, "sample": sample_torch}}
+    if task["case"] in benchmark_metrics.CASES:
+        return getattr(benchmark_metrics, f"score_{task['engine']}")(task)
     usual = {"jax": step_jax, "torch": step_torch}[task["engine"]]
     return measures[task["engine"]].get(task["case"], usual)(task)
 

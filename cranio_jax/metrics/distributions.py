@@ -176,16 +176,24 @@ class InceptionScore(clu_metrics.Metric):
         return float(scores.mean()), float(scores.std())
 
 
-def frechet_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
+def root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    """The symmetric square root; eigenvalues below 0, which rounding makes of 0, count as 0."""
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+
+def frechet_distance(
+    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], root_b: Float[np.ndarray, "d d"] | None = None
+) -> float:
     """Frechet distance of two normal distributions, each `(mean, covariance)`: FID where features are Inception's.
 
     |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017). The trace of the root is taken through the
-    symmetric C_a^(1/2) C_b C_a^(1/2), which has real eigenvalues where covariances of few images are singular, too.
+    symmetric C_b^(1/2) C_a C_b^(1/2), which has real eigenvalues where covariances of few images are singular, too.
+    `root_b` spares the root of a `b` that many are held against.
     """
     (mean_a, cov_a), (mean_b, cov_b) = a, b
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ cov_b @ root)
+    root_b = root(cov_b) if root_b is None else root_b
+    product = np.linalg.eigvalsh(root_b @ cov_a @ root_b)
     spread = np.trace(cov_a) + np.trace(cov_b) - 2.0 * np.sqrt(np.maximum(product, 0.0)).sum()
     return float(((mean_a - mean_b) ** 2).sum() + spread)
 

@@ -75,6 +75,8 @@ class Features:
         self.has_inception = bool(parts["inception"])
         self.trunks = tuple(sorted(parts["trunk"]))
         self.heads = tuple(trunk for trunk in self.trunks if trunk in parts["heads"])
+        for trunk in parts["heads"] - parts["trunk"]:  # of a file with the heads of all
+            del self.sha256[f"LPIPS's heads for {trunk}"]
         if self.has_inception:
             self._networks["inception"] = Network(lambda rngs: models.FIDInception(rngs=rngs))
         for trunk in self.trunks:
