@@ -13,7 +13,7 @@ import numpy as np
 from cranio_jax import data, generate, pretrained, sharding, tables
 from cranio_jax.controls import MEAN_FACE, SHUFFLED, mean_faces, shuffled_xrays
 from cranio_jax.errors import InputError
-from cranio_jax.identity import distractor_faces, retrieval
+from cranio_jax.identity import check_protocols, distractor_faces, retrieval
 from cranio_jax.metrics.distributions import frechet_distance, kernel_distance, root
 from cranio_jax.metrics.features import NEEDED, Features
 from cranio_jax.metrics.resampling import bootstrap
@@ -49,10 +49,12 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     return results
 
 
-def _features(config: ml_collections.ConfigDict, count: int) -> Features:
+def _features(config: ml_collections.ConfigDict, who: Sequence[dict[str, str]]) -> Features:
     """The networks, after what can be checked before faces are made. Raises InputError."""
-    c = config.evaluate
+    c, count = config.evaluate, len(who)
     features = Features(c.weights, c.crop)
+    if features.embedders:
+        check_protocols(config, who)
     if features.distributions and not 2 <= c.kernel_subset <= count:
         raise InputError(f"evaluate.kernel_subset={c.kernel_subset} images don't fit in the {count} that are scored")
     if features.has_inception and not 1 <= c.inception_splits <= count:
@@ -75,7 +77,7 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dic
     c, generator = config.evaluate, generate.Generator(config, workdir, config.evaluate.batch_size)
     builder = data.make_builder(config.data)
     examples = _test_examples(config, builder)
-    features = _features(config, len(examples))
+    features = _features(config, _who(examples))
     others = shuffled_xrays(examples, config.seed)
     mean_face = mean_faces(data.Examples(builder, "train", config))
 
@@ -170,7 +172,7 @@ def _folders(config: ml_collections.ConfigDict) -> dict[str, Any]:
     sharding.check_batch(c.batch_size, mesh, "evaluate.batch_size")
     folder = lambda name: pathlib.Path(c[name]).expanduser()
     pairs = PairedFolders(folder("generated"), folder("reference"), c.names)
-    features = _features(config, len(pairs))
+    features = _features(config, pairs.who)
     scorer = Scorer(features, mesh, ("generated",), pairs.size, len(pairs), c.inception_splits)
     truth, scored = scorer.run(pairs, c.batch_size, "scoring")
     return provenance(config) | assemble(config, features, mesh, pairs.who, truth, scored, "generated", ())

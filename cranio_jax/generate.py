@@ -75,7 +75,7 @@ class Generator:
         sharding.check_batch(batch_size, sharding.make_mesh(config.mesh.data, config.mesh.fsdp), "evaluate.batch_size")
         self.method, self.mesh, state, self.frozen, self.step = restore(config, workdir)
         self.params = self.method.generation_params(state)
-        self.batch_size, self._config, self._seed = batch_size, config, config.seed
+        self.batch_size, self._config = batch_size, config
         draw = lambda params, frozen, batch, draw: quantised(self.method, config.seed, params, frozen, batch, draw)
         self._generate = jax.jit(draw, out_shardings=sharding.replicated(self.mesh))
 
@@ -98,9 +98,9 @@ class Generator:
         `records` is the fingerprint of the data.
         """
         c = self._config
+        bits = jax.jit(lambda *trees: [digest(tree) for tree in trees], out_shardings=sharding.replicated(self.mesh))
         made_by = {
-            "parameters": [int(n) for n in jax.device_get(jax.jit(digest, out_shardings=sharding.replicated(self.mesh))(self.params))],
-            "frozen": [int(n) for n in jax.device_get(jax.jit(digest, out_shardings=sharding.replicated(self.mesh))(self.frozen))],
+            "parameters": [n.tolist() for n in jax.device_get(bits(self.params, self.frozen))],
             "method": c.method.name,
             "sampling": c.sampling.to_dict(),
             "prompt": c.prompt.to_dict(),

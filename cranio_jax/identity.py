@@ -55,6 +55,15 @@ def protocols(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
     return found
 
 
+def check_protocols(config: ml_collections.ConfigDict, who: Sequence[dict[str, str]]) -> None:
+    """Raises InputError where `evaluate.retrieval` asks of the examples what these can't give: what `retrieval` would say later."""
+    names = sorted({w["subject"] for w in who})
+    perfect = np.eye(len(names))[[names.index(w["subject"]) for w in who]]
+    once = config.copy_and_resolve_references()
+    once.evaluate.bootstrap = 1
+    retrieval(once, who, perfect, {"": perfect}, None, "")
+
+
 def chance(same: Float[Array, "q g"], allowed: Float[Array, "q g"], k: int) -> float:
     """The expected recall@k of a list in random order."""
     sizes = zip(allowed.sum(1).tolist(), (same & allowed).sum(1).tolist(), strict=True)

@@ -115,10 +115,12 @@ def test_settings_that_fit_no_test_set(run, weights, tmp_path):  # noqa: F811
 def test_the_judge_is_not_the_teacher(config, weights):  # noqa: F811
     config.method.losses.update(identity=0.1, embedder_file=str(weights / "embedder.safetensors"))
     config.evaluate.weights = str(weights / "embedder.safetensors")
+    config.evaluate.retrieval.ks = (1,)
+    who = [{"subject": f"s{i // 4}", "view": "frontal", "variant": str(i)} for i in range(72)]
     with pytest.raises(InputError, match="embedder.safetensors is what method.losses.embedder_file was trained to please, or its twin"):
-        evaluate._features(config, 72)
+        evaluate._features(config, who)
     config.method.losses.identity = 0.0
-    assert evaluate._features(config, 72).embedders
+    assert evaluate._features(config, who).embedders
 
 
 def test_validation_while_training(config, weights, tmp_path):  # noqa: F811
