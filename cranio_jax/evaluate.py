@@ -14,7 +14,7 @@ from cranio_jax import data, generate, pretrained, sharding, tables
 from cranio_jax.controls import MEAN_FACE, SHUFFLED, mean_faces, shuffled_xrays
 from cranio_jax.errors import InputError
 from cranio_jax.identity import check_protocols, distractor_faces, retrieval
-from cranio_jax.metrics.distributions import frechet_distance, kernel_distance, root
+from cranio_jax.metrics.distributions import frechet_distance, frechet_distance_of_rows, kernel_distance, root
 from cranio_jax.metrics.features import NEEDED, Features
 from cranio_jax.metrics.resampling import bootstrap
 from cranio_jax.pictures import PairedFolders, read_face
@@ -211,7 +211,8 @@ def assemble(
     """Numbers with their intervals: rows, differences of the headline to the controls, retrieval by embedder and protocol."""
     c, subjects = config.evaluate, [w["subject"] for w in who]
     interval = lambda values: dict(zip(("mean", "low", "high"), bootstrap(values, subjects, c.bootstrap, config.seed), strict=True))
-    roots = {network: root(covariance) for network, (_, covariance) in truth.moments.items()}
+    # Few pictures are compared by their features, many by their moments.
+    roots = {name: root(covariance) if len(who) > len(covariance) else None for name, (_, covariance) in truth.moments.items()}
     rows = {
         name: {metric: interval(values) for metric, values in scores.pairs.items()} | _of_sets(config, roots, truth, scores)
         for name, scores in scored.items()
@@ -245,16 +246,21 @@ def assemble(
     }
 
 
-def _of_sets(config: ml_collections.ConfigDict, roots: dict[str, np.ndarray], truth: Scores, scores: Scores) -> dict[str, dict[str, float]]:
+def _of_sets(
+    config: ml_collections.ConfigDict, roots: dict[str, np.ndarray | None], truth: Scores, scores: Scores
+) -> dict[str, dict[str, float]]:
     """What compares all faces with all true ones: FID and KID, or the same of another network's features by their own names.
 
-    `roots` are those of the true covariances, by network.
+    `roots` are those of the true covariances, by network; None where features are compared themselves.
     """
     c, found = config.evaluate, {}
     for network, root_of_truth in roots.items():
         frechet, kernel = ("fid", "kid") if network == "inception" else (f"frechet/{network}", f"kernel/{network}")
-        found[frechet] = {"mean": frechet_distance(scores.moments[network], truth.moments[network], root_of_truth)}
         a, b = scores.rows[network], truth.rows[network]
+        if root_of_truth is None:
+            found[frechet] = {"mean": frechet_distance_of_rows(a, b)}
+        else:
+            found[frechet] = {"mean": frechet_distance(scores.moments[network], truth.moments[network], root_of_truth)}
         found[kernel] = dict(zip(("mean", "sd"), kernel_distance(a, b, c.kernel_subset, c.kernel_rounds, config.seed), strict=True))
     if scores.inception:
         found["inception score"] = dict(zip(("mean", "sd"), scores.inception, strict=True))

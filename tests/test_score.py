@@ -9,7 +9,7 @@ from skimage import metrics as skimage
 
 from cranio_jax import losses, models, pretrained, sharding
 from cranio_jax.errors import InputError
-from cranio_jax.metrics.distributions import Moments, Rows, frechet_distance
+from cranio_jax.metrics.distributions import Moments, Rows, frechet_distance, frechet_distance_of_rows
 from cranio_jax.metrics.features import Features, find_weights
 from cranio_jax.models.functional import Network
 from cranio_jax.score import Scorer
@@ -98,8 +98,9 @@ def test_batches_and_devices_do_not_count(weights, examples, once, devices, batc
     again = scored(weights, examples, sharding.make_mesh(devices, 1), batch_size)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
     jax.tree.map(close, again, once)
-    a, b = (frechet_distance(s[1]["far"].moments["squeeze"], s[0].moments["squeeze"]) for s in (again, once))
-    assert a == pytest.approx(b, rel=1e-4)
+    a, b = (frechet_distance_of_rows(s[1]["far"].rows["squeeze"], s[0].rows["squeeze"]) for s in (again, once))
+    assert a == pytest.approx(b, rel=1e-5)
+    assert frechet_distance(again[1]["far"].moments["squeeze"], again[0].moments["squeeze"]) == pytest.approx(b, rel=1e-3)
 
 
 def test_fused_and_kept_faces_score_alike(weights, examples, once):

@@ -198,6 +198,20 @@ def frechet_distance(
     return float(((mean_a - mean_b) ** 2).sum() + spread)
 
 
+def frechet_distance_of_rows(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> float:
+    """As `frechet_distance`, of the features themselves: exact and quick where there are fewer pictures than features.
+
+    The trace of (C_a C_b)^(1/2) is the sum of the singular values of A B^T / ((n - 1) (m - 1))^(1/2), with A and B the
+    centred features: no root is taken of the zeros, up to rounding, that singular covariances are full of.
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if min(len(a), len(b)) < 2:
+        raise InputError(f"a covariance of {min(len(a), len(b))} images means nothing; two are the least")
+    left, right = ((x - x.mean(0)) / np.sqrt(len(x) - 1.0) for x in (a, b))
+    cross = np.linalg.svd(left @ right.T, compute_uv=False).sum()
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + (left**2).sum() + (right**2).sum() - 2.0 * cross)
+
+
 def kernel_distance(a: Float[Array, "n d"], b: Float[Array, "m d"], subset: int, rounds: int, seed: int) -> tuple[float, float]:
     """Mean and standard deviation, over random subsets, of the unbiased squared MMD with (x.y / d + 1)^3 (Binkowski et al. 2018).
 

@@ -67,6 +67,8 @@ def test_frechet_distance(count):
     streamed = distributions.frechet_distance(moments(a.astype(np.float32), 8).compute(), moments(b.astype(np.float32), 9).compute())
     assert streamed == pytest.approx(got, rel=1e-3)
     assert distributions.frechet_distance(stats[0], stats[0]) == pytest.approx(0.0, abs=1e-6)
+    assert distributions.frechet_distance_of_rows(a, b) == pytest.approx(got, rel=1e-7)
+    assert distributions.frechet_distance_of_rows(a, a) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_frechet_distance_of_known_distributions():
@@ -130,5 +132,7 @@ def test_rows_come_to_their_places():
 
 
 def test_one_image_has_no_covariance():
+    with pytest.raises(InputError, match="a covariance of 1 images"):
+        distributions.frechet_distance_of_rows(np.ones((1, 3)), np.ones((4, 3)))
     with pytest.raises(InputError, match="a covariance of 1 images"):
         Moments.from_model_output(jnp.ones((4, 3)), jnp.array([1.0, 0, 0, 0])).compute()

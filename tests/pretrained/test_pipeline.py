@@ -14,7 +14,7 @@ from cranio_jax import models, sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 from cranio_jax.models.functional import Network
-from cranio_jax.pretrained import save, tensors_of
+from cranio_jax.pretrained import save, save_embedder, tensors_of
 from cranio_jax.pretrained.names import from_torch, torch_key
 from cranio_jax.prompts import make_tokenizer
 from tests.pretrained.conftest import FAMILIES
@@ -51,14 +51,18 @@ def test_fifty_steps_with_guidance(pipelines, settings, family):
 @pytest.mark.parametrize(
     ("recipe", "trained", "files"), [("cranio_diff", {"controlnet", "unet"}, 3), ("cranio_diff_robust", {"controlnet"}, 1)]
 )
-def test_recipes_fit_a_published_folder(pipelines, recipe, trained, files):
+def test_recipes_fit_a_published_folder(pipelines, recipe, trained, files, tmp_path):
     config = importlib.import_module(f"configs.{recipe}").get_config()
     config.pretrained.model = str(pipelines()[0])
     config.prompt.length = 16  # of the small text encoder
     config.method.controlnet = dict(conditioning_embedding_out_channels=(4, 8))
     with pytest.raises(InputError, match=r"method.losses.\w+_file is empty"):
         make_method(config)
-    config.method.losses.update(trunk_file="vgg16.pth", heads_file="vgg.pth", embedder_file="iresnet50.pth")
+    # What an embedder is, its file says.
+    small = {"network": "iresnet18", "channels": 4, "height": 16, "width": 16}
+    params = jax.jit(Network(models.make_embedder(small)).init)(jax.random.key(0))
+    save_embedder(tmp_path / "embedder.safetensors", params, small, (0.0, 0.0, 1.0, 1.0), seed=0)
+    config.method.losses.update(trunk_file="vgg16.pth", heads_file="vgg.pth", embedder_file=str(tmp_path / "embedder.safetensors"))
     method = make_method(config)
     assert set(method.trained) == trained and sum(map(len, method.feature_files.values())) == files
     config.train.batch_size = 16
