@@ -2,44 +2,36 @@
 
 import glob
 import pathlib
+import sys
 import zlib
 
 import ml_collections
 import numpy as np
-from PIL import Image
+from jaxtyping import UInt8
 
 from cranio_jax.errors import InputError
 from cranio_jax.generate import Generator
-from cranio_jax.pictures import open_picture, write_png
+from cranio_jax.pictures import write_png
 from cranio_jax.prompts import check_profile, make_prompt, make_tokenizer
 from cranio_jax.writers import write_json
+from data_builders.images.burned_in import find_text, paint_over
+from data_builders.images.radiograph import UnreadableError, read_radiograph, squared
 
 NOTICE = "A reconstructed face is a plausible hypothesis, not an identification."
 
 
-def read_xray(path: pathlib.Path, size: int) -> np.ndarray:
-    """An X-ray of any size and depth as `(size, size, 1)` uint8: padded to a square, exposure stretched.
+def read_xray(path: pathlib.Path, size: int) -> tuple[UInt8[np.ndarray, "size size 1"], int]:
+    """An X-ray of any kind of file, padded to a square; and in how many places text was found burned in and painted over.
 
-    Raises InputError, naming the file, where it is missing, unreadable or of constant value.
+    Raises InputError, naming the file, where it is missing, unreadable or no X-ray.
     """
-    picture = open_picture(path)
-    if picture.mode not in ("L", "I", "F") and not picture.mode.startswith("I;16"):
-        picture = picture.convert("L")
-    values = np.asarray(picture, np.float32)
-    low, high = np.percentile(values, [0.5, 99.8])
-    if not np.isfinite([low, high]).all() or high <= low:
-        low, high = float(values.min()), float(values.max())
-        if not high > low:
-            raise InputError(f"{path}: all pixels have the value {low:g}; this is no X-ray")
-    values = np.clip((values - low) / (high - low), 0.0, 1.0)
-    height, width = values.shape
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    square = np.zeros((side, side), np.float32)
-    square[top : top + height, left : left + width] = values
-    # Pillow's resize widens its filter when it shrinks, so fine grain does not alias.
-    small = Image.fromarray(square).resize((size, size), Image.Resampling.BICUBIC)
-    return np.clip(np.round(np.asarray(small) * 255.0), 0, 255).astype(np.uint8)[..., None]
+    try:
+        picture = read_radiograph(path)
+    except UnreadableError as error:
+        raise InputError(f"{path}: {error}") from None
+    boxes = find_text(picture)
+    small = squared(paint_over(picture, boxes), size)
+    return np.round(small * 255.0).astype(np.uint8)[..., None], len(boxes)
 
 
 def find_xrays(pattern: str) -> list[pathlib.Path]:
@@ -74,7 +66,9 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
         raise InputError(f"reconstruct.num_samples={r.num_samples} must be 1 or more")
     paths = find_xrays(r.xrays)
     size = config.data.settings.size
-    xrays = [read_xray(path, size) for path in paths]
+    xrays, painted = zip(*(read_xray(path, size) for path in paths), strict=True)
+    if any(painted):
+        print(f"text or markers painted over in {sum(map(bool, painted))} of {len(paths)} X-rays", file=sys.stderr)
     generator = Generator(config, workdir, r.batch_size)
     prompt = make_prompt(config.prompt.template, r.view, r.sex, r.age, r.bmi_change, config.prompt.known_ages)
     ids = make_tokenizer(config)([prompt])[0]

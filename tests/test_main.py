@@ -83,7 +83,8 @@ def test_nobody_keeps_their_own_xray():
 
 
 def test_xray_is_padded_not_stretched(xray_file, tmp_path):
-    got = read_xray(xray_file, 30)
+    got, painted = read_xray(xray_file, 30)
+    assert painted == 0
     assert got.shape == (30, 30, 1) and got.dtype == np.uint8
     assert got[:, :4].max() == 0 and got[:, -4:].max() == 0 and got[15, 15] > 100
     for suffix, mode in ((".jpg", "L"), (".tiff", "I;16"), (".png", "RGB")):
@@ -93,12 +94,12 @@ def test_xray_is_padded_not_stretched(xray_file, tmp_path):
             else Image.fromarray((np.asarray(Image.open(xray_file)) // 256).astype(np.uint8)).convert(mode)
         )
         picture.save(tmp_path / f"other{suffix}")
-        other = read_xray(tmp_path / f"other{suffix}", 30)
+        other, _ = read_xray(tmp_path / f"other{suffix}", 30)
         assert np.abs(other.astype(int) - got).mean() < 3, suffix
 
 
 def test_unreadable_xrays_are_named(tmp_path, xray_file):
-    with pytest.raises(InputError, match="gone.png: no such picture"):
+    with pytest.raises(InputError, match="gone.png: no such file"):
         read_xray(tmp_path / "gone.png", 32)
     broken = tmp_path / "broken.png"
     broken.write_bytes(xray_file.read_bytes()[:500])
