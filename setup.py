@@ -44,8 +44,19 @@ setuptools.setup(
     extras_require={
         # The CPU build of torch is the oracle of the tests; the program never imports it. Later versions of
         # torch-fidelity install a package named `tests`.
-        "test": ["onnx", "peft", "pytest", "pytrec-eval-terrier", "ruff", "scikit-image", "torch==2.13.0", "torch-fidelity==0.3.0"],
+        "test": [
+            "onnx",
+            "peft",
+            "pyarrow",
+            "pytest",
+            "pytrec-eval-terrier",
+            "ruff",
+            "scikit-image",
+            "torch==2.13.0",
+            "torch-fidelity==0.3.0",
+        ],
         "onnx": ["onnx"],  # to read insightface's releases
+        "parquet": ["pyarrow"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
     },
