@@ -142,10 +142,8 @@ class Scorer:
         totals = self._start()
         for start, batch in batches(Placed(examples, self._split), batch_size, self._mesh, say):
             totals, finite = self._step(self._params, given, batch, totals)
-            if given is not None:
-                names = [examples[i]["id"] for i in range(start, min(start + batch_size, len(examples)))]
-                for each in jax.device_get(finite):
-                    check_finite(each, names)
+            if given is not None and not (whole := np.atleast_2d(jax.device_get(finite)).all(0)).all():
+                check_finite(whole, [examples[i]["id"] for i in range(start, min(start + batch_size, len(examples)))])
         totals = jax.device_get(totals)
         kinds = {name: jax.tree.map(lambda a, i=i: a[i], totals["kinds"]) for i, name in enumerate(self._names)}
         return self._scores(totals["truth"], ()), {name: self._scores(part, self._pairs) for name, part in kinds.items()}
