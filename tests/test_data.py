@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 from functools import partial
 
 import numpy as np
@@ -126,3 +127,17 @@ def test_records_built_with_other_settings_are_refused(config, tmp_path):
     (folder / "metadata.json").write_text(json.dumps(metadata | {"skin_spread": 0.25}))
     with pytest.raises(InputError, match="was built with skin_spread=0.25, not 0.06"):
         data.make_builder(config.data)
+
+
+def test_the_fingerprint_is_of_the_content(monkeypatch):
+    builder = types.SimpleNamespace(info=types.SimpleNamespace(splits=("train", "test")))
+    record = {"id": b"a", "xray": b"\x89PNG", "age": 45.0, "face_landmarks": np.zeros((5, 2), np.float32)}
+
+    def of(*records):
+        monkeypatch.setattr(data, "_records", lambda builder, split, images: records)
+        return data.fingerprint(builder)
+
+    turned = dict(reversed(record.items()))  # the order of fields differs from build to build
+    assert of(record, record) == of(turned, record) != of(record)
+    for change in ({"xray": b"\x89PNH"}, {"age": 46.0}, {"face_landmarks": np.ones((5, 2), np.float32)}):
+        assert of(record | change, record) != of(record, record)
