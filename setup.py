@@ -24,6 +24,7 @@ setuptools.setup(
         "clu",
         "ml_collections",
         "numpy",
+        "opencv-python-headless",
         "absl-py",
         "array_record",
         "grain",

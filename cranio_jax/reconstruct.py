@@ -15,7 +15,8 @@ from cranio_jax.pictures import write_png
 from cranio_jax.prompts import check_profile, make_prompt, make_tokenizer
 from cranio_jax.writers import write_json
 from data_builders.images.burned_in import find_text, paint_over
-from data_builders.images.radiograph import UnreadableError, read_radiograph, squared
+from data_builders.images.radiograph import UnreadableError, read_radiograph
+from data_builders.images.squares import padding, take
 
 NOTICE = "A reconstructed face is a plausible hypothesis, not an identification."
 
@@ -30,8 +31,8 @@ def read_xray(path: pathlib.Path, size: int) -> tuple[UInt8[np.ndarray, "size si
     except UnreadableError as error:
         raise InputError(f"{path}: {error}") from None
     boxes = find_text(picture)
-    small = squared(paint_over(picture, boxes), size)
-    return np.round(small * 255.0).astype(np.uint8)[..., None], len(boxes)
+    small = take(paint_over(picture, boxes), padding(*picture.shape, size), size)
+    return np.round(np.clip(small, 0.0, 1.0) * 255.0).astype(np.uint8)[..., None], len(boxes)
 
 
 def find_xrays(pattern: str) -> list[pathlib.Path]:

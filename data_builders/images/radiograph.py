@@ -1,15 +1,20 @@
 """A skull radiograph from any file that one comes in, as a picture with bone bright and nothing of its header."""
 
+import contextlib
 import pathlib
 import warnings
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+MAX_PIXELS = 100_000_000  # of a picture; no X-ray and hardly a photograph has more, and a bomb would
+_DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 class UnreadableError(ValueError):
@@ -31,15 +36,21 @@ def read_radiograph(path: pathlib.Path, inverted: bool = False) -> Float[Array, 
     if not path.is_file():
         raise UnreadableError("no such file")
     values = _dicom(path) if _is_dicom(path) else _picture(path)
-    low, high = np.percentile(values, [0.5, 99.8])
-    if not np.isfinite([low, high]).all():
+    if not np.isfinite(values.sum(dtype=np.float64)):
         raise UnreadableError("holds pixels that are not numbers")
+    low, high = np.percentile(_thinned(values), [0.5, 99.8])
     if high <= low:
         low, high = float(values.min()), float(values.max())
         if not high > low:
             raise UnreadableError(f"all pixels have the value {low:g}; this is no X-ray")
-    picture = np.clip((values - low) / (high - low), 0.0, 1.0)
-    return 1.0 - picture if inverted else picture
+    low, high = (high, low) if inverted else (low, high)
+    return np.clip((values - np.float32(low)) * np.float32(1.0 / (high - low)), 0.0, 1.0)
+
+
+def _thinned(values: Float[Array, "h w"]) -> Float[Array, "h2 w2"]:
+    """Every so many pixels of a large picture: enough for its percentiles."""
+    step = max(1, min(values.shape) // 500)
+    return values[::step, ::step]
 
 
 def _is_dicom(path: pathlib.Path) -> bool:
@@ -54,6 +65,7 @@ def _dicom(path: pathlib.Path) -> Float[Array, "h w"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of headers that bend the standard, as many do; they may quote names
+            _check_size(path)
             data = pydicom.dcmread(path, force=True)
             _check_dicom(data)
             values = apply_modality_lut(data.pixel_array, data)
@@ -73,6 +85,8 @@ def _check_dicom(data: Any) -> None:
     """Raises UnreadableError where a DICOM data set is no single grey picture."""
     if "PixelData" not in data:
         raise UnreadableError("a DICOM file without a picture")
+    if int(data.get("Rows") or 0) * int(data.get("Columns") or 0) > MAX_PIXELS:
+        raise UnreadableError("unpacks to more pixels than any X-ray has")
     frames = int(data.get("NumberOfFrames") or 1)
     if frames > 1:
         raise UnreadableError(f"a DICOM file of {frames} frames; one X-ray is expected")
@@ -80,19 +94,50 @@ def _check_dicom(data: Any) -> None:
         raise UnreadableError("a DICOM file in colours; an X-ray is grey")
 
 
-def _picture(path: pathlib.Path) -> Float[Array, "h w"]:
+def _check_size(path: pathlib.Path) -> None:
+    """Raises UnreadableError where a deflated DICOM file is a bomb: a few bytes that unpack to as many as fit."""
+    import pydicom
+
+    with open(path, "rb") as file:
+        file.seek(128)
+        if file.read(4) != b"DICM":
+            return
+        meta = pydicom.filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == _DEFLATED:
+            file.seek(132 + 12 + meta.FileMetaInformationGroupLength)
+            unpack, room = zlib.decompressobj(-zlib.MAX_WBITS), 4 * MAX_PIXELS
+            while room > 0 and (packed := unpack.unconsumed_tail or file.read(1 << 16)):
+                room -= len(unpack.decompress(packed, 1 << 24))
+            if room <= 0:
+                raise UnreadableError("unpacks to more bytes than any X-ray has")
+
+
+@contextlib.contextmanager
+def opened(path: pathlib.Path) -> Iterator[Image.Image]:
+    """A picture's file by Pillow; whatever is wrong with it becomes an UnreadableError."""
+    if not path.is_file():
+        raise UnreadableError("no such file")
     try:
-        with Image.open(path) as file:
-            if getattr(file, "n_frames", 1) > 1:
-                raise UnreadableError(f"holds {file.n_frames} pictures; one X-ray is expected")
-            picture = ImageOps.exif_transpose(file)
-            picture.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as file:
+                if file.width * file.height > MAX_PIXELS:
+                    raise UnreadableError("unpacks to more pixels than any X-ray or photograph has")
+                yield file
     except UnreadableError:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UnreadableError(f"not a readable picture ({type(error).__name__})") from None
     except Image.DecompressionBombError:
-        raise UnreadableError("unpacks to more pixels than any X-ray has") from None
+        raise UnreadableError("unpacks to more pixels than any X-ray or photograph has") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableError(f"not a readable picture ({type(error).__name__})") from None
+
+
+def _picture(path: pathlib.Path) -> Float[Array, "h w"]:
+    with opened(path) as file:
+        if getattr(file, "n_frames", 1) > 1:
+            raise UnreadableError(f"holds {file.n_frames} pictures; one X-ray is expected")
+        picture = ImageOps.exif_transpose(file)
+        picture.load()
     if picture.mode in ("L", "I", "F") or picture.mode.startswith("I;16"):
         return np.asarray(picture, np.float32)
     channels = np.asarray(picture.convert("RGB"), np.int16)
@@ -100,16 +145,3 @@ def _picture(path: pathlib.Path) -> Float[Array, "h w"]:
     if np.percentile(np.ptp(channels, axis=-1), 99) > 24:
         raise UnreadableError("a picture in colours; an X-ray is grey")
     return channels.mean(-1, dtype=np.float32)
-
-
-def squared(picture: Float[Array, "h w"], size: int) -> Float[Array, "size size"]:
-    """A picture of any shape in a square of `size` pixels: black beside it, its proportions kept, no grain aliased."""
-    height, width = picture.shape
-    scale = size / max(height, width)
-    small = max(1, round(height * scale)), max(1, round(width * scale))
-    # Pillow's resize widens its filter when it shrinks; whole steps down first are as good and much faster.
-    image = Image.fromarray(np.asarray(picture, np.float32)).resize(small[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)
-    square = np.zeros((size, size), np.float32)
-    top, left = (size - small[0]) // 2, (size - small[1]) // 2
-    square[top : top + small[0], left : left + small[1]] = np.clip(np.asarray(image), 0.0, 1.0)
-    return square

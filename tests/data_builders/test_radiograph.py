@@ -14,7 +14,9 @@ from scipy import ndimage
 from data_builders.cranio_phantom import cohort, head
 from data_builders.cranio_phantom.cranio_phantom_dataset_builder import PhantomConfig
 from data_builders.images.burned_in import Box, find_text, paint_over
-from data_builders.images.radiograph import UnreadableError, read_radiograph, squared
+from data_builders.images.photograph import read_photograph
+from data_builders.images.radiograph import UnreadableError, read_radiograph
+from data_builders.images.squares import PLACES, fitting, moved, padding, take
 from data_builders.rendering import ct, xray
 
 
@@ -197,17 +199,78 @@ def test_pictures_that_are_no_xray(tmp_path):
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     Image.new("L", (3000, 3000), 7).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-    with pytest.raises(UnreadableError, match="more pixels than any X-ray has"):
+    monkeypatch.setattr("data_builders.images.radiograph.MAX_PIXELS", 1_000_000)
+    with pytest.raises(UnreadableError, match="more pixels than any X-ray"):
         read_radiograph(tmp_path / "bomb.png")
+
+
+def test_a_deflated_bomb_is_not_unpacked(dicom, monkeypatch):
+    monkeypatch.setattr("data_builders.images.radiograph.MAX_PIXELS", 1_000)
+    small, large = np.arange(600).reshape(30, 20), np.arange(40_000).reshape(200, 200)
+    path = dicom(small)
+    data = pydicom.dcmread(path)
+    data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    data.save_as(path)
+    assert read_radiograph(path).shape == (30, 20)
+    data.PatientComments = "x" * 60_000
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.save_as(path)
+    assert path.stat().st_size < 5000
+    with pytest.raises(UnreadableError, match="unpacks to more bytes than any X-ray has"):
+        read_radiograph(path)
+    with pytest.raises(UnreadableError, match="more pixels than any X-ray has"):
+        read_radiograph(dicom(large))
 
 
 def test_squares_keep_proportions():
     picture = np.zeros((80, 40), np.float32)
     picture[20:60, 10:30] = 1.0
-    small = squared(picture, 32)
+    small = take(picture, padding(80, 40, 32), 32)
     assert small.shape == (32, 32) and small[:, :7].max() == 0 and small[:, -7:].max() == 0
     assert small.sum() == pytest.approx(picture.sum() * (32 / 80) ** 2, rel=0.02)
     # Fine grain averages out instead of turning into a pattern.
-    grain = np.indices((400, 400)).sum(0) % 2
-    assert squared(grain, 50).std() < 0.02
+    grain = np.float32(np.indices((400, 400)).sum(0) % 2)
+    for size in (50, 73, 230):
+        assert take(grain, padding(400, 400, size), size).std() < 0.06, size
+
+
+@pytest.mark.parametrize("size", [64, 300])
+def test_transforms_say_where_things_went(size):
+    """A spot is found where the transform says, in a padded picture and in an aligned one."""
+    y, x = np.mgrid[:150, :210]
+    row, column = 60.3, 95.8
+    spot = np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * 4.0**2)).astype(np.float32)
+    turned = np.array([[70.0, 60.0], [130.0, 75.0], [97.0, 95.0], [72.0, 115.0], [118.0, 126.0]])
+    for transform in (padding(150, 210, size), fitting(turned, size)):
+        found = take(spot, transform, size)
+        place = moved(np.array([[column, row]]), transform)[0]
+        centre = (np.mgrid[:size, :size] * found).sum((1, 2)) / found.sum()
+        np.testing.assert_allclose(centre[::-1], place, atol=0.1)
+
+
+def test_alignment_is_the_best_similarity():
+    from skimage.transform import SimilarityTransform
+
+    places = PLACES * 128 - 0.5
+    landmarks = np.array([[70.0, 60.0], [130.0, 75.0], [97.0, 95.0], [72.0, 115.0], [118.0, 126.0]])
+    found, wanted = fitting(landmarks, 128), SimilarityTransform.from_estimate(places, landmarks)
+    np.testing.assert_allclose(found, wanted.params[:2], atol=1e-8)
+
+
+def test_photographs(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8).repeat(100, 0).repeat(100, 1)
+    turn = Image.Exif()
+    turn[0x0112] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(pixels).save(tmp_path / "x.jpg", quality=95, exif=turn)
+    whole, step = read_photograph(tmp_path / "x.jpg")
+    assert whole.shape == (800, 600, 3) and step == 1
+    np.testing.assert_allclose(whole[50::100, 50::100].astype(int), np.rot90(pixels[50::100, 50::100], -1), atol=8)
+    shrunk, step = read_photograph(tmp_path / "x.jpg", needed=90)
+    assert shrunk.shape == (200, 150, 3) and step == 4
+    Image.new("RGB", (30, 20), 9).save(tmp_path / "flat.png")
+    with pytest.raises(UnreadableError, match="all pixels have one colour"):
+        read_photograph(tmp_path / "flat.png")
+    (tmp_path / "no.jpg").write_bytes(b"no picture")
+    with pytest.raises(UnreadableError, match="not a readable picture"):
+        read_photograph(tmp_path / "no.jpg")
