@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray as Array
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from data_builders.images.radiograph import UnreadableError, opened
 
@@ -21,7 +21,7 @@ def read_photograph(path: pathlib.Path, needed: int = 0) -> tuple[UInt8[Array, "
             raise UnreadableError(f"holds {file.n_frames} pictures; one photograph is expected")
         side = max(file.size)
         if needed:
-            file.draft("RGB", (2 * needed, 2 * needed))
+            file.draft("RGB", tuple(2 * needed * n // side for n in file.size))
         picture = ImageOps.exif_transpose(file)
         picture.load()
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
