@@ -27,6 +27,6 @@ def read_photograph(path: pathlib.Path, needed: int = 0) -> tuple[UInt8[Array, "
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         raise UnreadableError("a photograph of more than 8 bit a colour; store it in 8")
     pixels = np.asarray(picture.convert("RGB"))
-    if np.ptp(pixels) == 0:
+    if (pixels == pixels[0, 0]).all():
         raise UnreadableError("all pixels have one colour; this is no photograph")
     return pixels, side / max(picture.size)
