@@ -119,6 +119,7 @@ class Examples:
     ):
         self._images = images
         self._source, self._rows = read_split(builder, split, config, images)
+        self._unread, _ = read_split(builder, split, config, images=())
         self._prompt = config.prompt
         self._tokenize = make_tokenizer(config)
         self._numbers = {name: np.int32(i) for i, name in enumerate(numbered)}
@@ -148,6 +149,11 @@ class Examples:
             "mask": np.float32(1.0),
             "frontal": np.float32(example["face_view"] == "frontal"),
         }
+
+    def conditions(self) -> list[tuple[str, float, float]]:
+        """View, age and BMI change of each example's face; no picture is decoded."""
+        read = lambda record: (record["face_view"].decode(), float(record["age"]), float(record["bmi_change"]))
+        return [read(self._unread[self._rows[i]]) for i in range(len(self))]
 
     def prompt_ids(self, view: str, sex: str, age: float, bmi_change: float) -> np.ndarray:
         """Token ids `(length,)` of a profile."""

@@ -78,8 +78,30 @@ def test_nobody_keeps_their_own_xray():
     for e, other in zip(examples, controls.shuffled_xrays(examples, 0), strict=True):
         assert other["xray"] != e["xray"] and other["xray"].split()[1] == e["xray_view"]
         assert ("abc".find(other["xray"][0]) >= 0) == (e["sex"] == "female") and other["subject"] == e["subject"]
-    with pytest.raises(InputError, match="one male subject"):
-        controls.shuffled_xrays([e for e in examples if e["subject"] != "d"], 0)
+    # A man alone gets a woman's, and who has nobody's frontal X-ray to get is told so.
+    alone = controls.shuffled_xrays([e for e in examples if e["subject"] != "d"], 0)
+    assert all(e["xray"][0] in "abc" and e["xray"] != f"{e['subject']} {e['xray_view']}" for e in alone)
+    lateral = [e for e in examples if e["subject"] == "a" or e["xray_view"] == "lateral"]
+    with pytest.raises(InputError, match="one test subject alone has a frontal X-ray"):
+        controls.shuffled_xrays(lateral, 0)
+
+
+def test_mean_faces_of_any_age():
+    """Of the same condition where there are enough, else with those next to it; never of another view."""
+
+    class People(list):
+        def conditions(self):
+            return [(e["face_view"], e["age"], 0.0) for e in self]
+
+    face = lambda view, age: {"face_view": view, "age": age, "face": np.full((2, 2, 3), age, np.uint8)}
+    people = People([face("frontal", age) for age in range(100)] + [face("lateral", 30)] * 25 + [face("lateral", 200)])
+    mean = controls.mean_faces(people)
+    at = lambda view, age: mean({"face_view": view, "age": age, "bmi_change": 0.0})[0, 0, 0]
+    assert at("lateral", 30) == 30 and at("frontal", 50) == 50
+    assert abs(at("frontal", 0) - 9.5) <= 0.5  # 0 to 19, the nearest twenty
+    assert at("lateral", 190) in range(30, 40)  # all as near as the twentieth
+    with pytest.raises(InputError, match="no training face is frontal"):
+        controls.mean_faces(People(people[100:]))({"face_view": "frontal", "age": 30, "bmi_change": 0.0})
 
 
 def test_xray_is_padded_not_stretched(xray_file, tmp_path):
