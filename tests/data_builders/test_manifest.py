@@ -5,7 +5,8 @@ import pytest
 from pyarrow import parquet
 
 from cranio_jax.errors import InputError
-from data_builders.skull_face.manifest import LANDMARKS, read_manifest, tell
+from data_builders.skull_face.manifest import LANDMARKS, read_manifest
+from data_builders.tables import tell
 
 HEADER = "subject,xray,xray_view,face,face_view,age,sex"
 GOOD = "A,x/a.png,frontal,f/a.jpg,frontal,34,F"
@@ -32,9 +33,9 @@ def test_a_good_row(manifest, tmp_path):
     found = manifest(GOOD + ",-0.10,test,yes,General," + ",".join(map(str, range(10))), header=header)
     assert not found.problems and found.ignored == ["hospital"]
     (row,) = found.rows
-    assert row.number == 2 and row.subject == "A" and row.xray == (tmp_path / "data/x/a.png").resolve()
-    assert (row.age, row.sex, row.bmi_change, row.split, row.inverted) == (34.0, "female", -10.0, "test", True)
-    assert row.landmarks == tuple(range(10))
+    assert row.number == 2 and row.subject == "A" and row.xray.path == (tmp_path / "data/x/a.png").resolve()
+    assert (row.sex, row.split, row.xray.inverted) == ("female", "test", True)
+    assert (row.face.age, row.face.bmi_change, row.face.landmarks) == (34.0, -10.0, tuple(range(10)))
 
 
 def test_a_byte_order_mark_blank_lines_and_quotes(manifest, tmp_path):
@@ -42,13 +43,13 @@ def test_a_byte_order_mark_blank_lines_and_quotes(manifest, tmp_path):
     text = f'\ufeff{HEADER}\n\n"A","x/a.png",frontal,"f/a.jpg",Frontal,34.5,male\n\n'
     (tmp_path / "data" / "bom.csv").write_text(text, encoding="utf-8")
     (row,) = read_manifest(tmp_path / "data" / "bom.csv").rows
-    assert row.number == 3 and row.age == 34.5 and row.sex == "male"
+    assert row.number == 3 and row.face.age == 34.5 and row.sex == "male"
 
 
 def test_body_mass_is_turned_into_a_change(manifest):
     lines = [f"A,x/a.png,frontal,f/{n}.jpg,frontal,40,m,{mass}" for n, mass in (("a", 20), ("b", 25), ("c", 30))]
     found = manifest(*lines, header=HEADER + ",bmi")
-    assert [round(row.bmi_change, 6) for row in found.rows] == [-20.0, 0.0, 20.0]
+    assert [round(row.face.bmi_change, 6) for row in found.rows] == [-20.0, 0.0, 20.0]
 
 
 WRONG = [
@@ -96,9 +97,11 @@ def test_rows_that_contradict_each_other(manifest):
     told = dict(found.problems)
     assert told[3] == "the same X-ray and face as in row 2"
     assert told[4] == "the subject is male here and female in row 2"
-    assert "its xray is another subject's in row 2" in [words for number, words in found.problems if number == 5]
-    assert "its xray is of another view in row 2" in [words for number, words in found.problems if number == 6]
+    assert "its X-ray is another subject's in row 2" in [words for number, words in found.problems if number == 5]
+    assert "its X-ray has another view in row 2" in [words for number, words in found.problems if number == 6]
     assert [row.number for row in found.rows] == [2]
+    found = manifest(GOOD, "A,x/b.png,frontal,f/a.jpg,frontal,35,F")
+    assert found.problems == [(3, "its face has another age in row 2")]
     found = manifest(GOOD + ",train", "A,x/b.png,lateral,f/b.jpg,lateral,34,F,test", header=HEADER + ",split")
     assert "the subject's split is 'test' here and 'train' in row 2" in found.problems[0][1]
 
@@ -132,7 +135,7 @@ def test_parquet(manifest, tmp_path):
     manifest(GOOD)
     parquet.write_table(pyarrow.Table.from_pylist([values]), tmp_path / "data" / "list.parquet")
     (row,) = read_manifest(tmp_path / "data" / "list.parquet").rows
-    assert row.subject == "A" and row.age == 34.0
+    assert row.subject == "A" and row.face.age == 34.0
     (tmp_path / "data" / "list.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match="not a readable Parquet file"):
         read_manifest(tmp_path / "data" / "list.parquet")
