@@ -30,6 +30,7 @@ setuptools.setup(
         "grain",
         "huggingface_hub",
         "jaxtyping",
+        "loky",
         "nibabel",
         "pillow",
         "pydicom>=3",

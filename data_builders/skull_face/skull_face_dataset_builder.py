@@ -1,0 +1,324 @@
+"""TFDS builder of a user's own X-rays and photographs, from a manifest. See README.md beside this file."""
+
+import dataclasses
+import functools
+import hashlib
+import hmac
+import io
+import os
+import pathlib
+import secrets
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from cranio_jax.errors import InputError
+from data_builders import splits
+from data_builders.images.squares import moved
+from data_builders.images.staging import TEXT, Job, Ready, stage
+from data_builders.skull_face.manifest import Face, Manifest, Row, Xray, read_manifest
+from data_builders.tables import tell
+
+PAIRINGS = ("matched", "all_views", "listed")
+
+
+@dataclasses.dataclass
+class SkullFaceConfig(tfds.core.BuilderConfig):
+    """Settings of a cohort. The name is made from them and from the manifest, so that none shares a folder with another.
+
+    Attributes:
+      manifest: CSV or Parquet file.
+      root: folder that its paths start from and stay in; its own if empty.
+      size: pixels along each side of X-rays and faces.
+      pairing: of a subject each X-ray with each face of the same view ('matched') or of any ('all_views'), or the pairs that
+        the manifest lists and no other ('listed').
+      align: whether frontal faces are turned, scaled and cut by their landmarks; otherwise photographs are kept whole.
+      text: burned into X-rays: 'paint_over', or 'refuse' X-rays where some is still found after that, or 'keep'.
+      split: 'seed', 'column' (the manifest's), or a text file that lists the test subjects.
+      test_fraction: of the subjects, with split='seed'.
+      seed: of that draw.
+      salt: file of the secret that pseudonyms are made with; beside the manifest if empty, and made if need be.
+      on_bad_row: 'stop', or 'skip' and say so in the metadata.
+    """
+
+    name: str = ""
+    manifest: str = ""
+    root: str = ""
+    size: int = 512
+    pairing: str = "matched"
+    align: bool = False
+    text: str = "paint_over"
+    split: str = "seed"
+    test_fraction: float = 1 / 6
+    seed: int = 0
+    salt: str = ""
+    on_bad_row: str = "stop"
+
+    def __post_init__(self):
+        for field, known in (("pairing", PAIRINGS), ("text", TEXT), ("on_bad_row", ("stop", "skip"))):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r} is not one of {', '.join(known)}")
+        if not 16 <= self.size <= 4096:
+            raise ValueError(f"size={self.size} is outside 16 to 4096 pixels")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"test_fraction={self.test_fraction} is outside 0 to 1")
+        if not self.manifest:
+            raise ValueError("manifest is empty; it names your list of X-rays and photographs, a CSV or Parquet file")
+        if not self.name:
+            digest = hashlib.sha256(repr([getattr(self, field) for field in _TOLD]).encode())
+            for path in (self.manifest_path, *([pathlib.Path(self.split).expanduser()] if self.lists else [])):
+                try:
+                    digest.update(path.read_bytes())
+                except OSError as error:
+                    raise ValueError(f"{path}: {error.strerror or 'not readable'}") from None
+            self.name = f"{self.pairing}_{self.size}-{digest.hexdigest()[:10]}"
+
+    @property
+    def manifest_path(self) -> pathlib.Path:
+        return pathlib.Path(self.manifest).expanduser()
+
+    @property
+    def lists(self) -> bool:
+        """Whether `split` is a file."""
+        return self.split not in ("seed", "column")
+
+    def read(self) -> Manifest:
+        """The manifest."""
+        return read_manifest(self.manifest_path, pathlib.Path(self.root) if self.root else None)
+
+
+# Settings that make a data set what it is, and stand in its metadata: none is a path.
+_TOLD = ("size", "pairing", "align", "text", "test_fraction", "seed", "on_bad_row")
+
+
+class Pair(NamedTuple):
+    """A record before it is written.
+
+    Attributes:
+      key: its id, made of pseudonyms.
+      subject: pseudonym.
+      split: the subject's.
+      sex: the subject's.
+      xray, face: as the manifest tells of them.
+      ready_xray, ready_face: the pictures.
+    """
+
+    key: str
+    subject: str
+    split: str
+    sex: str
+    xray: Xray
+    face: Face
+    ready_xray: Ready
+    ready_face: Ready
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Paired skull X-rays and photographs of a user's own cohort."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First layout."}
+
+    def _info(self):
+        size = self.builder_config.size
+        transform = tfds.features.Tensor(shape=(2, 3), dtype=np.float32)
+        return self.dataset_info_from_configs(
+            description="Skull X-rays and photographs of real people under pseudonyms; text burned into X-rays is painted over.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "subject": tfds.features.Text(),
+                    "xray": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
+                    "face": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
+                    "xray_view": tfds.features.Text(),
+                    "face_view": tfds.features.Text(),
+                    "sex": tfds.features.Text(),
+                    "age": np.float32,
+                    "bmi_change": np.float32,
+                    "face_landmarks": tfds.features.Tensor(shape=(5, 2), dtype=np.float32),
+                    "xray_transform": transform,
+                    "face_transform": transform,
+                    "xray_masked": np.float32,
+                }
+            ),
+            metadata=tfds.core.MetadataDict({field: getattr(self.builder_config, field) for field in _TOLD}),
+        )
+
+    def download_and_prepare(self, **options):
+        """As TFDS's; refuses records whose files, as far as they are here, have changed since."""
+        built = self.data_path.exists()
+        super().download_and_prepare(**options)
+        if built and (now := _files_digest(self.builder_config.read())) and now != self.info.metadata["files"]:
+            raise InputError(
+                f"files that {self.builder_config.manifest_path.name} lists have changed since {self.data_path} was built from them; "
+                "remove that folder to build it again"
+            )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        pairs, skipped, files = self.survey()
+        # A list of rows is told, not what stood in them.
+        self.info.metadata.update(skipped_rows=sorted({number for number, _ in skipped}), files=files)
+        names = sorted({pair.split for pair in pairs})
+        return {name: self._generate_examples([pair for pair in pairs if pair.split == name]) for name in names}
+
+    def _generate_examples(self, pairs: list[Pair]):
+        for pair in pairs:
+            yield pair.key, _record(pair)
+
+    def survey(self) -> tuple[list[Pair], list[tuple[int, str]], str]:
+        """All pairs with their pictures made ready, what is left out and why, and a digest of the files' sizes and times.
+
+        Raises InputError with all bad rows where `on_bad_row` is 'stop': those of the list first, then those whose pictures
+        are unusable.
+        """
+        config = self.builder_config
+        manifest = config.read()
+        name, problems = config.manifest_path.name, list(manifest.problems)
+        if manifest.ignored:
+            print(f"{name}: ignored columns: {', '.join(manifest.ignored)}", file=sys.stderr)
+        problems += [(row.number, "split is empty") for row in manifest.rows if config.split == "column" and not row.split]
+        if config.align:
+            problems += [
+                (row.number, "a frontal face without landmarks, by which data.settings.align would lay it")
+                for row in manifest.rows
+                if row.face.view == "frontal" and not row.face.landmarks
+            ]
+        problems = self._bad_rows(problems)
+        wrong = {number for number, _ in problems}
+        rows = [row for row in manifest.rows if row.number not in wrong]
+        ready, more = self._ready(rows)
+        problems += self._bad_rows(more)
+        wrong |= {number for number, _ in more}
+        rows = [row for row in rows if row.number not in wrong]
+        if not rows:
+            raise InputError(f"no row of {name} can be used")
+        return _pairs(rows, ready, self._splits(rows), config.pairing, self._salt), problems, _files_digest(manifest)
+
+    def _bad_rows(self, problems: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        if problems:
+            words = tell(problems, self.builder_config.manifest_path.name)
+            if self.builder_config.on_bad_row == "stop":
+                raise InputError(f"{words}\nmend them, or leave them out with --config.data.settings.on_bad_row=skip")
+            print(words.replace("can't be used", "are left out"), file=sys.stderr)
+        return problems
+
+    def _ready(self, rows: list[Row]) -> tuple[dict[Any, Ready], list[tuple[int, str]]]:
+        """Pictures by what the manifest tells of them, and the rows whose pictures are unusable."""
+        config = self.builder_config
+        xrays = {row.xray: Job("xray", row.xray.path, config.size, row.xray.inverted, config.text) for row in rows}
+        by_landmarks = lambda face: face.landmarks if config.align and face.view == "frontal" else ()
+        faces = {row.face: Job("face", row.face.path, config.size, landmarks=by_landmarks(row.face)) for row in rows}
+        folder = pathlib.Path(self._data_dir_root) / "skull_face_staged"
+        jobs = xrays | faces
+        found = dict(zip(jobs, stage(list(jobs.values()), folder, self._salt, "pictures"), strict=True))
+        ready = {told: made for told, made in found.items() if isinstance(made, Ready)}
+        problems = [
+            (row.number, f"{kind}={told.path.name!r}: {found[told]}")
+            for row in rows
+            for kind, told in (("xray", row.xray), ("face", row.face))
+            if told not in ready
+        ]
+        painted = [ready[told] for told in xrays if told in ready and ready[told].boxes]
+        if painted:
+            remains = sum(made.remains for made in painted)
+            print(
+                f"text or markers painted over in {len(painted)} of {len(xrays)} X-rays, at most "
+                f"{100 * max(made.masked for made in painted):.1f} % of one; some is still found in {remains}. "
+                "--config.job=inspect shows them",
+                file=sys.stderr,
+            )
+        return ready, problems
+
+    def _splits(self, rows: list[Row]) -> dict[str, str]:
+        config = self.builder_config
+        if config.split == "column":
+            found = {row.subject: row.split for row in rows}
+        elif config.lists:
+            found = splits.by_list((row.subject for row in rows), pathlib.Path(config.split).expanduser())
+        else:
+            found = splits.by_seed({row.subject: row.sex for row in rows}, config.test_fraction, config.seed)
+        if missing := {"train", "test"} - set(found.values()):
+            raise InputError(f"no subject is in the split {missing.pop()!r}")
+        return found
+
+    @functools.cached_property
+    def _salt(self) -> bytes:
+        """The user's secret; made at first."""
+        config = self.builder_config
+        path = pathlib.Path(config.salt).expanduser() if config.salt else config.manifest_path.with_suffix(".salt")
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(32) + "\n")
+            print(f"pseudonyms are made with {path}: keep it, and keep it to yourself", file=sys.stderr)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise InputError(f"{path} can't be written ({error.strerror}); set data.settings.salt to a file of yours") from None
+        salt = path.read_bytes().strip()
+        if len(salt) < 16:
+            raise InputError(f"{path} holds fewer than 16 characters, which is no secret")
+        return salt
+
+
+def _files_digest(manifest: Manifest) -> str:
+    """SHA-256 of the sizes and times of all files, in the manifest's order; empty where some are absent."""
+    digest = hashlib.sha256()
+    for row in manifest.rows:
+        for picture in (row.xray, row.face):
+            stat = picture.path.stat()
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns};".encode())
+    return "" if any("no such file" in words for _, words in manifest.problems) else digest.hexdigest()
+
+
+def _pairs(rows: list[Row], ready: dict[Any, Ready], split_of: dict[str, str], pairing: str, salt: bytes) -> list[Pair]:
+    secret = lambda *told: hmac.new(salt, "\0".join(told).encode(), hashlib.sha256).hexdigest()
+    if pairing == "listed":
+        wanted = [(row.subject, row.sex, row.xray, row.face) for row in rows]
+    else:
+        of_subject: dict[tuple[str, str], tuple[dict, dict]] = {}
+        for row in rows:
+            xrays, faces = of_subject.setdefault((row.subject, row.sex), ({}, {}))
+            xrays[row.xray] = faces[row.face] = None
+        wanted = [
+            (*who, xray, face)
+            for who, (xrays, faces) in of_subject.items()
+            for xray in xrays
+            for face in faces
+            if pairing == "all_views" or xray.view == face.view
+        ]
+    pairs = []
+    for subject, sex, xray, face in wanted:
+        alias = f"s{secret('subject', subject)[:10]}"
+        files = secret("pair", str(xray.path), str(face.path))[:8]
+        key = f"{alias}-{xray.view}-{face.view}-{face.age:g}-{face.bmi_change:+.0f}-{files}"
+        pairs.append(Pair(key, alias, split_of[subject], sex, xray, face, ready[xray], ready[face]))
+    return pairs
+
+
+def _record(pair: Pair) -> dict[str, Any]:
+    landmarks = np.full((5, 2), np.nan)
+    if pair.face.landmarks:
+        landmarks = moved(np.array(pair.face.landmarks).reshape(5, 2), pair.ready_face.transform)
+    return {
+        "id": pair.key,
+        "subject": pair.subject,
+        "xray": io.BytesIO(pair.ready_xray.png.read_bytes()),
+        "face": io.BytesIO(pair.ready_face.png.read_bytes()),
+        "xray_view": pair.xray.view,
+        "face_view": pair.face.view,
+        "sex": pair.sex,
+        "age": np.float32(pair.face.age),
+        "bmi_change": np.float32(pair.face.bmi_change),
+        "face_landmarks": np.float32(landmarks),
+        "xray_transform": np.float32(pair.ready_xray.transform),
+        "face_transform": np.float32(pair.ready_face.transform),
+        "xray_masked": np.float32(pair.ready_xray.masked),
+    }
+
+
+def make_config(**settings) -> SkullFaceConfig:
+    """The configuration with these settings."""
+    return SkullFaceConfig(**settings)

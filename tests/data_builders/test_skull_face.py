@@ -1,0 +1,307 @@
+"""A user's own cohort: from files of all kinds to records without names, and everything that can be wrong with it."""
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import ml_collections
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from cranio_jax import data
+from cranio_jax.errors import InputError
+from data_builders import splits
+from data_builders.images import staging
+from data_builders.skull_face.manifest import LANDMARKS
+from data_builders.skull_face.skull_face_dataset_builder import Builder, make_config
+
+NAMES = ("Doe^Jane", "Smith^John", "Muster^Erika", "Rossi^Mario", "Dupont^Luc", "Novak^Eva")
+COLUMNS = ("subject", "xray", "xray_view", "face", "face_view", "age", "sex", "bmi_change", "split", *LANDMARKS)
+POINTS = (40, 50, 62, 51, 50, 66, 43, 80, 60, 81)  # on a photograph of 100 x 120 pixels
+
+
+def skull(seed, height=300, width=240):
+    """Something roundish and grainy in [0, 1], and a name burned into its corner."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    radius = np.hypot(x / rng.uniform(0.6, 0.75), y / rng.uniform(0.65, 0.8))
+    picture = 0.7 * np.exp(-(((radius - 0.9) / 0.12) ** 2)) + 0.45 / (1 + np.exp((radius - 0.95) / 0.03)) + 0.05
+    return np.clip(picture + 0.01 * rng.standard_normal(picture.shape), 0, 1)
+
+
+def write_dicom(path, picture, name, **changes):
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = pydicom.uid.generate_uid()
+    data.Rows, data.Columns = picture.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME1"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.PatientName, data.PatientID = name, "ID-4711"
+    data.PixelData = np.uint16((1 - picture) * 4095).tobytes()
+    for key, value in changes.items():
+        setattr(data, key, value)
+    data.save_as(path, enforce_file_format=True)
+
+
+def burned(picture, words):
+    image = Image.fromarray(np.uint8(picture * 255))
+    ImageDraw.Draw(image).text((4, 4), words, font=ImageFont.load_default(16), fill=255)
+    return np.asarray(image) / 255
+
+
+class Cohort:
+    """Six people: two X-rays and four photographs each, in files that carry their names."""
+
+    def __init__(self, folder):
+        self.folder, self.rows = folder, []
+        (folder / "Jane_Doe_archive").mkdir(parents=True)
+        for number, name in enumerate(NAMES):
+            for v, view in enumerate(("frontal", "lateral")):
+                xray = f"Jane_Doe_archive/{name}_{view}.{('dcm', 'png')[v]}"
+                picture = burned(skull(10 * number + v), f"{name} 12/03/1971" if v else "R")
+                if v:
+                    Image.fromarray(np.uint8(picture * 255)).save(folder / xray)
+                else:
+                    write_dicom(folder / xray, picture, name)
+                for age in (30, 50):
+                    face = f"{name}_{view}_{age}.jpg"
+                    pixels = np.random.default_rng([number, v, age]).integers(0, 256, (6, 5, 3)).astype(np.uint8)
+                    Image.fromarray(pixels).resize((100, 120), Image.Resampling.BICUBIC).save(folder / face, comment=name)
+                    row = dict.fromkeys(COLUMNS, "") | dict(subject=name, xray=xray, xray_view=view, face=face, face_view=view, age=age)
+                    row |= {"sex": "fm"[number % 2], "split": "test" if number < 2 else "train"}
+                    if not v:
+                        row |= dict(zip(LANDMARKS, POINTS, strict=True))
+                    self.rows.append(row)
+
+    def write(self, rows=None, name="people.csv"):
+        """The manifest."""
+        with open(self.folder / name, "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows if rows is None else rows)
+        return self.folder / name
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    return Cohort(tmp_path / "hospital")
+
+
+def build(cohort, records, **settings):
+    settings = {"manifest": str(cohort.write()), "size": 64} | settings
+    builder = Builder(config=make_config(**settings), data_dir=records)
+    builder.download_and_prepare(file_format="array_record")
+    return builder
+
+
+def every_record(builder):
+    return {split: list(builder.as_data_source(split)) for split in builder.info.splits}
+
+
+def test_records_and_what_they_do_not_hold(cohort, tmp_path, capsys):
+    builder = build(cohort, tmp_path / "records")
+    found = every_record(builder)
+    assert {split: len(records) for split, records in found.items()} == {"test": 4, "train": 20}
+    people = {split: {r["subject"] for r in records} for split, records in found.items()}
+    assert len(people["test"]) == 1 and len(people["train"]) == 5 and not people["test"] & people["train"]
+    for record in (r for records in found.values() for r in records):
+        assert record["xray"].shape == (64, 64, 1) and record["face"].shape == (64, 64, 3)
+        assert record["xray_view"] == record["face_view"] and record["age"] in (30, 50) and record["id"].decode().isprintable()
+        assert record["xray_masked"] > 0
+        assert np.isfinite(record["face_landmarks"]).all() == (record["face_view"] == b"frontal")
+        # The skull is bright although the DICOM files are MONOCHROME1, and in the middle; the name is gone.
+        xray = record["xray"][..., 0].astype(float) / 255
+        assert xray[32, 24:40].mean() > 0.3 and xray[:, :5].max() == 0 and xray[:6].max() < 0.2
+    # Nothing in any file that the build left behind names anybody, or a place on the disk.
+    told = [name.split("^")[0].encode() for name in NAMES] + [b"hospital", b"archive", b"ID-4711", str(tmp_path).encode()]
+    files = [path for path in (tmp_path / "records").rglob("*") if path.is_file()]
+    assert len(files) > 60
+    for path in files:
+        content = path.read_bytes() + str(path.relative_to(tmp_path / "records")).encode()
+        assert not [word for word in told if word in content], path
+    assert "text or markers painted over in 12 of 12 X-rays" in capsys.readouterr().err
+    salt = cohort.folder / "people.salt"
+    assert salt.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_same_again_and_other_pseudonyms(cohort, tmp_path):
+    records = lambda folder: {r["id"]: r for part in every_record(build(cohort, tmp_path / folder)).values() for r in part}
+    first, second = records("a"), records("b")
+    assert first.keys() == second.keys()
+    for key in first:
+        for name in first[key]:
+            np.testing.assert_array_equal(first[key][name], second[key][name])
+    (cohort.folder / "people.salt").write_text("another secret of somebody\n")
+    assert not first.keys() & records("c").keys()
+
+
+@pytest.mark.parametrize(("pairing", "count"), [("matched", 24), ("all_views", 48), ("listed", 23)])
+def test_pairings(cohort, tmp_path, pairing, count):
+    if pairing == "listed":
+        cohort.rows.pop()
+    builder = build(cohort, tmp_path, pairing=pairing)
+    records = [r for part in every_record(builder).values() for r in part]
+    assert len(records) == len({r["id"] for r in records}) == count
+    assert any(r["xray_view"] != r["face_view"] for r in records) == (pairing == "all_views")
+
+
+def test_landmarks_go_with_the_picture(cohort, tmp_path):
+    for align in (False, True):
+        builder = build(cohort, tmp_path / str(align), align=align)
+        record = next(r for r in builder.as_data_source("train") if r["face_view"] == b"frontal")
+        transform = record["face_transform"]
+        back = record["face_landmarks"] @ transform[:, :2].T + transform[:, 2]
+        np.testing.assert_allclose(back, np.reshape(POINTS, (5, 2)), atol=1e-3)
+        eyes = np.linalg.norm(record["face_landmarks"][1] - record["face_landmarks"][0])
+        assert eyes == pytest.approx(12.0 if align else 22 * 64 / 120, abs=1.5)
+    for row in cohort.rows:
+        row.update(dict.fromkeys(LANDMARKS, ""))
+    with pytest.raises(InputError, match="12 rows of people.csv can't be used:\npeople.csv, row 2: a frontal face without landmarks"):
+        build(cohort, tmp_path / "none", align=True)
+
+
+def test_splits(cohort, tmp_path):
+    subjects = lambda builder, split: {r["subject"] for r in builder.as_data_source(split)}
+    by_column = build(cohort, tmp_path, split="column")
+    assert len(subjects(by_column, "test")) == 2
+    (tmp_path / "held_out.txt").write_text(f"{NAMES[0]}\n\n{NAMES[1]}\n")
+    by_list = build(cohort, tmp_path, split=str(tmp_path / "held_out.txt"))
+    assert subjects(by_list, "test") == subjects(by_column, "test")
+    (tmp_path / "held_out.txt").write_text("Nobody^Known\n")
+    with pytest.raises(InputError, match="held_out.txt, line 1: no subject of that name is in the data"):
+        build(cohort, tmp_path, split=str(tmp_path / "held_out.txt"))
+    for row in cohort.rows[:4]:
+        row["split"] = ""
+    with pytest.raises(InputError, match="row 5: split is empty"):
+        build(cohort, tmp_path, split="column")
+
+    sexes = {f"p{i}": ("female", "male")[i % 3 == 0] for i in range(30)}
+    drawn = splits.by_seed(sexes, 0.2, 7)
+    assert drawn == splits.by_seed(dict(reversed(sexes.items())), 0.2, 7) != splits.by_seed(sexes, 0.2, 8)
+    held_out = [name for name, split in drawn.items() if split == "test"]
+    assert len(held_out) == 6 and sum(sexes[name] == "male" for name in held_out) == 2
+    with pytest.raises(InputError, match="leaves nobody to train on"):
+        splits.by_seed({"a": "male"}, 0.2, 0)
+
+
+def test_all_bad_pictures_are_told_together(cohort, tmp_path):
+    folder = cohort.folder
+    (folder / cohort.rows[0]["face"]).write_bytes(b"no picture")
+    (folder / cohort.rows[4]["xray"]).write_bytes((folder / cohort.rows[4]["xray"]).read_bytes()[:9000])  # of rows 6 and 7
+    write_dicom(folder / cohort.rows[8]["xray"], np.zeros((30, 20)), "Black^Box")
+    write_dicom(folder / cohort.rows[12]["xray"], skull(1), "Many^Frames", NumberOfFrames=2)
+    colours = np.random.default_rng(0).integers(0, 256, (30, 20, 3)).astype(np.uint8)
+    Image.fromarray(colours).save(folder / cohort.rows[2]["xray"])
+    cohort.rows[20].update(eye_1_x=500)
+    with pytest.raises(InputError) as caught:
+        build(cohort, tmp_path / "records", align=True)
+    words = str(caught.value)
+    assert words.startswith("10 rows of people.csv can't be used:\n")
+    for line in (
+        "people.csv, row 2: face='Doe^Jane_frontal_30.jpg': not a readable picture",
+        "people.csv, row 4: xray='Doe^Jane_lateral.png': a picture in colours; an X-ray is grey",
+        "people.csv, row 6: xray='Smith^John_frontal.dcm': damaged, or in a form that can't be decoded",
+        "people.csv, row 10: xray='Muster^Erika_frontal.dcm': all pixels have the value",
+        "people.csv, row 14: xray='Rossi^Mario_frontal.dcm': a DICOM file of 2 frames",
+        "people.csv, row 22: face='Novak^Eva_frontal_30.jpg': its landmarks lie outside the photograph of 100 x 120 pixels",
+    ):
+        assert line in words
+    assert words.endswith("--config.data.settings.on_bad_row=skip")
+    assert not list((tmp_path / "records" / "skull_face").rglob("*.array_record*"))
+
+    builder = build(cohort, tmp_path / "records", align=True, on_bad_row="skip")
+    assert builder.info.metadata["skipped_rows"] == [2, 4, 5, 6, 7, 10, 11, 14, 15, 22]
+    assert sum(len(part) for part in every_record(builder).values()) == 14
+    again = Builder(config=builder.builder_config, data_dir=tmp_path / "records")
+    assert again.info.metadata["skipped_rows"] == builder.info.metadata["skipped_rows"]
+
+
+def test_text_that_remains_can_be_refused(cohort, tmp_path, monkeypatch):
+    picture = skull(3)
+    Image.fromarray(np.uint8(255 * burned(picture, "DOE 1971"))).save(cohort.folder / "x.png")
+    job = lambda text: staging.Job("xray", cohort.folder / "x.png", 64, text=text)
+    kept, _ = staging._xray(job("keep"))
+    painted, told = staging._xray(job("refuse"))
+    assert kept[:8, :30].max() > 100 and painted[:8, :30].max() < 60 and not told["remains"] and len(told["boxes"]) >= 1
+    monkeypatch.setattr(staging, "paint_over", lambda picture, boxes: picture)
+    assert staging._xray(job("paint_over"))[1]["remains"]
+    with pytest.raises(staging.UnreadableError, match="text is found in the X-ray after"):
+        staging._xray(job("refuse"))
+
+
+def test_a_file_that_changes_is_noticed(cohort, tmp_path):
+    build(cohort, tmp_path)
+    build(cohort, tmp_path)
+    write_dicom(cohort.folder / cohort.rows[0]["xray"], skull(99), "Doe^Jane")
+    with pytest.raises(InputError, match="files that people.csv lists have changed since .* remove that folder"):
+        build(cohort, tmp_path)
+    (cohort.folder / cohort.rows[0]["xray"]).unlink()
+    build(cohort, tmp_path)  # records without their files stay usable, as on a pod's hosts
+
+
+def test_a_build_that_is_killed_goes_on(cohort, tmp_path):
+    """What is finished is not made again."""
+    big = Image.fromarray(np.uint8(skull(0, 2000, 1600) * 255))
+    for number in range(16):
+        big.save(cohort.folder / f"x{number}.png")
+        os.utime(cohort.folder / f"x{number}.png", (number, number))
+        cohort.rows.append(cohort.rows[number % 2] | {"xray": f"x{number}.png"})
+    manifest = cohort.write()
+    (cohort.folder / "people.salt").write_text("a secret that stays the same\n")
+    code = (
+        "from data_builders.skull_face.skull_face_dataset_builder import *\n"
+        f"Builder(config=make_config(manifest={str(manifest)!r}, size=64), data_dir={str(tmp_path / 'records')!r})"
+        ".download_and_prepare(file_format='array_record')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
+    staged = tmp_path / "records" / "skull_face_staged"
+    deadline = time.time() + 60
+    while len(list(staged.glob("*.json"))) < 10:
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in staged.glob("*.json")}
+    assert len(finished) < 28 + 24
+    for path in finished:
+        json.loads(path.read_text())
+    builder = build(cohort, tmp_path / "records")
+    assert sum(len(part) for part in every_record(builder).values()) == 24 + 16 * 2
+    assert all(path.stat().st_mtime_ns == then for path, then in finished.items())
+
+
+def test_a_disk_that_is_full(cohort, tmp_path):
+    """A limit on the size of files stands for it: the system refuses to write in the same way."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="can't be written .*; make room and start again: what is finished is kept"):
+            staging.stage([staging.Job("xray", cohort.folder / cohort.rows[0]["xray"], 256)], tmp_path / "staged", b"salt", "X-rays")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "staged").iterdir())
+
+
+def test_settings_that_can_not_be_meant(cohort, tmp_path):
+    for wrong, words in (
+        (dict(pairing="best"), "pairing='best' is not one of matched, all_views, listed"),
+        (dict(text="blur"), "text='blur' is not one of"),
+        (dict(size=8), "size=8 is outside"),
+        (dict(test_fraction=1.5), "test_fraction=1.5 is outside"),
+        (dict(split="nowhere.txt"), "nowhere.txt: No such file"),
+        (dict(manifest=""), "manifest is empty"),
+        (dict(manifest="nowhere.csv"), "nowhere.csv: No such file"),
+    ):
+        config = ml_collections.ConfigDict(dict(builder="skull_face", data_dir=str(tmp_path)))
+        config.settings = {"manifest": str(cohort.write())} | wrong
+        with pytest.raises(InputError, match=words):
+            data.make_builder(config)
