@@ -39,6 +39,7 @@ setuptools.setup(
         "pylibjpeg-openjpeg",
         "safetensors",
         "scipy",
+        "SimpleITK",
         "tensorboardX",
         "tokenizers",
         "tqdm",

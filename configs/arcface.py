@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.method.disturb.update(shift=0.08, zoom=0.1, colour=0.2, grey=0.2)
     elif variant == "smoke":
         c.name += ":smoke"
-        c.data.settings.subjects = 24
+        c.data.cranio_phantom.subjects = 24
         c.method.channels = 8
         c.train.update(batch_size=16, num_steps=6, log_every=2, checkpoint_every=3, warmup_steps=2)
         c.evaluate.bootstrap = 200

@@ -2,6 +2,21 @@
 
 import ml_collections
 
+_SPLIT = dict(split="seed", test_fraction=1 / 6, on_bad_row="stop")
+
+
+def records() -> dict:
+    """Which records: what all builders ask for, and a block for each of what it alone does. See data_builders/README.md."""
+    return dict(
+        builder="cranio_phantom",
+        data_dir="",  # TFDS's own folder if empty
+        settings=dict(size=64, pairing="matched", seed=0),
+        cranio_phantom=dict(subjects=120, skin_spread=0.06, hair_spread=1.0, depth_spread=1.0),
+        skull_face=dict(manifest="", root="", salt="", align=False, text="paint_over", **_SPLIT),
+        ct_heads=dict(manifest="", root="", salt="", variants=0, turn=3.0, shift=3.0, bend=5.0, **_SPLIT),
+        iit_mandi_s2f=dict(folder=""),
+    )
+
 
 def get_config() -> ml_collections.ConfigDict:
     """A complete configuration; experiments change what they need."""
@@ -11,10 +26,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.seed = 0
     c.compute_dtype = "float32"  # "bfloat16" on accelerators; parameters stay float32
 
-    # data_dir: TFDS's own folder if empty. cached_variants: what frozen networks make of the pictures and prompts is kept
-    # beside the records, of so many augmented variants of each pair; 0: made anew at each step.
-    c.data = dict(builder="cranio_phantom", data_dir="", cached_variants=0, validation_subjects=0)
-    c.data.settings = dict(size=64, pairing="matched", subjects=120, seed=0, skin_spread=0.06, hair_spread=1.0, depth_spread=1.0)
+    c.data = records()
+    # What frozen networks make of the pictures and prompts is kept beside the records, of so many augmented variants of each
+    # pair; 0: made anew at each step.
+    c.data.update(cached_variants=0, validation_subjects=0)
     # The paper's augmentations.
     c.augment = dict(flip=0.5, rotation=5.0, brightness=0.15, contrast=0.20, erase=0.05)
     # The wording is ours; the paper names the biometrics only. tokenizer: "words", or "pretrained" for the checkpoint's.
@@ -38,7 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.evaluate.update(generated="", reference="", names="")
     # Protocols: faces of the 'same' view or 'any', 'all' real faces of a subject or 'one'; more people for the gallery.
     c.evaluate.retrieval = dict(protocols=("same/all", "same/one", "any/all", "any/one"), ks=(1, 5, 10))
-    c.evaluate.retrieval.distractors = dict(builder="", data_dir="", split="train", settings={})
+    c.evaluate.retrieval.distractors = records() | dict(builder="", split="train")
     # The decoded terms of the loss, a part of `method`; files of weights are the
     # user's, `decoder` a folder of TAESD that stands in for the autoencoder's. See cranio_jax/losses.py.
     c.method = ml_collections.ConfigDict()

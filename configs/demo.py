@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.evaluate.num_samples = 3
     if variant == "smoke":
         c.name = "demo:smoke"
-        c.data.settings.subjects = 24
+        c.data.cranio_phantom.subjects = 24
         c.train.update(num_steps=6, log_every=2, checkpoint_every=3, warmup_steps=2)
         c.sampling.num_steps = 2
         c.evaluate.update(num_samples=2, bootstrap=200, pictures=2)

@@ -25,23 +25,50 @@ READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 Prepare = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
 
-def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
-    """The TFDS builder that `config.builder` names, with `config.settings`; builds the records if need be.
+# Of a file of records, which TFDS holds in memory while it writes it.
+_BUILDING = tfds.download.DownloadConfig(max_shard_size=256 << 20)
 
-    Raises InputError where a setting is wrong or the folder holds records built with other settings.
-    """
+
+def open_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
+    """The TFDS builder that `config.builder` names, with its settings. Raises InputError where one is wrong."""
+    module, builder_config = _configured(config)
+    return module.Builder(config=builder_config, data_dir=config.data_dir or None)
+
+
+def records_name(config: ml_collections.ConfigDict) -> str:
+    """What the records are called, which changes with everything that decides them."""
+    return f"{config.builder}/{_configured(config)[1].name}"
+
+
+def builder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What all builders ask for and what `config.builder` alone does."""
+    return config.settings.to_dict() | config.get(config.builder, ml_collections.ConfigDict()).to_dict()
+
+
+def _configured(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
+    """The builder's module, and its own configuration. Raises InputError."""
     try:
         module = importlib.import_module(f"data_builders.{config.builder}.{config.builder}_dataset_builder")
     except ModuleNotFoundError:
         raise InputError(f"data.builder={config.builder!r} is not a package in data_builders/") from None
     try:
-        builder_config = module.make_config(**config.settings.to_dict())
+        return module, module.make_config(**builder_settings(config))
     except (TypeError, ValueError) as error:
-        raise InputError(f"data.settings: {error}") from None
-    builder = module.Builder(config=builder_config, data_dir=config.data_dir or None)
-    builder.download_and_prepare(file_format="array_record")
+        raise InputError(f"data of {config.builder}: {error}") from None
+
+
+def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
+    """As `open_builder`, with its records, which are built if need be.
+
+    Raises InputError where the folder holds records built with other settings.
+    """
+    builder = open_builder(config)
+    try:
+        builder.download_and_prepare(file_format="array_record", download_config=_BUILDING)
+    except OSError as error:
+        raise InputError(f"{builder.data_path}: the records can't be written ({error.strerror or type(error).__name__})") from None
     built = dict(builder.info.metadata or {})
-    for name, value in config.settings.items():
+    for name, value in builder_settings(config).items():
         if name in built and built[name] != value:
             raise InputError(
                 f"{builder.data_dir} was built with {name}={built[name]!r}, not {value!r}; remove it or set data.data_dir to another folder"
@@ -72,7 +99,7 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str, config: ml_collect
         raise InputError(f"{builder.info.full_name} has validation subjects of its own; set data.validation_subjects=0")
     where = "train" if split == "validation" and held_out else split
     if where not in splits or not splits[where].num_examples:
-        remedy = "set data.validation_subjects" if split == "validation" else "raise data.settings.subjects"
+        remedy = "set data.validation_subjects" if split == "validation" else "more subjects are needed"
         raise InputError(f"split {split!r} of {builder.info.full_name} is empty; {remedy}")
     records = _records(builder, where, images)
     if not held_out or where != "train":

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from cranio_jax import __version__, pretrained, tables
+from cranio_jax import __version__, data, pretrained, tables
 from cranio_jax.errors import InputError
 from cranio_jax.reconstruct import NOTICE
 from cranio_jax.state import restore
@@ -76,15 +76,14 @@ def _write(folder: pathlib.Path, method: Any, params: dict[str, Any], dtype: str
 
 def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any, step: int) -> str:
     """How the model came about, for whoever finds the folder."""
-    t, d, results = config.train, config.data, workdir / "results.json"
-    settings = ", ".join(f"{name} {value}" for name, value in sorted(d.settings.items()))
+    t, results = config.train, workdir / "results.json"
     lines = [
         "# A face from a skull X-ray",
         f"**{NOTICE}**",
         f"Trained with cranio_jax {__version__} (JAX {jax.__version__}), configuration `{config.name}`, after Cranio-Diff "
         "(arXiv 2606.09699).",
         f"- started from {method.pipeline.name}; trained: {', '.join(method.trained)}",
-        f"- data: {d.builder} ({settings})",
+        f"- data: {data.records_name(config.data)}",
         f"- step {step} of {t.num_steps}, batches of {t.batch_size}, AdamW at {t.learning_rate:g} ({t.schedule}), weight decay "
         f"{t.weight_decay:g}, EMA {t.ema_decay:g}; weights here: {config.export.weights}, {config.export.dtype}",
         f"- prompt: `{config.prompt.template}`; the X-ray, bone bright, in three equal channels, is the ControlNet's picture",

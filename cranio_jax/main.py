@@ -6,11 +6,11 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cranio_jax import evaluate, export, reconstruct, report, tables, train
+from cranio_jax import evaluate, export, inspect, reconstruct, report, tables, train
 from cranio_jax.errors import InputError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
-JOBS = ("train_and_evaluate", "train", "evaluate", "reconstruct", "report", "export")
+JOBS = ("train_and_evaluate", "train", "evaluate", "reconstruct", "report", "export", "inspect")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: a file of configs/, with :variant if it has some.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, results and the page.")
@@ -38,6 +38,9 @@ def run(config, workdir: pathlib.Path) -> None:
         train.train(config, workdir)
     if config.job in ("train_and_evaluate", "evaluate"):
         print(tables.text(evaluate.evaluate(config, workdir)))
+    if config.job == "inspect":
+        print(inspect.text(inspect.inspect(config, workdir)))
+        print(f"page: {workdir / 'inspect.html'}")
     if config.job == "export":
         print(export.export(config, workdir))
     if config.job == "reconstruct":

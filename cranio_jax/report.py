@@ -16,7 +16,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.reconstruct import NOTICE
 from cranio_jax.writers import whole_file
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
@@ -141,7 +141,7 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     told = ("seed", "step", "data", "networks", "weights_sha256", "versions", "devices", "commit", "parameters")
     training = f"<h2>Training</h2>{_curve(sorted(curves.items()), 'loss on training batches')}" if curves else ""
     page = f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
-<title>cranio_jax: {html.escape(results["config"]["name"])}</title><style>{_STYLE}</style>
+<title>cranio_jax: {html.escape(results["config"]["name"])}</title><style>{STYLE}</style>
 <h1>Faces from skull X-rays: {html.escape(results["config"]["name"])}</h1>
 <p class=small>{results["images"]} pictures of {results["subjects"]} people{origin}</p>
 <p class=notice>{NOTICE}</p>

@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_collections
 
+from cranio_jax import data
 from cranio_jax.errors import InputError
 from cranio_jax.writers import write_json
 
@@ -13,15 +14,16 @@ from cranio_jax.writers import write_json
 _FREE = {
     "": ("job", "evaluate", "validation", "reconstruct", "export", "mesh"),
     "train": ("stop_at", "log_every", "checkpoint_every", "keep", "keep_period"),
-    "data": ("data_dir",),
 }
 
 
 def identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The part of a configuration that makes an experiment what it is."""
     fields = {name: value for name, value in config.to_dict().items() if name not in _FREE[""]}
-    for section in ("train", "data"):
-        fields[section] = {name: value for name, value in fields[section].items() if name not in _FREE[section]}
+    fields["train"] = {name: value for name, value in fields["train"].items() if name not in _FREE["train"]}
+    # The records' name tells of all their settings, and of no path.
+    kept = ("cached_variants", "validation_subjects")
+    fields["data"] = {name: config.data[name] for name in kept} | {"records": data.records_name(config.data)}
     return json.loads(json.dumps(fields))
 
 

@@ -3,6 +3,7 @@
 import csv
 import pathlib
 import re
+import sys
 from collections.abc import Iterable, Iterator
 
 from cranio_jax.errors import InputError
@@ -38,6 +39,16 @@ def tell(problems: list[tuple[int, str]], name: str) -> str:
     rows = len({number for number, _ in problems})
     head = f"{rows} row{'s' if rows > 1 else ''} of {name} can't be used:"
     return "\n".join([head, *lines, *([f"... and {more} more"] if more else [])])
+
+
+def stop_or_skip(problems: list[tuple[int, str]], name: str, on_bad_row: str, field: str) -> list[tuple[int, str]]:
+    """The problems, after they were told; raises InputError with all of them where `on_bad_row`, a setting `field`, is 'stop'."""
+    if problems:
+        words = tell(problems, name)
+        if on_bad_row == "stop":
+            raise InputError(f"{words}\nmend them, or leave them out with --config.{field}=skip")
+        print(words.replace("can't be used", "are left out"), file=sys.stderr)
+    return problems
 
 
 def one_of(values: dict[str, str], name: str, known: Iterable[str]) -> str:

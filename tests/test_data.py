@@ -121,7 +121,7 @@ def test_no_path_in_examples(examples, records):
 
 def test_records_built_with_other_settings_are_refused(config, tmp_path):
     config.data.data_dir = str(tmp_path)
-    config.data.settings.subjects = 6
+    config.data.cranio_phantom.subjects = 6
     folder = pathlib.Path(str(data.make_builder(config.data).data_dir))
     metadata = json.loads((folder / "metadata.json").read_text())
     (folder / "metadata.json").write_text(json.dumps(metadata | {"skin_spread": 0.25}))

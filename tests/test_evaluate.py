@@ -159,7 +159,8 @@ def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path):
         export.export(c, tmp_path)
     # More people in the gallery: nobody's rank gets better.
     c.evaluate.retrieval.distractors.update(builder="cranio_phantom", split="train", data_dir=str(records))
-    c.evaluate.retrieval.distractors.settings = c.data.settings
+    for block in ("settings", "cranio_phantom"):
+        c.evaluate.retrieval.distractors[block].update(c.data[block])
     crowded = evaluate.evaluate(c, tmp_path)["retrieval"]["identity/iresnet18"]["same/all"]
     assert crowded["gallery"] == 24 * 18 and crowded["seen"] == 24 * 9
     assert crowded["rows"]["another real face of the subject"]["recall@1"]["mean"] <= ceiling["recall@1"]["mean"]

@@ -35,7 +35,7 @@ def read_radiograph(path: pathlib.Path, inverted: bool = False) -> Float[Array, 
     """
     if not path.is_file():
         raise UnreadableError("no such file")
-    values = _dicom(path) if _is_dicom(path) else _picture(path)
+    values = _dicom(path) if is_dicom(path) else _picture(path)
     if not np.isfinite(values.sum(dtype=np.float64)):
         raise UnreadableError("holds pixels that are not numbers")
     low, high = np.percentile(_thinned(values), [0.5, 99.8])
@@ -53,7 +53,8 @@ def _thinned(values: Float[Array, "h w"]) -> Float[Array, "h2 w2"]:
     return values[::step, ::step]
 
 
-def _is_dicom(path: pathlib.Path) -> bool:
+def is_dicom(path: pathlib.Path) -> bool:
+    """Whether a file is DICOM, by its content or its name."""
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM" or path.suffix.lower() in DICOM_ENDINGS
 

@@ -1,14 +1,11 @@
 """TFDS builder of a user's own X-rays and photographs, from a manifest. See README.md beside this file."""
 
 import dataclasses
-import functools
 import hashlib
-import hmac
 import io
-import os
 import pathlib
-import secrets
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +13,12 @@ import tensorflow_datasets as tfds
 
 from cranio_jax.errors import InputError
 from data_builders import splits
+from data_builders.entries import Entry
 from data_builders.images.squares import moved
 from data_builders.images.staging import TEXT, Job, Ready, stage
+from data_builders.pseudonyms import alias, read_salt
 from data_builders.skull_face.manifest import Face, Manifest, Row, Xray, read_manifest
-from data_builders.tables import tell
+from data_builders.tables import stop_or_skip
 
 PAIRINGS = ("matched", "all_views", "listed")
 
@@ -97,6 +96,7 @@ class Pair(NamedTuple):
     """A record before it is written.
 
     Attributes:
+      row: of the manifest, where the X-ray is first listed.
       key: its id, made of pseudonyms.
       subject: pseudonym.
       split: the subject's.
@@ -105,6 +105,7 @@ class Pair(NamedTuple):
       ready_xray, ready_face: the pictures.
     """
 
+    row: int
     key: str
     subject: str
     split: str
@@ -168,6 +169,24 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         for pair in pairs:
             yield pair.key, _record(pair)
 
+    def entries(self) -> Iterator[Entry]:
+        """What will be records, to look at; nothing but the pictures is made."""
+        pairs, _, _ = self.survey()
+        for pair in pairs:
+            told = {"sex": pair.sex, "age": pair.face.age, "bmi_change": pair.face.bmi_change}
+            yield Entry(
+                f"row {pair.row}",
+                pair.ready_xray.png.stem,
+                pair.subject,
+                pair.split,
+                told | {"xray_view": pair.xray.view, "face_view": pair.face.view},
+                pair.ready_xray.png.read_bytes,
+                pair.ready_face.png.read_bytes,
+                (pair.ready_xray.height, pair.ready_xray.width),
+                pair.ready_xray.boxes,
+                pair.ready_xray.masked,
+            )
+
     def survey(self) -> tuple[list[Pair], list[tuple[int, str]], str]:
         """All pairs with their pictures made ready, what is left out and why, and a digest of the files' sizes and times.
 
@@ -182,7 +201,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         problems += [(row.number, "split is empty") for row in manifest.rows if config.split == "column" and not row.split]
         if config.align:
             problems += [
-                (row.number, "a frontal face without landmarks, by which data.settings.align would lay it")
+                (row.number, "a frontal face without landmarks, by which data.skull_face.align would lay it")
                 for row in manifest.rows
                 if row.face.view == "frontal" and not row.face.landmarks
             ]
@@ -198,12 +217,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return _pairs(rows, ready, self._splits(rows), config.pairing, self._salt), problems, _files_digest(manifest)
 
     def _bad_rows(self, problems: list[tuple[int, str]]) -> list[tuple[int, str]]:
-        if problems:
-            words = tell(problems, self.builder_config.manifest_path.name)
-            if self.builder_config.on_bad_row == "stop":
-                raise InputError(f"{words}\nmend them, or leave them out with --config.data.settings.on_bad_row=skip")
-            print(words.replace("can't be used", "are left out"), file=sys.stderr)
-        return problems
+        return stop_or_skip(problems, self.builder_config.manifest_path.name, self.builder_config.on_bad_row, "data.skull_face.on_bad_row")
 
     def _ready(self, rows: list[Row]) -> tuple[dict[Any, Ready], list[tuple[int, str]]]:
         """Pictures by what the manifest tells of them, and the rows whose pictures are unusable."""
@@ -244,23 +258,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             raise InputError(f"no subject is in the split {missing.pop()!r}")
         return found
 
-    @functools.cached_property
+    @property
     def _salt(self) -> bytes:
-        """The user's secret; made at first."""
-        config = self.builder_config
-        path = pathlib.Path(config.salt).expanduser() if config.salt else config.manifest_path.with_suffix(".salt")
-        try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_hex(32) + "\n")
-            print(f"pseudonyms are made with {path}: keep it, and keep it to yourself", file=sys.stderr)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise InputError(f"{path} can't be written ({error.strerror}); set data.settings.salt to a file of yours") from None
-        salt = path.read_bytes().strip()
-        if len(salt) < 16:
-            raise InputError(f"{path} holds fewer than 16 characters, which is no secret")
-        return salt
+        return read_salt(self.builder_config.salt, self.builder_config.manifest_path, "data.skull_face.salt")
 
 
 def _files_digest(manifest: Manifest) -> str:
@@ -274,7 +274,6 @@ def _files_digest(manifest: Manifest) -> str:
 
 
 def _pairs(rows: list[Row], ready: dict[Any, Ready], split_of: dict[str, str], pairing: str, salt: bytes) -> list[Pair]:
-    secret = lambda *told: hmac.new(salt, "\0".join(told).encode(), hashlib.sha256).hexdigest()
     if pairing == "listed":
         wanted = [(row.subject, row.sex, row.xray, row.face) for row in rows]
     else:
@@ -289,12 +288,12 @@ def _pairs(rows: list[Row], ready: dict[Any, Ready], split_of: dict[str, str], p
             for face in faces
             if pairing == "all_views" or xray.view == face.view
         ]
-    pairs = []
+    pairs, listed = [], {row.xray: row.number for row in reversed(rows)}
     for subject, sex, xray, face in wanted:
-        alias = f"s{secret('subject', subject)[:10]}"
-        files = secret("pair", str(xray.path), str(face.path))[:8]
-        key = f"{alias}-{xray.view}-{face.view}-{face.age:g}-{face.bmi_change:+.0f}-{files}"
-        pairs.append(Pair(key, alias, split_of[subject], sex, xray, face, ready[xray], ready[face]))
+        name = f"s{alias(salt, 'subject', subject)}"
+        files = alias(salt, "pair", str(xray.path), str(face.path))
+        key = f"{name}-{xray.view}-{face.view}-{face.age:g}-{face.bmi_change:+.0f}-{files}"
+        pairs.append(Pair(listed[xray], key, name, split_of[subject], sex, xray, face, ready[xray], ready[face]))
     return pairs
 
 

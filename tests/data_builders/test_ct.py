@@ -1,16 +1,15 @@
 """Real CT heads through the renderers that the procedural cohort uses."""
 
-import jax
 import numpy as np
 import pytest
 
-from data_builders.rendering import ct, surface, xray
+from data_builders.rendering import ct, surface
 from data_builders.rendering.volume import VIEWS
 
 
 @pytest.fixture(scope="module")
 def head(shared_data):
-    return ct.read_head(shared_data / "ct" / "cthead.nii.gz")
+    return ct.read_head(shared_data / "ct" / "cthead.nii.gz", voxel=2.0)
 
 
 def test_head_is_upright_and_alone(head):
@@ -26,9 +25,8 @@ def test_head_is_upright_and_alone(head):
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_xray_and_face_agree(head, view):
-    frame = ct.frame_of(head, 96)
-    picture = np.asarray(jax.jit(xray.radiograph, static_argnums=(1, 2))(head, frame, view))
-    face = np.asarray(jax.jit(surface.isosurface_portrait, static_argnums=(1, 2))(head, frame, view))
+    xrays, faces = ct.pictures(ct.boxed(head), 96)
+    picture, face = xrays[view], faces[view]
     assert picture.max() == pytest.approx(1.0, abs=0.02) and 0.1 < picture.mean() < 0.5
     silhouette = np.abs(face - np.asarray(surface.BACKGROUND)).max(-1) > 0.03
     # Where the X-ray shows tissue there is a face, and where nothing absorbs there is none.

@@ -18,6 +18,7 @@ from data_builders.images.photograph import read_photograph
 from data_builders.images.radiograph import UnreadableError, read_radiograph
 from data_builders.images.squares import PLACES, fitting, moved, padding, take
 from data_builders.rendering import ct, xray
+from data_builders.rendering.volume import Frame
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_nothing_legible_survives(phantoms, size):
 
 def test_a_picture_without_text_is_left_alone(phantoms, shared_data):
     volume = ct.read_head(shared_data / "ct" / "cthead.nii.gz")
-    frame = ct.frame_of(volume, 512)
+    volume, frame = ct.boxed(volume), Frame(512, ct.WIDTH, (0.0, 0.0, 0.0))
     pictures = [*phantoms, *(np.asarray(xray.radiograph(volume, frame, view)) for view in ("frontal", "lateral"))]
     for picture in pictures:
         for size in (512, 900):

@@ -215,7 +215,7 @@ def test_all_bad_pictures_are_told_together(cohort, tmp_path):
         "people.csv, row 22: face='Novak^Eva_frontal_30.jpg': its landmarks lie outside the photograph of 100 x 120 pixels",
     ):
         assert line in words
-    assert words.endswith("--config.data.settings.on_bad_row=skip")
+    assert words.endswith("--config.data.skull_face.on_bad_row=skip")
     assert not list((tmp_path / "records" / "skull_face").rglob("*.array_record*"))
 
     builder = build(cohort, tmp_path / "records", align=True, on_bad_row="skip")
@@ -302,6 +302,7 @@ def test_settings_that_can_not_be_meant(cohort, tmp_path):
         (dict(manifest="nowhere.csv"), "nowhere.csv: No such file"),
     ):
         config = ml_collections.ConfigDict(dict(builder="skull_face", data_dir=str(tmp_path)))
-        config.settings = {"manifest": str(cohort.write())} | wrong
+        config.settings = {"size": 64} | {name: value for name, value in wrong.items() if name in ("size", "pairing")}
+        config.skull_face = {"manifest": str(cohort.write())} | {n: v for n, v in wrong.items() if n not in config.settings}
         with pytest.raises(InputError, match=words):
             data.make_builder(config)

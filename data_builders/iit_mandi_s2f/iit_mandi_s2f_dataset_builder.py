@@ -1,0 +1,211 @@
+"""TFDS builder of IIT_Mandi_S2F, a public set of skull X-rays with embeddings of faces in place of faces. See README.md."""
+
+import csv
+import dataclasses
+import io
+import pathlib
+import re
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Float
+from numpy import ndarray as Array
+
+from cranio_jax.errors import InputError
+from data_builders.images.burned_in import find_text, paint_over
+from data_builders.images.radiograph import UnreadableError, read_radiograph
+from data_builders.images.squares import padding, take
+
+SUBJECTS = 51
+WIDTH = 128  # of an embedding
+VIEWS = {"sf": "frontal", "ss": "lateral"}
+HELD_OUT = 10  # subjects
+MAX_BYTES = 500_000_000  # of the zip, unpacked
+_NAME = re.compile(r"(\d{3})_(sf|ss)\.(?:png|jpe?g|bmp|tiff?)", re.IGNORECASE)
+
+
+@dataclasses.dataclass
+class S2FConfig(tfds.core.BuilderConfig):
+    """Settings; the name is made from them.
+
+    Attributes:
+      folder: that holds the authors' zip of X-rays (or what is in it) and their CSV of embeddings.
+      size: pixels along each side of X-rays.
+      seed: of the split.
+    """
+
+    name: str = ""
+    folder: str = ""
+    size: int = 256
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 16 <= self.size <= 1024:
+            raise ValueError(f"size={self.size} is outside 16 to 1024 pixels")
+        self.name = self.name or f"xray_{self.size}{f'-seed{self.seed}' if self.seed else ''}"
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """X-rays of 51 skulls in two views, each with an embedding of its face."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First layout."}
+    BUILDER_CONFIGS = [S2FConfig()]
+
+    def _info(self):
+        size = self.builder_config.size
+        return self.dataset_info_from_configs(
+            description="Public skull X-rays, text painted over, with embeddings of faces; for retrieval from X-ray to embedding.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "id": tfds.features.Text(),
+                    "subject": tfds.features.Text(),
+                    "xray": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
+                    "xray_view": tfds.features.Text(),
+                    "xray_masked": np.float32,
+                    "embedding": tfds.features.Tensor(shape=(WIDTH,), dtype=np.float32),
+                }
+            ),
+            metadata=tfds.core.MetadataDict(size=size, seed=self.builder_config.seed),
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        config = self.builder_config
+        if not config.folder:
+            raise InputError(
+                "data.iit_mandi_s2f.folder is empty; download the set from its authors and name the folder with its zip and its CSV"
+            )
+        folder = pathlib.Path(config.folder).expanduser()
+        if not folder.is_dir():
+            raise InputError(f"data.iit_mandi_s2f.folder: {folder} is not a folder")
+        embeddings = read_embeddings(_one(folder, "*.csv"))
+        xrays = dict(read_xrays(folder))
+        check(embeddings, xrays)
+        order = np.random.default_rng([config.seed, 51]).permutation(sorted(embeddings))
+        held_out = {str(name) for name in order[:HELD_OUT]}
+        pick = lambda test: {key: picture for key, picture in xrays.items() if (key[0] in held_out) == test}
+        return {name: self._generate_examples(pick(name == "test"), embeddings) for name in ("train", "test")}
+
+    def _generate_examples(self, xrays, embeddings):
+        size = self.builder_config.size
+        for (number, view), picture in sorted(xrays.items()):
+            boxes = find_text(picture)
+            hidden = np.zeros(picture.shape, bool)
+            for box in boxes:
+                hidden[box.top : box.bottom, box.left : box.right] = True
+            square = take(np.asarray(paint_over(picture, boxes), np.float32), padding(*picture.shape, size), size)
+            pixels = np.uint8(np.rint(255.0 * np.clip(square, 0.0, 1.0)))
+            key = f"s{number}-{VIEWS[view]}"
+            yield (
+                key,
+                {
+                    "id": key,
+                    "subject": f"s{number}",
+                    "xray": io.BytesIO(cv2.imencode(".png", pixels)[1].tobytes()),
+                    "xray_view": VIEWS[view],
+                    "xray_masked": np.float32(hidden.mean()),
+                    "embedding": embeddings[number],
+                },
+            )
+
+
+def read_embeddings(path: pathlib.Path) -> dict[str, Float[Array, "128"]]:
+    """Embeddings by the subject's three digits.
+
+    A row is a name that holds the number (`007`, `7`, `007_ff.jpg`) and 128 numbers; a first row without a number in its
+    name is a header. Raises InputError.
+    """
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name}: not a readable CSV file ({type(error).__name__})") from None
+    found: dict[str, np.ndarray] = {}
+    for line, row in enumerate(rows, 1):
+        name, values = (row[0].strip() if row else ""), [value for value in row[1:] if value.strip()]
+        number = re.match(r"\D{0,12}?(\d{1,3})(?!\d)", name)
+        try:
+            numbers = np.array(values, np.float32)
+        except ValueError:
+            numbers = np.array([np.nan])
+        if not any(row) or (line == 1 and not number):
+            continue
+        if not number or len(numbers) != WIDTH or not np.isfinite(numbers).all():
+            raise InputError(f"{path.name}, row {line}: expected a subject's number and {WIDTH} numbers")
+        key = f"{int(number[1]):03d}"
+        if key in found:
+            raise InputError(f"{path.name}, row {line}: subject {key} stands there twice")
+        found[key] = numbers
+    return found
+
+
+def read_xrays(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Float[Array, "h w"]]]:
+    """`((number, 'sf' or 'ss'), picture)` of every X-ray in the folder's zip, or else in the folder. Raises InputError."""
+    archives = sorted(folder.glob("*.zip"))
+    if len(archives) > 1:
+        raise InputError(f"{folder} holds {len(archives)} zip files; keep the one of the X-rays")
+    with tempfile.TemporaryDirectory() as scratch:
+        if archives:
+            _unpack(archives[0], pathlib.Path(scratch))
+            folder = pathlib.Path(scratch)
+        for path in sorted(folder.rglob("*")):
+            if match := _NAME.fullmatch(path.name):
+                try:
+                    picture = read_radiograph(path)
+                except UnreadableError as error:
+                    raise InputError(f"{path.name}: {error}") from None
+                yield (match[1], match[2].lower()), _bone_bright(picture)
+
+
+def _unpack(path: pathlib.Path, scratch: pathlib.Path) -> None:
+    """The X-rays of a zip, whose paths count for nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if _NAME.fullmatch(pathlib.PurePosixPath(member.filename).name)]
+            if sum(member.file_size for member in members) > MAX_BYTES or len(members) > 10 * SUBJECTS:
+                raise InputError(f"{path.name} unpacks to more than {SUBJECTS} people's X-rays can be")
+            for member in members:
+                (scratch / pathlib.PurePosixPath(member.filename).name).write_bytes(archive.read(member))
+    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+        raise InputError(f"{path.name}: not a readable zip file ({type(error).__name__})") from None
+
+
+def _bone_bright(picture: Float[Array, "h w"]) -> Float[Array, "h w"]:
+    """Some of the set's files are inverted, which a bright rim around a darker middle tells."""
+    edge = max(2, min(picture.shape) // 30)
+    rim = np.concatenate([picture[:edge].ravel(), picture[-edge:].ravel(), picture[:, :edge].ravel(), picture[:, -edge:].ravel()])
+    inner = tuple(slice(n // 4, n - n // 4) for n in picture.shape)
+    return 1.0 - picture if np.median(rim) > max(0.5, float(np.median(picture[inner]))) else picture
+
+
+def check(embeddings: dict[str, Array], xrays: dict[tuple[str, str], Array]) -> None:
+    """Raises InputError where the set is not whole: 51 subjects, two X-rays each."""
+    numbers = {number for number, _ in xrays}
+    if not numbers:
+        raise InputError("no X-ray named NNN_sf or NNN_ss is in the folder or its zip")
+    missing = [f"{number}_{view}" for number in sorted(numbers | set(embeddings)) for view in VIEWS if (number, view) not in xrays]
+    if missing:
+        raise InputError(f"X-rays are missing: {', '.join(missing[:10])}; perhaps some are mislabelled")
+    if numbers != set(embeddings):
+        raise InputError(f"X-rays without an embedding, or the other way round: {', '.join(sorted(numbers ^ set(embeddings))[:10])}")
+    if len(numbers) != SUBJECTS:
+        raise InputError(f"{len(numbers)} subjects are there; the set has {SUBJECTS}")
+
+
+def _one(folder: pathlib.Path, pattern: str) -> pathlib.Path:
+    found = sorted(folder.glob(pattern))
+    if len(found) != 1:
+        raise InputError(f"{folder} holds {len(found) or 'no'} {pattern[2:].upper()} files; one, of embeddings, is expected")
+    return found[0]
+
+
+def make_config(**settings) -> S2FConfig:
+    """The configuration with these settings; what only pairs have, a pairing, means nothing here."""
+    settings.pop("pairing", None)
+    config = S2FConfig(**settings)
+    return config if config.folder else Builder.builder_configs.get(config.name, config)
