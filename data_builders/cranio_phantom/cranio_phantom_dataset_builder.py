@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_builders.cranio_phantom import cohort, head
 from data_builders.cranio_phantom.skull import LANDMARKS, from_template
-from data_builders.rendering.volume import VIEWS, project_point
+from data_builders.rendering.volume import VIEWS, project_point, voxel_for
 
 SIZES = (64, 128, 256)
 PAIRINGS = ("matched", "all_views")
@@ -79,11 +79,6 @@ def _png(picture: np.ndarray) -> bytes:
     pixels = np.uint8(np.round(np.asarray(picture) * 255.0))
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(data, "PNG")
     return data.getvalue()
-
-
-def _voxel(size: int) -> float:
-    """Voxel spacing in mm: about a pixel, and never coarser than thin bone can stand."""
-    return 2.5 if size <= 64 else 2.0 if size <= 128 else 1.25
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -156,7 +151,7 @@ def subject_records(config: PhantomConfig, index: int):
     name = f"p{config.seed:02d}{index:05d}"
     frame = head.frame(config.size)
     skull, tissue, _ = cohort.appearance(subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, config.spread)
-    xrays = [_png(x) for x in head.radiographs(skull, tissue, config.size, _voxel(config.size))]
+    xrays = [_png(x) for x in head.radiographs(skull, tissue, config.size, voxel_for(config.size))]
     places = {
         kind: np.stack(from_template(tuple(np.array(list(names.values()), np.float32).T), skull), -1)
         for kind, names in (("xray", LANDMARKS), ("face", FACE_LANDMARKS))

@@ -15,7 +15,7 @@ from data_builders import splits
 from data_builders.images.radiograph import UnreadableError
 from data_builders.pseudonyms import alias, read_salt
 from data_builders.rendering import ct
-from data_builders.rendering.volume import VIEWS, Volume
+from data_builders.rendering.volume import VIEWS, Volume, voxel_for
 from data_builders.rendering.warp import virtual
 from data_builders.tables import SEXES, SPLITS, Problem, check_filled, number_of, one_of, path_of, read_table, stop_or_skip
 
@@ -160,7 +160,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         salt = read_salt(config.salt, config.manifest_path, "data.ct_heads.salt")
         for row in rows:
             name = f"h{alias(salt, 'subject', row.subject)}"
-            head = ct.boxed(ct.read_head(row.volume))
+            head = ct.boxed(ct.read_head(row.volume, voxel_for(config.size)))
             yield from _records(config, row, name, name, head)
             for number in range(1, variants + 1):
                 seed = np.random.SeedSequence([config.seed, int(name[1:], 16), number])

@@ -17,14 +17,13 @@ from scipy import ndimage
 
 from data_builders.images.radiograph import UnreadableError
 from data_builders.rendering import surface, xray
-from data_builders.rendering.volume import VIEWS, Frame, Volume
+from data_builders.rendering.volume import VIEWS, Frame, Volume, voxel_for
 
 AIR = -1000.0  # HU
-VOXEL = 1.25  # mm
 MAX_VOXELS = 1_000_000_000
 
 
-def read_head(path: pathlib.Path, voxel: float = VOXEL) -> Volume:
+def read_head(path: pathlib.Path, voxel: float) -> Volume:
     """A head in Hounsfield units, upright by its file's affine, in cubes of `voxel` mm.
 
     What does not touch the head (table, headrest, tubes, air) becomes air. Raises UnreadableError where the file is no CT of a
@@ -146,19 +145,19 @@ def boxed(head: Volume) -> Volume:
 
 def pictures(head: Volume, size: int) -> tuple[dict[str, Array], dict[str, Array]]:
     """`(size, size)` X-rays and `(size, size, 3)` faces of a boxed head by view, in [0, 1]."""
-    made = {view: jax.device_get(_pictures(head, size, view)) for view in VIEWS}
-    return {view: pair[0] for view, pair in made.items()}, {view: pair[1] for view, pair in made.items()}
+    return jax.device_get(_pictures(head, size))
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _pictures(head: Volume, size: int, view: str) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnums=1)
+def _pictures(head: Volume, size: int) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    # Both views in one program, which blurs the volume once for both.
     frame = Frame(size, WIDTH, _CENTER)
-    return xray.radiograph(head, frame, view), surface.isosurface_portrait(head, frame, view)
+    return tuple({view: make(head, frame, view) for view in VIEWS} for make in (xray.radiograph, surface.isosurface_portrait))
 
 
 def main(path: str, folder: str, size: str = "256") -> None:
     """Writes `xray_VIEW.png` (16 bit) and `face_VIEW.png` of a head."""
-    head, out = read_head(pathlib.Path(path)), pathlib.Path(folder)
+    head, out = read_head(pathlib.Path(path), voxel_for(int(size))), pathlib.Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     xrays, faces = pictures(boxed(head), int(size))
     for view in VIEWS:

@@ -139,8 +139,7 @@ def write_manifest(archive, *lines, header="subject,volume,age,sex"):
 @pytest.fixture
 def small(monkeypatch):
     """Coarse cubes, so that little is computed."""
-    monkeypatch.setattr(ct, "VOXEL", 4.0)
-    monkeypatch.setattr(ct.read_head, "__defaults__", (4.0,))
+    monkeypatch.setattr("data_builders.ct_heads.ct_heads_dataset_builder.voxel_for", lambda size: 4.0)
 
 
 def test_records(archive, tmp_path, small):
