@@ -70,7 +70,9 @@ def _look_at(xrays: Sequence[Entry]) -> dict[str, Any]:
         picture = _decoded(entry.xray())[..., 0]
         signatures.append(signature(picture))
         text.append(find_text(picture / np.float32(255.0)) if max(picture.shape) >= LEGIBLE else [])
-        rim = np.concatenate([picture[:4].ravel(), picture[-4:].ravel(), picture[:, :4].ravel(), picture[:, -4:].ravel()])
+        rows, columns = (np.flatnonzero((picture > 8).any(axis)) for axis in (1, 0))
+        inside = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else picture  # of black bars
+        rim = np.concatenate([inside[:4].ravel(), inside[-4:].ravel(), inside[:, :4].ravel(), inside[:, -4:].ravel()])
         exposure.append((picture.mean(), picture.std(), np.median(rim)))
     return {"signature": np.stack(signatures), "text": text, "exposure": np.array(exposure)}
 

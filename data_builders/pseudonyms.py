@@ -1,6 +1,5 @@
 """Names that nobody can turn back into the user's, made with a secret that stays with the user."""
 
-import functools
 import hashlib
 import hmac
 import os
@@ -11,7 +10,6 @@ import sys
 from cranio_jax.errors import InputError
 
 
-@functools.cache
 def read_salt(salt: str, table: pathlib.Path, field: str) -> bytes:
     """The secret in the file `salt`, or else beside a table of the user's; made at first. Raises InputError."""
     path = pathlib.Path(salt).expanduser() if salt else table.with_suffix(".salt")

@@ -30,11 +30,12 @@ def draft(folder: pathlib.Path) -> list[dict[str, str]]:
     people: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(lambda: {"xray": [], "face": []})
     for path in _files(folder):
         try:
-            kind, told = _look_at(path)
+            inside = path.relative_to(folder)
+            named, _, rest = path.stem.replace("_", "-").partition("-")
+            kind, told = _look_at(path, path.stem if len(inside.parts) > 1 else rest)
         except UnreadableError:
             continue
-        inside = path.relative_to(folder)
-        subject = inside.parts[0] if len(inside.parts) > 1 else told.pop("id", "") or re.split(r"[_-]", path.stem)[0]
+        subject = inside.parts[0] if len(inside.parts) > 1 else told.pop("id", "") or named
         people[subject][kind].append(told | {"path": inside.as_posix()})
     rows = []
     for subject, files in people.items():
@@ -55,9 +56,9 @@ def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield from (pathlib.Path(where) / name for name in sorted(names) if not name.startswith("."))
 
 
-def _look_at(path: pathlib.Path) -> tuple[str, dict[str, str]]:
-    """'xray' or 'face', and what its header and name tell. Raises UnreadableError where it is no picture."""
-    words = re.split(r"[^a-z0-9]+", path.stem.lower())
+def _look_at(path: pathlib.Path, name: str) -> tuple[str, dict[str, str]]:
+    """'xray' or 'face', and what its header and `name` tell. Raises UnreadableError where it is no picture."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
     told = {"view": next((_VIEW_OF[word] for word in words if word in _VIEW_OF), "")}
     told["age"] = next((word for word in words if word.isdigit() and 1 <= int(word) <= 120), "")
     if is_dicom(path):
