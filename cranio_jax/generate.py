@@ -27,9 +27,11 @@ def batches(examples: Sequence[dict], size: int, mesh: jax.sharding.Mesh, say: s
     """`(start, batch)` of each batch of examples, placed; the last is filled up with masked copies."""
     quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file wants few lines
     starts = range(0, len(examples), size)
-    told = tqdm(starts, desc=say, disable=say is None or jax.process_index() > 0, mininterval=quiet)
-    for start, batch in zip(told, data.ordered_batches(examples, size), strict=True):
-        yield start, sharding.put_batch(batch, mesh)
+    silent = say is None or jax.process_index() > 0
+    with tqdm(total=len(examples), desc=say, unit=" images", disable=silent, mininterval=quiet) as told:
+        for start, batch in zip(starts, data.ordered_batches(examples, size), strict=True):
+            yield start, sharding.put_batch(batch, mesh)
+            told.update(min(size, len(examples) - start))
 
 
 def quantised(

@@ -66,10 +66,10 @@ def _shapes(picture: Float[Array, "h w"]) -> _Shapes:
     reach = max(7, side // 50) | 1
     contrast = picture - cv2.morphologyEx(picture, cv2.MORPH_OPEN, np.ones((reach, reach), np.uint8))
     # The largest step to a neighbour: a stroke of one pixel has no slope in its middle otherwise.
-    steps = [np.abs(np.diff(picture, axis=axis, prepend=picture.take([0], axis))) for axis in (0, 1)]
-    slope = np.maximum.reduce([*steps, np.roll(steps[0], -1, 0), np.roll(steps[1], -1, 1)])
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    slope = np.maximum(cv2.dilate(picture, cross) - picture, picture - cv2.erode(picture, cross))
     # Grain makes shapes of its own.
-    noise = np.percentile(np.abs(picture - cv2.blur(picture, (3, 3)))[::3, ::3], 75)
+    noise = np.percentile(np.abs(picture - cv2.blur(picture, (3, 3)))[::4, ::4], 75)
     rows = []
     for level in (level for level in _LEVELS if level > 4.0 * noise):
         labels, _ = ndimage.label(contrast > level, np.ones((3, 3)))
@@ -84,10 +84,16 @@ def _shapes(picture: Float[Array, "h w"]) -> _Shapes:
             deepest = depth.max()
             core, edge = depth >= min(2.0, deepest), own & (depth < 1.5)
             box = (where[0].start, where[1].start, where[0].stop, where[1].stop)
-            gain, steep = np.median(contrast[where][core]), np.median(slope[where][edge])
-            rows.append((*box, gain, steep, np.percentile(picture[where][own], 90), deepest / high))
+            gain, steep = _ranked(contrast[where][core], 0.5), _ranked(slope[where][edge], 0.5)
+            rows.append((*box, gain, steep, _ranked(picture[where][own], 0.9), deepest / high))
     table = np.array(rows, np.float64).reshape(-1, 8)
     return _Shapes(table[:, :4].astype(int), *table[:, 4:].T, noise)
+
+
+def _ranked(values: Float[Array, "n"], share: float) -> float:
+    """The value that `share` of the others lie below; numpy's quantiles take ten times as long on a letter's pixels."""
+    place = int(share * (len(values) - 1))
+    return float(np.partition(values, place)[place])
 
 
 def _lines(shapes: _Shapes, size: tuple[int, int]) -> list[Box]:
@@ -155,7 +161,8 @@ def paint_over(picture: Float[Array, "h w"], boxes: list[Box]) -> Float[Array, "
     hidden = np.zeros(picture.shape, bool)
     for box in boxes:
         hidden[box.top : box.bottom, box.left : box.right] = True
-    painted = np.where(hidden, 0.0, picture)
+    painted = picture.copy()
+    painted[hidden] = 0.0
     for box in boxes:
         reach = 8
         around = slice(max(box.top - reach, 0), box.bottom + reach), slice(max(box.left - reach, 0), box.right + reach)

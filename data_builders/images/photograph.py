@@ -22,11 +22,10 @@ def read_photograph(path: pathlib.Path, needed: int = 0) -> tuple[UInt8[Array, "
         side = max(file.size)
         if needed:
             file.draft("RGB", tuple(2 * needed * n // side for n in file.size))
-        picture = ImageOps.exif_transpose(file)
-        picture.load()
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        raise UnreadableError("a photograph of more than 8 bit a colour; store it in 8")
-    pixels = np.asarray(picture.convert("RGB"))
+        if file.mode in ("I", "F") or file.mode.startswith("I;16"):
+            raise UnreadableError("a photograph of more than 8 bit a colour; store it in 8")
+        ImageOps.exif_transpose(file, in_place=True)
+        pixels = np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
     if (pixels == pixels[0, 0]).all():
         raise UnreadableError("all pixels have one colour; this is no photograph")
-    return pixels, side / max(picture.size)
+    return pixels, side / max(pixels.shape)

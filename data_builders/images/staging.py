@@ -62,7 +62,6 @@ class Ready(NamedTuple):
       height, width: of the file's picture.
       boxes: where text was painted over, `(left, top, right, bottom)` in the square.
       masked: how much of the picture that is.
-      remains: whether text is still found.
     """
 
     png: pathlib.Path
@@ -71,7 +70,6 @@ class Ready(NamedTuple):
     width: int
     boxes: list[list[float]]
     masked: float
-    remains: bool
 
 
 def stage(jobs: Sequence[Job], folder: pathlib.Path, salt: bytes, say: str) -> list[Ready | str]:
@@ -135,18 +133,17 @@ def _xray(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
     picture = read_radiograph(job.path, job.inverted)
     height, width = picture.shape
     boxes = [] if job.text == "keep" else find_text(picture)
-    masked, remains = 0.0, False
+    masked = 0.0
     if boxes:
         hidden = np.zeros(picture.shape, bool)
         for box in boxes:
             hidden[box.top : box.bottom, box.left : box.right] = True
-        masked, picture = float(hidden.mean()), paint_over(picture, boxes)
-        remains = bool(find_text(picture))
-        if remains and job.text == "refuse":
+        masked, picture = np.count_nonzero(hidden) / hidden.size, paint_over(picture, boxes)
+        if job.text == "refuse" and find_text(picture):
             raise UnreadableError("text is found in the X-ray after what was found has been painted over; crop it or paint it over by hand")
     transform = padding(height, width, job.size)
     corners = np.array([[[b.left, b.top], [b.right, b.bottom]] for b in boxes], np.float64).reshape(-1, 2) - 0.5
-    told = {"transform": transform.tolist(), "height": height, "width": width, "masked": masked, "remains": remains}
+    told = {"transform": transform.tolist(), "height": height, "width": width, "masked": masked}
     told["boxes"] = (moved(corners, transform) + 0.5).reshape(-1, 4).round(1).tolist()
     square = take(np.asarray(picture, np.float32), transform, job.size)
     return np.uint8(np.rint(255.0 * np.clip(square, 0.0, 1.0))), told
@@ -168,4 +165,4 @@ def _face(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
     # As pixels of the file, of which the decoder may have made `step` one.
     whole = transform * step + np.array([[0, 0, (step - 1) / 2]] * 2)
     told = {"transform": whole.tolist(), "height": round(height * step), "width": round(width * step)}
-    return cv2.cvtColor(square, cv2.COLOR_RGB2BGR), told | {"boxes": [], "masked": 0.0, "remains": False}
+    return cv2.cvtColor(square, cv2.COLOR_RGB2BGR), told | {"boxes": [], "masked": 0.0}

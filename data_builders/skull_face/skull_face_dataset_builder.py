@@ -237,11 +237,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         ]
         painted = [ready[told] for told in xrays if told in ready and ready[told].boxes]
         if painted:
-            remains = sum(made.remains for made in painted)
             print(
                 f"text or markers painted over in {len(painted)} of {len(xrays)} X-rays, at most "
-                f"{100 * max(made.masked for made in painted):.1f} % of one; some is still found in {remains}. "
-                "--config.job=inspect shows them",
+                f"{100 * max(made.masked for made in painted):.1f} % of one; --config.job=inspect shows them",
                 file=sys.stderr,
             )
         return ready, problems
