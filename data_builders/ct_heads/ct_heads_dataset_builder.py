@@ -1,7 +1,6 @@
 """TFDS builder of pairs from CT archives: a head's volume gives its X-ray and its face. See README.md beside this file."""
 
 import dataclasses
-import hashlib
 import io
 import pathlib
 from typing import Any, NamedTuple
@@ -11,84 +10,40 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cranio_jax.errors import InputError
-from data_builders import splits
 from data_builders.images.radiograph import UnreadableError
-from data_builders.pseudonyms import alias, read_salt
+from data_builders.listed import ListedConfig
+from data_builders.pseudonyms import alias
 from data_builders.rendering import ct
 from data_builders.rendering.volume import VIEWS, Volume, voxel_for
 from data_builders.rendering.warp import virtual
-from data_builders.tables import SEXES, SPLITS, Problem, check_filled, number_of, one_of, path_of, read_table, stop_or_skip
+from data_builders.tables import SEXES, SPLITS, Problem, check_filled, number_of, one_of, path_of, read_table
 
-PAIRINGS = ("matched", "all_views")
 NEEDED = ("subject", "volume", "age", "sex")
 
 
 @dataclasses.dataclass
-class CtHeadsConfig(tfds.core.BuilderConfig):
-    """Settings of a cohort of CT heads. The name is made from them and from the manifest.
+class CtHeadsConfig(ListedConfig):
+    """Settings of a cohort of CT heads, beside those of all lists.
 
     Attributes:
-      manifest: CSV or Parquet file with the columns NEEDED and perhaps `split`; volumes are NIfTI, MetaImage or NRRD files, or
-        folders of one DICOM series each.
-      root: folder that its paths start from and stay in; its own if empty.
-      size: pixels along each side of X-rays and faces.
+      manifest: with the columns NEEDED and perhaps `split`; volumes are NIfTI, MetaImage or NRRD files, or folders of one DICOM
+        series each.
       pairing: 'matched' (X-ray and face of the same view) or 'all_views' (each X-ray with each face).
-      seed: of the split and of what is drawn.
       variants: virtual subjects made of each training head, beside itself.
       turn, shift, bend: how different they are: degrees, mm, mm; see `rendering.warp.virtual`.
-      split: 'seed', 'column' (the manifest's), or a text file that lists the test subjects.
-      test_fraction: of the subjects, with split='seed'.
-      salt: file of the secret that pseudonyms are made with; beside the manifest if empty, and made if need be.
-      on_bad_row: 'stop', or 'skip' and say so in the metadata.
     """
 
-    name: str = ""
-    manifest: str = ""
-    root: str = ""
-    size: int = 256
-    pairing: str = "matched"
-    seed: int = 0
+    BLOCK = "ct_heads"
+
     variants: int = 0
     turn: float = 3.0
     shift: float = 3.0
     bend: float = 5.0
-    split: str = "seed"
-    test_fraction: float = 1 / 6
-    salt: str = ""
-    on_bad_row: str = "stop"
 
     def __post_init__(self):
-        for field, known in (("pairing", PAIRINGS), ("on_bad_row", ("stop", "skip"))):
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field}={getattr(self, field)!r} is not one of {', '.join(known)}")
-        if not 16 <= self.size <= 1024:
-            raise ValueError(f"size={self.size} is outside 16 to 1024 pixels")
         if not (self.variants >= 0 and 0 <= self.turn <= 15 and 0 <= self.shift <= 20 and 0 <= self.bend <= 12):
             raise ValueError("variants, turn, shift or bend is below 0, or above 15 degrees, 20 mm or 12 mm, where a head is none any more")
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(f"test_fraction={self.test_fraction} is outside 0 to 1")
-        if not self.manifest:
-            raise ValueError("manifest is empty; it names your list of volumes, a CSV or Parquet file")
-        if not self.name:
-            digest = hashlib.sha256(repr([getattr(self, field) for field in _TOLD]).encode())
-            for path in (self.manifest_path, *([pathlib.Path(self.split).expanduser()] if self.lists else [])):
-                try:
-                    digest.update(path.read_bytes())
-                except OSError as error:
-                    raise ValueError(f"{path}: {error.strerror or 'not readable'}") from None
-            self.name = f"{self.pairing}_{self.size}-{digest.hexdigest()[:10]}"
-
-    @property
-    def manifest_path(self) -> pathlib.Path:
-        return pathlib.Path(self.manifest).expanduser()
-
-    @property
-    def lists(self) -> bool:
-        """Whether `split` is a file."""
-        return self.split not in ("seed", "column")
-
-
-_TOLD = ("size", "pairing", "seed", "variants", "turn", "shift", "bend", "test_fraction", "on_bad_row")
+        super().__post_init__()
 
 
 class Row(NamedTuple):
@@ -127,7 +82,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "bmi_change": np.float32,
                 }
             ),
-            metadata=tfds.core.MetadataDict({field: getattr(self.builder_config, field) for field in _TOLD}),
+            metadata=tfds.core.MetadataDict(self.builder_config.told()),
         )
 
     def _split_generators(self, dl_manager):
@@ -135,31 +90,21 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         rows, problems = read_rows(config)
         # Whatever is wrong with a volume shows before hours are spent on the others.
-        problems += self._bad_rows(check_volumes(rows))
+        problems += config.bad_rows(check_volumes(rows))
         wrong = {number for number, _ in problems}
         rows = [row for row in rows if row.number not in wrong]
-        if not rows:
-            raise InputError(f"no row of {config.manifest_path.name} can be used")
         self.info.metadata.update(skipped_rows=sorted(wrong))
-        if config.split == "column":
-            split_of = {row.subject: row.split for row in rows}
-        elif config.lists:
-            split_of = splits.by_list((row.subject for row in rows), pathlib.Path(config.split).expanduser())
-        else:
-            split_of = splits.by_seed({row.subject: row.sex for row in rows}, config.test_fraction, config.seed)
+        split_of = config.split_of({row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows})
         return {
             name: self._generate_examples([row for row in rows if split_of[row.subject] == name], config.variants if name == "train" else 0)
             for name in sorted(set(split_of.values()))
         }
 
-    def _bad_rows(self, problems: list[tuple[int, str]]) -> list[tuple[int, str]]:
-        return stop_or_skip(problems, self.builder_config.manifest_path.name, self.builder_config.on_bad_row, "data.ct_heads.on_bad_row")
-
     def _generate_examples(self, rows: list[Row], variants: int):
         config = self.builder_config
-        salt = read_salt(config.salt, config.manifest_path, "data.ct_heads.salt")
+        secret = config.secret
         for row in rows:
-            name = f"h{alias(salt, 'subject', row.subject)}"
+            name = f"h{alias(secret, 'subject', row.subject)}"
             head = ct.boxed(ct.read_head(row.volume, voxel_for(config.size)))
             yield from _records(config, row, name, name, head)
             for number in range(1, variants + 1):
@@ -170,7 +115,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 def read_rows(config: CtHeadsConfig) -> tuple[list[Row], list[tuple[int, str]]]:
     """The manifest's rows, and those that are left out. Raises InputError with all that can't be meant where these stop it."""
-    root = (pathlib.Path(config.root) if config.root else config.manifest_path.parent).expanduser().resolve()
     _, lines = read_table(config.manifest_path, NEEDED)
     rows: list[Row] = []
     problems: list[tuple[int, str]] = []
@@ -179,7 +123,7 @@ def read_rows(config: CtHeadsConfig) -> tuple[list[Row], list[tuple[int, str]]]:
             check_filled(values, (*NEEDED, "split") if config.split == "column" else NEEDED)
             age, sex = number_of(values, "age", 0.0, 120.0, "years"), SEXES[one_of(values, "sex", SEXES)]
             split = one_of(values, "split", SPLITS) if values.get("split") else ""
-            row = Row(number, values["subject"], path_of(values, "volume", root), age, sex, split)
+            row = Row(number, values["subject"], path_of(values, "volume", config.root_path), age, sex, split)
             for other in rows:
                 if other.volume == row.volume:
                     raise Problem(f"the same volume as in row {other.number}")
@@ -190,7 +134,7 @@ def read_rows(config: CtHeadsConfig) -> tuple[list[Row], list[tuple[int, str]]]:
             problems.append((number, str(problem)))
     if not rows and not problems:
         raise InputError(f"{config.manifest_path.name} holds no row below its header")
-    return rows, stop_or_skip(problems, config.manifest_path.name, config.on_bad_row, "data.ct_heads.on_bad_row")
+    return rows, config.bad_rows(problems)
 
 
 def check_volumes(rows: list[Row]) -> list[tuple[int, str]]:

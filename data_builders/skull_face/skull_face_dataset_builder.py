@@ -12,84 +12,39 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cranio_jax.errors import InputError
-from data_builders import splits
 from data_builders.entries import Entry
 from data_builders.images.squares import moved
 from data_builders.images.staging import TEXT, Job, Ready, stage
-from data_builders.pseudonyms import alias, read_salt
+from data_builders.listed import ListedConfig
+from data_builders.pseudonyms import alias
 from data_builders.skull_face.manifest import Face, Manifest, Row, Xray, read_manifest
-from data_builders.tables import stop_or_skip
-
-PAIRINGS = ("matched", "all_views", "listed")
 
 
 @dataclasses.dataclass
-class SkullFaceConfig(tfds.core.BuilderConfig):
-    """Settings of a cohort. The name is made from them and from the manifest, so that none shares a folder with another.
+class SkullFaceConfig(ListedConfig):
+    """Settings of a cohort, beside those of all lists.
 
     Attributes:
-      manifest: CSV or Parquet file.
-      root: folder that its paths start from and stay in; its own if empty.
-      size: pixels along each side of X-rays and faces.
       pairing: of a subject each X-ray with each face of the same view ('matched') or of any ('all_views'), or the pairs that
         the manifest lists and no other ('listed').
       align: whether frontal faces are turned, scaled and cut by their landmarks; otherwise photographs are kept whole.
       text: burned into X-rays: 'paint_over', or 'refuse' X-rays where some is still found after that, or 'keep'.
-      split: 'seed', 'column' (the manifest's), or a text file that lists the test subjects.
-      test_fraction: of the subjects, with split='seed'.
-      seed: of that draw.
-      salt: file of the secret that pseudonyms are made with; beside the manifest if empty, and made if need be.
-      on_bad_row: 'stop', or 'skip' and say so in the metadata.
     """
 
-    name: str = ""
-    manifest: str = ""
-    root: str = ""
-    size: int = 512
-    pairing: str = "matched"
+    BLOCK = "skull_face"
+    PAIRINGS = ("matched", "all_views", "listed")
+
     align: bool = False
     text: str = "paint_over"
-    split: str = "seed"
-    test_fraction: float = 1 / 6
-    seed: int = 0
-    salt: str = ""
-    on_bad_row: str = "stop"
 
     def __post_init__(self):
-        for field, known in (("pairing", PAIRINGS), ("text", TEXT), ("on_bad_row", ("stop", "skip"))):
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field}={getattr(self, field)!r} is not one of {', '.join(known)}")
-        if not 16 <= self.size <= 4096:
-            raise ValueError(f"size={self.size} is outside 16 to 4096 pixels")
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(f"test_fraction={self.test_fraction} is outside 0 to 1")
-        if not self.manifest:
-            raise ValueError("manifest is empty; it names your list of X-rays and photographs, a CSV or Parquet file")
-        if not self.name:
-            digest = hashlib.sha256(repr([getattr(self, field) for field in _TOLD]).encode())
-            for path in (self.manifest_path, *([pathlib.Path(self.split).expanduser()] if self.lists else [])):
-                try:
-                    digest.update(path.read_bytes())
-                except OSError as error:
-                    raise ValueError(f"{path}: {error.strerror or 'not readable'}") from None
-            self.name = f"{self.pairing}_{self.size}-{digest.hexdigest()[:10]}"
-
-    @property
-    def manifest_path(self) -> pathlib.Path:
-        return pathlib.Path(self.manifest).expanduser()
-
-    @property
-    def lists(self) -> bool:
-        """Whether `split` is a file."""
-        return self.split not in ("seed", "column")
+        if self.text not in TEXT:
+            raise ValueError(f"text={self.text!r} is not one of {', '.join(TEXT)}")
+        super().__post_init__()
 
     def read(self) -> Manifest:
         """The manifest."""
-        return read_manifest(self.manifest_path, pathlib.Path(self.root) if self.root else None)
-
-
-# Settings that make a data set what it is, and stand in its metadata: none is a path.
-_TOLD = ("size", "pairing", "align", "text", "test_fraction", "seed", "on_bad_row")
+        return read_manifest(self.manifest_path, self.root_path)
 
 
 class Pair(NamedTuple):
@@ -144,7 +99,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "xray_masked": np.float32,
                 }
             ),
-            metadata=tfds.core.MetadataDict({field: getattr(self.builder_config, field) for field in _TOLD}),
+            metadata=tfds.core.MetadataDict(self.builder_config.told()),
         )
 
     def download_and_prepare(self, **options):
@@ -205,19 +160,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 for row in manifest.rows
                 if row.face.view == "frontal" and not row.face.landmarks
             ]
-        problems = self._bad_rows(problems)
+        problems = config.bad_rows(problems)
         wrong = {number for number, _ in problems}
         rows = [row for row in manifest.rows if row.number not in wrong]
         ready, more = self._ready(rows)
-        problems += self._bad_rows(more)
+        problems += config.bad_rows(more)
         wrong |= {number for number, _ in more}
         rows = [row for row in rows if row.number not in wrong]
-        if not rows:
-            raise InputError(f"no row of {name} can be used")
-        return _pairs(rows, ready, self._splits(rows), config.pairing, self._salt), problems, _files_digest(manifest)
-
-    def _bad_rows(self, problems: list[tuple[int, str]]) -> list[tuple[int, str]]:
-        return stop_or_skip(problems, self.builder_config.manifest_path.name, self.builder_config.on_bad_row, "data.skull_face.on_bad_row")
+        split_of = config.split_of({row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows})
+        return _pairs(rows, ready, split_of, config.pairing, config.secret), problems, _files_digest(manifest)
 
     def _ready(self, rows: list[Row]) -> tuple[dict[Any, Ready], list[tuple[int, str]]]:
         """Pictures by what the manifest tells of them, and the rows whose pictures are unusable."""
@@ -227,7 +178,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         faces = {row.face: Job("face", row.face.path, config.size, landmarks=by_landmarks(row.face)) for row in rows}
         folder = pathlib.Path(self._data_dir_root) / "skull_face_staged"
         jobs = xrays | faces
-        found = dict(zip(jobs, stage(list(jobs.values()), folder, self._salt, "pictures"), strict=True))
+        found = dict(zip(jobs, stage(list(jobs.values()), folder, config.secret, "pictures"), strict=True))
         ready = {told: made for told, made in found.items() if isinstance(made, Ready)}
         problems = [
             (row.number, f"{kind}={told.path.name!r}: {found[told]}")
@@ -243,22 +194,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 file=sys.stderr,
             )
         return ready, problems
-
-    def _splits(self, rows: list[Row]) -> dict[str, str]:
-        config = self.builder_config
-        if config.split == "column":
-            found = {row.subject: row.split for row in rows}
-        elif config.lists:
-            found = splits.by_list((row.subject for row in rows), pathlib.Path(config.split).expanduser())
-        else:
-            found = splits.by_seed({row.subject: row.sex for row in rows}, config.test_fraction, config.seed)
-        if missing := {"train", "test"} - set(found.values()):
-            raise InputError(f"no subject is in the split {missing.pop()!r}")
-        return found
-
-    @property
-    def _salt(self) -> bytes:
-        return read_salt(self.builder_config.salt, self.builder_config.manifest_path, "data.skull_face.salt")
 
 
 def _files_digest(manifest: Manifest) -> str:

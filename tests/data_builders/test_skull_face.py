@@ -124,7 +124,7 @@ def test_records_and_what_they_do_not_hold(cohort, tmp_path, capsys):
         xray = record["xray"][..., 0].astype(float) / 255
         assert xray[20:44, 20:44].mean() > 0.25 and xray[:, :5].max() == 0 and xray[:6].max() < 0.2
     # Nothing in any file that the build left behind names anybody, or a place on the disk.
-    told = [name.split("^")[0].encode() for name in NAMES] + [b"hospital", b"archive", b"ID-4711", str(tmp_path).encode()]
+    told = [name.split("^")[0].encode() for name in NAMES] + [b"hospital", b"_archive", b"ID-4711", str(tmp_path).encode()]
     files = [path for path in (tmp_path / "records").rglob("*") if path.is_file()]
     assert len(files) > 60
     for path in files:
@@ -174,7 +174,8 @@ def test_landmarks_go_with_the_picture(cohort, tmp_path):
 def test_splits(cohort, tmp_path):
     subjects = lambda builder, split: {r["subject"] for r in builder.as_data_source(split)}
     by_column = build(cohort, tmp_path, split="column")
-    assert len(subjects(by_column, "test")) == 2
+    assert len(subjects(by_column, "test")) == 2 and by_column.info.metadata["split_by"] == "column"
+    assert len(subjects(build(cohort, tmp_path), "test")) == 1  # by the seed: other records, elsewhere
     (tmp_path / "held_out.txt").write_text(f"{NAMES[0]}\n\n{NAMES[1]}\n")
     by_list = build(cohort, tmp_path, split=str(tmp_path / "held_out.txt"))
     assert subjects(by_list, "test") == subjects(by_column, "test")

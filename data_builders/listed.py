@@ -1,0 +1,105 @@
+"""What builders of a user's own data have in common: a list, a secret, who is held out, and what happens to bad rows."""
+
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any, ClassVar
+
+import tensorflow_datasets as tfds
+
+from cranio_jax.errors import InputError
+from data_builders import splits
+from data_builders.pseudonyms import read_salt
+from data_builders.tables import stop_or_skip
+
+
+@dataclasses.dataclass
+class ListedConfig(tfds.core.BuilderConfig):
+    """Settings of data that a list names. The name is made from them and from the list, so that none shares a folder with another.
+
+    Attributes:
+      manifest: CSV or Parquet file.
+      root: folder that its paths start from and stay in; its own if empty.
+      size: pixels along each side of X-rays and faces.
+      pairing: one of PAIRINGS.
+      seed: of what is drawn.
+      split: 'seed', 'column' (the list's), or a text file that lists the test subjects.
+      test_fraction: of the subjects, with split='seed'.
+      salt: file of the secret that pseudonyms are made with; beside the list if empty, and made if need be.
+      on_bad_row: 'stop', or 'skip' and say so in the metadata.
+    """
+
+    BLOCK: ClassVar[str]  # of the configuration: `data.BLOCK`
+    PAIRINGS: ClassVar[tuple[str, ...]] = ("matched", "all_views")
+
+    name: str = ""
+    manifest: str = ""
+    root: str = ""
+    size: int = 512
+    pairing: str = "matched"
+    seed: int = 0
+    split: str = "seed"
+    test_fraction: float = 1 / 6
+    salt: str = ""
+    on_bad_row: str = "stop"
+
+    def __post_init__(self):
+        for field, known in (("pairing", self.PAIRINGS), ("on_bad_row", ("stop", "skip"))):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r} is not one of {', '.join(known)}")
+        if not 16 <= self.size <= 4096:
+            raise ValueError(f"size={self.size} is outside 16 to 4096 pixels")
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"test_fraction={self.test_fraction} is outside 0 to 1")
+        if not self.manifest:
+            raise ValueError("manifest is empty; it names your list, a CSV or Parquet file")
+        if not self.name:
+            digest = hashlib.sha256(repr(self.told()).encode())
+            for path in (self.manifest_path, *([self.split_path] if self.split_path else [])):
+                try:
+                    digest.update(path.read_bytes())
+                except OSError as error:
+                    raise ValueError(f"{path}: {error.strerror or 'not readable'}") from None
+            self.name = f"{self.pairing}_{self.size}-{digest.hexdigest()[:10]}"
+
+    def told(self) -> dict[str, Any]:
+        """Settings that make the data what they are, and stand in their metadata: none is a path."""
+        unsaid = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)} | {"manifest", "root", "salt", "split"}
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in unsaid}
+        return own | {"split_by": "list" if self.split_path else self.split}
+
+    @property
+    def manifest_path(self) -> pathlib.Path:
+        return pathlib.Path(self.manifest).expanduser()
+
+    @property
+    def root_path(self) -> pathlib.Path:
+        return (pathlib.Path(self.root) if self.root else self.manifest_path.parent).expanduser().resolve()
+
+    @property
+    def split_path(self) -> pathlib.Path | None:
+        """The list of test subjects, if that is what `split` is."""
+        return None if self.split in ("seed", "column") else pathlib.Path(self.split).expanduser()
+
+    @property
+    def secret(self) -> bytes:
+        """What pseudonyms are made with."""
+        return read_salt(self.salt, self.manifest_path, f"data.{self.BLOCK}.salt")
+
+    def bad_rows(self, problems: list[tuple[int, str]]) -> list[tuple[int, str]]:
+        """`(row number, words)` of rows that are left out. Raises InputError with all of them where they stop the build."""
+        return stop_or_skip(problems, self.manifest_path.name, self.on_bad_row, f"data.{self.BLOCK}.on_bad_row")
+
+    def split_of(self, sexes: dict[str, str], listed: dict[str, str]) -> dict[str, str]:
+        """The split of each subject, from their sexes and what the list says. Raises InputError where one would be empty."""
+        if not sexes:
+            raise InputError(f"no row of {self.manifest_path.name} can be used")
+        if self.split == "column":
+            found = listed
+        elif self.split_path:
+            found = splits.by_list(sexes, self.split_path)
+        else:
+            found = splits.by_seed(sexes, self.test_fraction, self.seed)
+        if missing := {"train", "test"} - set(found.values()):
+            raise InputError(f"no subject is in the split {min(missing)!r}")
+        return found
