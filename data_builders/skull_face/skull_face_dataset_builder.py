@@ -168,7 +168,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         wrong |= {number for number, _ in more}
         rows = [row for row in rows if row.number not in wrong]
         split_of = config.split_of({row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows})
-        return _pairs(rows, ready, split_of, config.pairing, config.secret), problems, _files_digest(manifest)
+        return _pairs(config, rows, ready, split_of), problems, _files_digest(manifest)
 
     def _ready(self, rows: list[Row]) -> tuple[dict[Any, Ready], list[tuple[int, str]]]:
         """Pictures by what the manifest tells of them, and the rows whose pictures are unusable."""
@@ -206,7 +206,8 @@ def _files_digest(manifest: Manifest) -> str:
     return "" if any("no such file" in words for _, words in manifest.problems) else digest.hexdigest()
 
 
-def _pairs(rows: list[Row], ready: dict[Any, Ready], split_of: dict[str, str], pairing: str, salt: bytes) -> list[Pair]:
+def _pairs(config: SkullFaceConfig, rows: list[Row], ready: dict[Any, Ready], split_of: dict[str, str]) -> list[Pair]:
+    secret, root, pairing = config.secret, config.root_path, config.pairing
     if pairing == "listed":
         wanted = [(row.subject, row.sex, row.xray, row.face) for row in rows]
     else:
@@ -223,8 +224,8 @@ def _pairs(rows: list[Row], ready: dict[Any, Ready], split_of: dict[str, str], p
         ]
     pairs, listed = [], {row.xray: row.number for row in reversed(rows)}
     for subject, sex, xray, face in wanted:
-        name = f"s{alias(salt, 'subject', subject)}"
-        files = alias(salt, "pair", str(xray.path), str(face.path))
+        name = f"s{alias(secret, 'subject', subject)}"
+        files = alias(secret, "pair", *(path.relative_to(root).as_posix() for path in (xray.path, face.path)))
         key = f"{name}-{xray.view}-{face.view}-{face.age:g}-{face.bmi_change:+.0f}-{files}"
         pairs.append(Pair(listed[xray], key, name, split_of[subject], sex, xray, face, ready[xray], ready[face]))
     return pairs
