@@ -17,7 +17,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from cranio_jax.errors import InputError
-from data_builders.images.burned_in import find_text, paint_over
+from data_builders.images.burned_in import covered, find_text, paint_over
 from data_builders.images.radiograph import UnreadableError, read_radiograph
 from data_builders.images.squares import padding, take
 
@@ -96,9 +96,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         size = self.builder_config.size
         for (number, view), picture in sorted(xrays.items()):
             boxes = find_text(picture)
-            hidden = np.zeros(picture.shape, bool)
-            for box in boxes:
-                hidden[box.top : box.bottom, box.left : box.right] = True
             square = take(np.asarray(paint_over(picture, boxes), np.float32), padding(*picture.shape, size), size)
             pixels = np.uint8(np.rint(255.0 * np.clip(square, 0.0, 1.0)))
             key = f"s{number}-{VIEWS[view]}"
@@ -109,7 +106,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     "subject": f"s{number}",
                     "xray": io.BytesIO(cv2.imencode(".png", pixels)[1].tobytes()),
                     "xray_view": VIEWS[view],
-                    "xray_masked": np.float32(hidden.mean()),
+                    "xray_masked": np.float32(covered(boxes, picture.shape).mean()),
                     "embedding": embeddings[number],
                 },
             )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 from scipy import ndimage, sparse
 
@@ -156,11 +156,17 @@ def _grown(shapes: _Shapes, line: Array, size: tuple[int, int]) -> Box:
     return Box(max(top, 0), max(left, 0), min(bottom, size[0]), min(right, size[1]))
 
 
-def paint_over(picture: Float[Array, "h w"], boxes: list[Box]) -> Float[Array, "h w"]:
-    """The picture with each box filled from what is around it: nothing of its inside goes into the filling."""
-    hidden = np.zeros(picture.shape, bool)
+def covered(boxes: list[Box], shape: tuple[int, int]) -> Bool[Array, "h w"]:
+    """Which pixels of a picture of that height and width lie in a box."""
+    hidden = np.zeros(shape, bool)
     for box in boxes:
         hidden[box.top : box.bottom, box.left : box.right] = True
+    return hidden
+
+
+def paint_over(picture: Float[Array, "h w"], boxes: list[Box]) -> Float[Array, "h w"]:
+    """The picture with each box filled from what is around it: nothing of its inside goes into the filling."""
+    hidden = covered(boxes, picture.shape)
     painted = picture.copy()
     painted[hidden] = 0.0
     for box in boxes:

@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 
 from cranio_jax.errors import InputError
-from data_builders.images.burned_in import find_text, paint_over
+from data_builders.images.burned_in import covered, find_text, paint_over
 from data_builders.images.photograph import read_photograph
 from data_builders.images.radiograph import UnreadableError, read_radiograph
 from data_builders.images.squares import Transform, fitting, moved, padding, take
@@ -135,10 +135,7 @@ def _xray(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
     boxes = [] if job.text == "keep" else find_text(picture)
     masked = 0.0
     if boxes:
-        hidden = np.zeros(picture.shape, bool)
-        for box in boxes:
-            hidden[box.top : box.bottom, box.left : box.right] = True
-        masked, picture = np.count_nonzero(hidden) / hidden.size, paint_over(picture, boxes)
+        masked, picture = np.count_nonzero(covered(boxes, picture.shape)) / picture.size, paint_over(picture, boxes)
         if job.text == "refuse" and find_text(picture):
             raise UnreadableError("text is found in the X-ray after what was found has been painted over; crop it or paint it over by hand")
     transform = padding(height, width, job.size)

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from data_builders.cranio_phantom import cohort, head
 from data_builders.cranio_phantom.cranio_phantom_dataset_builder import PhantomConfig
-from data_builders.images.burned_in import Box, find_text, paint_over
+from data_builders.images.burned_in import Box, covered, find_text, paint_over
 from data_builders.images.photograph import read_photograph
 from data_builders.images.radiograph import UnreadableError, read_radiograph
 from data_builders.images.squares import PLACES, fitting, moved, padding, take
@@ -47,13 +47,6 @@ def burn(picture, words, size, place, value=255):
     draw.text((x - left, y - top), words, font=font, fill=value)
     labels, count = ndimage.label(np.asarray(image) - before > 30, np.ones((3, 3)))
     return np.asarray(image, np.float32) / 255, [labels == i for i in range(1, count + 1) if (labels == i).sum() >= 10]
-
-
-def covered(boxes, shape):
-    mask = np.zeros(shape, bool)
-    for b in boxes:
-        mask[b.top : b.bottom, b.left : b.right] = True
-    return mask
 
 
 TEXTS = (
