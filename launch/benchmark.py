@@ -7,7 +7,8 @@ Each line is measured in a process of its own, so that its peak memory is its ow
 with diffusers and torch right after it (test extra). A step is one update with AdamW and the average; latents and
 prompts are those of the cache. TFLOP are counted by launch/flops.py. Cases: controlnet (U-Net frozen), both (U-Net
 trained too), losses (controlnet with the decoded LPIPS and identity terms), sample (DDIM with guidance, decoded), load;
-and an evaluation's feature networks, in float32: inception (torch-fidelity's against ours), lpips-vgg, -alex and -squeeze
+batches and batches-cached (what the host has ready for a step from records, all decoded and augmented, or with latents
+from the cache); and an evaluation's feature networks, in float32: inception (torch-fidelity's against ours), lpips-vgg, -alex and -squeeze
 (pairs), iresnet50, mobilefacenet.
 """
 
@@ -27,12 +28,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import benchmark_metrics
 
-CASES = ("controlnet", "both", "losses", "sample", "load", *benchmark_metrics.CASES)
+CASES = ("controlnet", "both", "losses", "sample", "load", "batches", "batches-cached", *benchmark_metrics.CASES)
 # Cases that torch is not asked to repeat.
-OURS_ALONE = ("losses", "iresnet50", "mobilefacenet")
+OURS_ALONE = ("losses", "batches", "batches-cached", "iresnet50", "mobilefacenet")
 # Dense bfloat16 TFLOP/s by the makers' data sheets, by a word of the device's name.
 PEAKS = {"H200": 989, "H100": 989, "A100": 312, "TPU v6": 918, "TPU v5p": 459, "TPU v5 lite": 197, "TPU v4": 275}
-COLUMNS = "{case:12s}{size:>6}{batch:>6}  {engine:7s}{ms:>10}{rate:>10}{tflop:>9}{mfu:>7}{memory:>9}{compiling:>9}{ratio:>8}"
+COLUMNS = "{case:14s}{size:>6}{batch:>6}  {engine:7s}{ms:>10}{rate:>10}{tflop:>9}{mfu:>7}{memory:>9}{compiling:>9}{ratio:>8}"
 HEADS = dict(case="case", size="px", batch="batch", engine="", ms="ms", rate="images/s", tflop="TFLOP/im", mfu="MFU", memory="peak GB")
 HEADS |= dict(compiling="start s", ratio="speed")
 
@@ -88,7 +89,7 @@ def child(task: dict) -> dict:
 def row(line: dict, ours: dict) -> str:
     """A line of the table; `ours` is what its speed is relative to."""
     if "error" in line:
-        return f"{line['case']:12s}{line['size']:>6}{line['batch']:>6}  {line['engine']:7s}{line['error'][:90]}"
+        return f"{line['case']:14s}{line['size']:>6}{line['batch']:>6}  {line['engine']:7s}{line['error'][:90]}"
     seconds, peak = line["seconds"], line.get("peak_tflops")
     tflop = line.get("tflop") or ours.get("tflop")
     return COLUMNS.format(
@@ -97,7 +98,7 @@ def row(line: dict, ours: dict) -> str:
         batch=line["batch"],
         engine=line["engine"],
         ms=f"{1000 * seconds:.0f}",
-        rate=f"{line['batch'] / seconds:.3g}" if tflop else "",
+        rate=f"{line['batch'] / seconds:.3g}" if line["size"] else "",
         tflop=f"{tflop:.2f}" if tflop else "",
         mfu=f"{tflop * line['batch'] / seconds / peak:.0%}" if tflop and peak else "",
         memory=f"{line['memory']:.1f}",
@@ -108,6 +109,8 @@ def row(line: dict, ours: dict) -> str:
 
 def measure(task: dict) -> dict:
     """Seconds a step (or sampling, or load), TFLOP an image, peak memory in GB, seconds to start."""
+    if task["case"].startswith("batches"):
+        return batches_jax(task)
     measures = {"jax": {"load": load_jax, "sample": sample_jax}, "torch": {"load": load_torch, "sample": sample_torch}}
     if task["case"] in benchmark_metrics.CASES:
         return getattr(benchmark_metrics, f"score_{task['engine']}")(task)
@@ -316,6 +319,26 @@ def load_jax(task: dict) -> dict:
     began = time.monotonic()
     jax.block_until_ready(method.load(mesh, frozen_only=False))
     return finish_jax(task, time.monotonic() - began, 0.0, 0.0, lambda: None)
+
+
+def batches_jax(task: dict) -> dict:
+    import numpy as np
+
+    from cranio_jax import data
+
+    began = time.monotonic()
+    c = make_config(task)
+    c.data.data_dir = str(pathlib.Path(task["scratch"]) / "records")
+    c.data.cranio_phantom.subjects = 2
+    cached = task["case"].endswith("cached")
+    examples = data.Examples(data.make_builder(c.data), "train", c, ("xray",) if cached else ("xray", "face"))
+    latents = {"latents": np.zeros((task["size"] // 8, task["size"] // 8, 4), np.float32)} if cached else {}
+    batches = data.training_batches(examples, task["batch"], 0, lambda example, rng: data.augment(example, rng, c.augment) | latents, 0, 1)
+    ahead = data.READING.prefetch_buffer_size + data.READING.num_threads
+    some = lambda: [next(batches) for _ in range(2 * ahead)]  # more than lie ready
+    some()
+    starting = time.monotonic() - began
+    return finish_jax(task, timed(some, task["repeats"]) / (2 * ahead), starting, 0.0, some)
 
 
 # PyTorch's.

@@ -16,9 +16,11 @@ sys.modules["torchvision"] = None
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# Many tests compile the same programs; the folder lives as long as the run.
-_CACHE = tempfile.TemporaryDirectory(prefix="cranio_jax_tests_")
-jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+# Many tests compile the same programs; the folder lives as long as the run, whose other processes inherit its name.
+if "CRANIO_JAX_TEST_CACHE" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="cranio_jax_tests_")
+    os.environ["CRANIO_JAX_TEST_CACHE"] = _CACHE.name
+jax.config.update("jax_compilation_cache_dir", os.environ["CRANIO_JAX_TEST_CACHE"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

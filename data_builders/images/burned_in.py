@@ -72,20 +72,22 @@ def _shapes(picture: Float[Array, "h w"]) -> _Shapes:
     noise = np.percentile(np.abs(picture - cv2.blur(picture, (3, 3)))[::4, ::4], 75)
     rows = []
     for level in (level for level in _LEVELS if level > 4.0 * noise):
-        labels, _ = ndimage.label(contrast > level, np.ones((3, 3)))
-        for label, where in enumerate(ndimage.find_objects(labels), 1):
-            high, wide = (part.stop - part.start for part in where)
-            if not (3 <= high <= 0.13 * side and 2 <= wide <= 0.5 * side) or slope[where].max() < 0.04:
-                continue
+        _, labels, found, _ = cv2.connectedComponentsWithStats(np.uint8(contrast > level))
+        left, top, wide, high = found[:, :4].T
+        fits = (high >= 3) & (high <= 0.13 * side) & (wide >= 2) & (wide <= 0.5 * side)
+        fits[0] = False  # the background
+        for label in np.flatnonzero(fits):
+            box = Box(top[label], left[label], top[label] + high[label], left[label] + wide[label])
+            where = slice(box.top, box.bottom), slice(box.left, box.right)
             own = labels[where] == label
             if slope[where][own].max() < 0.04:
                 continue
-            depth = cv2.distanceTransform(np.pad(own, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+            framed = cv2.copyMakeBorder(own.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+            depth = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
             deepest = depth.max()
             core, edge = depth >= min(2.0, deepest), own & (depth < 1.5)
-            box = (where[0].start, where[1].start, where[0].stop, where[1].stop)
             gain, steep = _ranked(contrast[where][core], 0.5), _ranked(slope[where][edge], 0.5)
-            rows.append((*box, gain, steep, _ranked(picture[where][own], 0.9), deepest / high))
+            rows.append((*box, gain, steep, _ranked(picture[where][own], 0.9), deepest / high[label]))
     table = np.array(rows, np.float64).reshape(-1, 8)
     return _Shapes(table[:, :4].astype(int), *table[:, 4:].T, noise)
 

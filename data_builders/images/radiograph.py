@@ -4,9 +4,10 @@ import contextlib
 import pathlib
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
@@ -35,18 +36,34 @@ def read_radiograph(path: pathlib.Path, inverted: bool = False) -> Float[Array, 
     """
     if not path.is_file():
         raise UnreadableError("no such file")
-    values = _dicom(path) if is_dicom(path) else _picture(path)
-    if not np.isfinite(values.sum()):
+    stored, table = _dicom(path) if is_dicom(path) else _picture(path)
+    if table is None and not np.isfinite(stored.sum()):
         raise UnreadableError("holds pixels that are not numbers")
-    low, high = np.percentile(_thinned(values), [0.5, 99.8])
+    brightness = lambda part: part if table is None else table[part]
+    low, high = np.percentile(brightness(_thinned(stored)), [0.5, 99.8])
     if high <= low:
-        low, high = float(values.min()), float(values.max())
+        whole = brightness(stored)
+        low, high = float(whole.min()), float(whole.max())
         if not high > low:
             raise UnreadableError(f"all pixels have the value {low:g}; this is no X-ray")
     low, high = (high, low) if inverted else (low, high)
-    values = values - np.float32(low)
+    values = (stored if table is None else table) - np.float32(low)
     values *= np.float32(1.0 / (high - low))
-    return np.clip(values, 0.0, 1.0, out=values)
+    np.clip(values, 0.0, 1.0, out=values)
+    return values if table is None else cv2.LUT(stored, values[None])
+
+
+# Pixels as they are stored, and the brightness of each value that they can have; or the brightness itself, and None.
+Stored = tuple[Array, Float[Array, "values"] | None]
+
+
+def _tabled(stored: Array, brightness: Callable[[Array], Array]) -> Stored:
+    """Small integers with a table: few values, many pixels. Others are turned into brightness."""
+    if stored.dtype.itemsize > 2:
+        return np.asarray(brightness(stored), np.float32), None
+    unsigned = np.dtype(f"u{stored.dtype.itemsize}")
+    values = np.arange(256**unsigned.itemsize, dtype=unsigned).view(stored.dtype)
+    return np.ascontiguousarray(stored).view(unsigned), np.asarray(brightness(values), np.float32)
 
 
 def _thinned(values: Float[Array, "h w"]) -> Float[Array, "h2 w2"]:
@@ -61,7 +78,7 @@ def is_dicom(path: pathlib.Path) -> bool:
         return file.read(132)[128:] == b"DICM" or path.suffix.lower() in DICOM_ENDINGS
 
 
-def _dicom(path: pathlib.Path) -> Float[Array, "h w"]:
+def _dicom(path: pathlib.Path) -> Stored:
     import pydicom
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
@@ -71,17 +88,17 @@ def _dicom(path: pathlib.Path) -> Float[Array, "h w"]:
             _check_size(path)
             data = pydicom.dcmread(path, force=True)
             _check_dicom(data)
-            values = apply_modality_lut(data.pixel_array, data)
-            if "WindowWidth" in data or "VOILUTSequence" in data:
-                values = apply_voi_lut(values, data)
+            window = "WindowWidth" in data or "VOILUTSequence" in data
+            shown = lambda values: apply_voi_lut(values, data) if window else values
+            sign = -1.0 if data.PhotometricInterpretation == "MONOCHROME1" else 1.0
+            stored, table = _tabled(data.pixel_array, lambda values: sign * shown(apply_modality_lut(values, data)))
     except UnreadableError:
         raise
     except Exception as error:  # pydicom and its decoders raise many kinds
         raise UnreadableError(f"damaged, or in a form that can't be decoded ({type(error).__name__})") from None
-    values = np.asarray(values, np.float32)
-    if values.ndim != 2:
-        raise UnreadableError(f"holds an array of shape {values.shape} in place of one picture")
-    return -values if data.PhotometricInterpretation == "MONOCHROME1" else values
+    if stored.ndim != 2:
+        raise UnreadableError(f"holds an array of shape {stored.shape} in place of one picture")
+    return stored, table
 
 
 def _check_dicom(data: Any) -> None:
@@ -135,7 +152,7 @@ def opened(path: pathlib.Path) -> Iterator[Image.Image]:
         raise UnreadableError(f"not a readable picture ({type(error).__name__})") from None
 
 
-def _picture(path: pathlib.Path) -> Float[Array, "h w"]:
+def _picture(path: pathlib.Path) -> Stored:
     with opened(path) as file:
         if getattr(file, "n_frames", 1) > 1:
             raise UnreadableError(f"holds {file.n_frames} pictures; one X-ray is expected")
@@ -143,9 +160,9 @@ def _picture(path: pathlib.Path) -> Float[Array, "h w"]:
         grey = file.mode in ("L", "I", "F") or file.mode.startswith("I;16")
         pixels = np.asarray(file if grey else file.convert("RGB"))
     if grey:
-        return pixels.astype(np.float32)
+        return _tabled(pixels, lambda values: values)
     channels = pixels.astype(np.int16)
     # Grey that was stored in three channels differs by what JPEG makes of it.
     if np.percentile(np.ptp(channels, axis=-1), 99) > 24:
         raise UnreadableError("a picture in colours; an X-ray is grey")
-    return channels.mean(-1, dtype=np.float32)
+    return channels.mean(-1, dtype=np.float32), None
