@@ -139,9 +139,11 @@ class Scorer:
         Raises:
           InputError: a face that is not made of numbers, or too few examples for a covariance or a split.
         """
-        totals = self._start()
+        totals, before = self._start(), None
         for start, batch in batches(Placed(examples, self._split), batch_size, self._mesh, say):
             totals, finite = self._step(self._params, given, batch, totals)
+            jax.block_until_ready(before)  # one batch ahead and no more: memory is bounded, and progress is true
+            before = finite
             if given is not None and not (whole := np.atleast_2d(jax.device_get(finite)).all(0)).all():
                 check_finite(whole, [examples[i]["id"] for i in range(start, min(start + batch_size, len(examples)))])
         totals = jax.device_get(totals)

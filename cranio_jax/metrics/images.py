@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 _WINDOW, _SIGMA = 11, 1.5  # Wang et al. 2004
@@ -26,16 +27,16 @@ def psnr(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], where: Float[Ar
 
 
 def _smooth(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    offsets = jnp.arange(_WINDOW) - (_WINDOW - 1) / 2
-    kernel = jnp.exp(-0.5 * (offsets / _SIGMA) ** 2)
-    kernel = kernel / kernel.sum()
-    channels = x.shape[-1]
-    for shape in ((_WINDOW, 1), (1, _WINDOW)):
-        weights = jnp.broadcast_to(kernel.reshape(*shape, 1, 1), (*shape, 1, channels))
-        x = jax.lax.conv_general_dilated(
-            x, weights, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=channels, precision="highest"
-        )
+    kernel = np.exp(-0.5 * ((np.arange(_WINDOW) - (_WINDOW - 1) / 2) / _SIGMA) ** 2)
+    for axis in (1, 2):
+        fits = x.shape[axis] - _WINDOW + 1
+        # A sum of moved pictures: a convolution by channels would be computed in half precision on some devices, and slowly on others.
+        x = sum(weight * jax.lax.slice_in_dim(x, i, i + fits, axis=axis) for i, weight in enumerate((kernel / kernel.sum()).tolist()))
     return x
+
+
+def _halved(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    return sum(x[:, i : x.shape[1] - 1 + i : 2, j : x.shape[2] - 1 + j : 2] for i in range(2) for j in range(2)) / 4
 
 
 def _terms(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, "b h2 w2 c"]]:
@@ -71,5 +72,5 @@ def ms_ssim(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Arr
         luminance, structure = _terms(a, b)
         last = scale == len(_SCALES) - 1
         value = value * jnp.maximum((luminance * structure if last else structure).mean((1, 2)), 0.0) ** weight
-        a, b = (jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID") / 4 for x in (a, b))
+        a, b = _halved(a), _halved(b)
     return value.mean(-1)

@@ -1,6 +1,7 @@
 """Building blocks that UNet, ControlNet and autoencoder share."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,29 +17,39 @@ ACTIVATIONS = {
 }
 
 
-class Conv(nnx.Conv):
+def convolve(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "k l c d"], stride: int, padding: Sequence[tuple[int, int]], groups: int = 1
+) -> Float[Array, "b h2 w2 d"]:
     """A convolution; on a CPU, one of 1 x 1 or whose kernel outweighs its picture becomes a matrix product.
 
     XLA's own code for these there reaches a half and a third of the speed, and copies the kernel turned round at each gradient.
     Without any padding it takes up to six times as long as with some, so there is some, and what comes of it is cut off.
     """
+    *window, _, features = kernel.shape
+    height, width = ((n + sum(pad) - k) // stride + 1 for n, pad, k in zip(x.shape[1:3], padding, window, strict=True))
+    rows, columns = padding
+    on_cpu = jax.default_backend() == "cpu"
+    if on_cpu and groups == 1 and (window == [1, 1] or x.shape[0] * height * width <= features):
+        x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
+        reach = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
+        taps = [x[:, reach(i, height), reach(j, width)] for i in range(window[0]) for j in range(window[1])]
+        return jnp.concatenate(taps, -1) @ kernel.reshape(-1, features)
+    if on_cpu and not sum(rows) + sum(columns):
+        columns = (0, 1)
+    axes = ("NHWC", "HWIO", "NHWC")
+    found = jax.lax.conv_general_dilated(x, kernel, (stride, stride), (rows, columns), None, None, axes, groups)
+    return found[:, :, :width]
+
+
+class Conv(nnx.Conv):
+    """nnx's, through `convolve`."""
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        if jax.default_backend() != "cpu":
-            return super().__call__(x)
-        (top, bottom), (left, right) = self.padding
-        kernel, stride = self.kernel_size, self.strides if isinstance(self.strides, int) else self.strides[0]
-        height, width = ((n + sum(pad) - k) // stride + 1 for n, pad, k in zip(x.shape[1:3], self.padding, kernel, strict=True))
-        product = (kernel == (1, 1) or x.shape[0] * height * width <= self.out_features) and self.feature_group_count == 1
-        if not product:
-            spare = 0 if top + bottom + left + right else 1
-            return super().__call__(jnp.pad(x, ((0, 0), (0, 0), (0, spare), (0, 0))))[:, :, :width]
-        bias = 0.0 if self.bias is None else self.bias[...].reshape(1, 1, 1, -1)
-        x, weight, bias = nnx.nn.dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
-        x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-        reach = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
-        taps = [x[:, reach(i, height), reach(j, width)] for i in range(kernel[0]) for j in range(kernel[1])]
-        return jnp.concatenate(taps, -1) @ weight.reshape(-1, self.out_features) + bias
+        bias = None if self.bias is None else self.bias[...].reshape(1, 1, 1, -1)
+        x, kernel, bias = nnx.nn.dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        stride = self.strides if isinstance(self.strides, int) else self.strides[0]
+        x = convolve(x, kernel, stride, self.padding, self.feature_group_count)
+        return x if bias is None else x + bias
 
 
 def conv(
@@ -66,9 +77,9 @@ def conv(
     )
 
 
-def batch_norm(features: int, epsilon: float = 1e-5, *, dtype=None, rngs: nnx.Rngs) -> nnx.BatchNorm:
+def batch_norm(features: int, epsilon: float = 1e-5, *, dtype=None, rngs: nnx.Rngs, **kwargs) -> nnx.BatchNorm:
     """Normalises by the stored statistics; after `train()` by the batch's, of which the stored ones take a tenth (as torch)."""
-    return nnx.BatchNorm(features, use_running_average=True, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs)
+    return nnx.BatchNorm(features, use_running_average=True, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs, **kwargs)
 
 
 def zero_conv(features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Conv:
@@ -196,6 +207,13 @@ class GEGLU(nnx.Module):
     def __call__(self, hidden: Float[Array, "b n c"]) -> Float[Array, "b n d"]:
         value, gate = jnp.split(self.proj(hidden), 2, -1)
         return value * jax.nn.gelu(gate, approximate=False)
+
+
+class ReLU(nnx.Module):
+    """As an entry of a list of layers."""
+
+    def __call__(self, x):
+        return jax.nn.relu(x)
 
 
 class NoLayer(nnx.Module):

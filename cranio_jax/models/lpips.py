@@ -8,16 +8,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cranio_jax.models.layers import NoLayer, conv
+from cranio_jax.models.layers import NoLayer, ReLU, conv
 
 # The published heads were fitted behind this scaling of pictures in [-1, 1].
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
-
-
-class ReLU(nnx.Module):
-    def __call__(self, x):
-        return jax.nn.relu(x)
 
 
 class MaxPool(nnx.Module):
