@@ -67,3 +67,40 @@ def get_config() -> ml_collections.ConfigDict:
     c.export = dict(weights="ema", dtype="float32")
     c.reconstruct = dict(xrays="", view="frontal", sex="female", age=45.0, bmi_change=0.0, num_samples=4, batch_size=4)
     return c
+
+
+def adversarial(c: ml_collections.ConfigDict, steps: int) -> None:
+    """What Pix2Pix, CycleGAN and CUT have in common: Adam with a short memory, and a rate that falls over the second half."""
+    c.train.update(
+        learning_rate=2e-4, b1=0.5, b2=0.999, weight_decay=0.0, clip_norm=0.0, warmup_steps=0, schedule="linear", num_steps=steps
+    )
+    c.evaluate.num_samples = 1
+    # Rates of networks that shall not go at train.learning_rate; the authors' files to start from, by network.
+    c.method = dict(gan="lsgan", norm="instance", channels=64, discriminator_layers=3, learning_rates={}, files={})
+
+
+def variant_of(c: ml_collections.ConfigDict, variant: str, made: dict) -> None:
+    """Changes `c` as the function of `made` by that name does. Raises ValueError where there is none."""
+    if variant and variant not in made:
+        raise ValueError(f"configs/{c.name}.py has no variant {variant!r}; expected {', '.join(made)} or none")
+    if variant:
+        c.name += f":{variant}"
+        made[variant](c)
+
+
+def phantom(c: ml_collections.ConfigDict) -> None:
+    """The embedded cohort at 64 pixels, as configs/demo.py has it, for two cores."""
+    c.data.settings.update(size=64, pairing="matched")
+    c.augment.update(flip=0.0, rotation=3.0, erase=0.02)
+    c.prompt.known_ages = (25, 45, 65)
+    c.train.update(checkpoint_every=400)
+
+
+def smoke(c: ml_collections.ConfigDict) -> None:
+    """Every part in seconds; nothing is learnt."""
+    phantom(c)
+    c.data.cranio_phantom.subjects = 24
+    c.method.update(channels=8)
+    c.train.update(batch_size=8, num_steps=6, log_every=2, checkpoint_every=3)
+    c.evaluate.update(bootstrap=200, pictures=2)
+    c.evaluate.retrieval.ks = (1, 3)

@@ -52,9 +52,10 @@ class Method(Protocol):
 
 def make_method(config: ml_collections.ConfigDict) -> Method:
     """The method that `config.method.name` names."""
-    from cranio_jax.methods import arcface, cranio_diff
+    from cranio_jax.methods import arcface, cranio_diff, cut, cyclegan, pix2pix
 
-    methods = {"cranio_diff": cranio_diff.CranioDiff, "arcface": arcface.ArcFace}
+    methods = {"cranio_diff": cranio_diff.CranioDiff, "pix2pix": pix2pix.Pix2Pix, "cyclegan": cyclegan.CycleGAN, "cut": cut.CUT}
+    methods["arcface"] = arcface.ArcFace
     if config.method.name not in methods:
         raise InputError(f"method.name={config.method.name!r} is not one of {', '.join(methods)}")
     return methods[config.method.name](config)
