@@ -1,5 +1,6 @@
 """From a checkpoint, or two folders of pictures, to numbers with their uncertainty: results.json and its table."""
 
+import json
 import pathlib
 import zlib
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.identity import check_protocols, distractor_faces, retrieval
 from cranio_jax.metrics.distributions import frechet_distance, frechet_distance_of_rows, kernel_distance, root
 from cranio_jax.metrics.features import NEEDED, Features
-from cranio_jax.metrics.resampling import bootstrap
+from cranio_jax.metrics.resampling import bootstrap, subject_means
 from cranio_jax.pictures import PairedFolders, read_face
 from cranio_jax.provenance import provenance
 from cranio_jax.score import Scorer, Scores
@@ -31,7 +32,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
 
     That is `evaluate.generated` against `evaluate.reference`, two folders made by anything; else the newest checkpoint in
     `workdir` on the test subjects, where rows are one sample (the headline), the mean of `num_samples` (a picture of its
-    own kind), shuffled X-rays and the mean face; else, of an embedder, how well it tells real faces apart.
+    own kind), shuffled X-rays and the mean face; of an embedder, how well it tells real faces apart, and of a matcher, how
+    well it finds a face by its X-ray.
     """
     c = config.evaluate
     if bool(c.generated) != bool(c.reference):
@@ -40,6 +42,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         results = _folders(config)
     elif config.method.name == "arcface":
         results = _embedder(config, workdir)
+    elif config.method.name == "siamese":
+        results = _matcher(config, workdir)
     else:
         results = _checkpoint(config, workdir)
     write_json(workdir / "results.json", results)
@@ -93,6 +97,7 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dic
         kept[headline] = samples[0]
         if c.num_samples > 1:
             kept[f"{headline}, mean of {c.num_samples} samples"] = [MeanOf(files) for files in zip(*samples, strict=True)]
+        timed = folder / "sample_0" / "seconds.json"
         kept[SHUFFLED] = generator.keep(folder / f"shuffled_{crossed:08x}", others, 0, "faces of shuffled X-rays")
     kept[MEAN_FACE] = [mean_face(e) for e in examples]
     fresh = () if c.keep_faces else (headline, SHUFFLED)
@@ -116,13 +121,10 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dic
     given = (generator.params, generator.frozen) if fresh else None
     truth, scored = scorer.run(beside, c.batch_size, "scoring" if c.keep_faces else "generating and scoring", given)
 
-    results = provenance(config) | {
-        "step": generator.step,
-        "parameters": generator.method.parameter_count(),
-        "weights_sha256": generator.method.weight_hashes(),
-        "data": {"name": builder.info.full_name, "sha256": records},
-    }
+    results = provenance(config) | _origin(generator.method, generator.step, builder, records)
     results |= assemble(config, features, generator.mesh, _who(examples), truth, scored, headline, (MEAN_FACE, SHUFFLED))
+    if c.keep_faces and timed.exists():
+        results["seconds_per_face"] = json.loads(timed.read_text())
     _keep_pictures(workdir, generator.step, beside, kept, c.pictures)
     return results
 
@@ -188,14 +190,43 @@ def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[
     features = Features(config.evaluate.weights, m.crop)
     builder = data.make_builder(config.data)
     examples = _test_examples(config, builder)
-    embed = jax.jit(features.embed, out_shardings=sharding.replicated(mesh))
-    params, found = features.load(mesh), []
-    for start, batch in generate.batches(examples, config.evaluate.batch_size, mesh, "embedding"):
-        found.append({name: v[: len(examples) - start] for name, v in jax.device_get(embed(params, batch["face"])).items()})
-    truth = Scores({}, {name: np.concatenate([part[name] for part in found]) for name in features.embedders}, {}, None)
-    results = provenance(config) | {"step": step, "parameters": method.parameter_count(), "weights_sha256": {}}
-    results["data"] = {"name": builder.info.full_name, "sha256": data.fingerprint(builder)}
+    found = generate.collected(_embedding(features, mesh), examples, config.evaluate.batch_size, mesh, "embedding")
+    truth = Scores({}, {name: found[name] for name in features.embedders}, {}, None)
+    results = provenance(config) | _origin(method, step, builder, data.fingerprint(builder))
     return results | assemble(config, features, mesh, _who(examples), truth, {}, "", ())
+
+
+def _embedding(features: Features, mesh: jax.sharding.Mesh):
+    """The jitted function from a batch to vectors of its faces, by embedder."""
+    params = features.load(mesh)
+    embed = jax.jit(lambda params, batch: features.embed(params, batch["face"]), out_shardings=sharding.replicated(mesh))
+    return lambda batch: embed(params, batch)
+
+
+def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Retrieval in the method's own space: X-rays, and for comparison other people's, as queries, real faces as the gallery."""
+    method, mesh, state, frozen, step = restore(config, workdir)
+    builder, name, size = data.make_builder(config.data), config.method.name, config.evaluate.batch_size
+    examples = _test_examples(config, builder)
+    check_protocols(config, _who(examples))
+    params = method.generation_params(state)
+    jitted = jax.jit(method.embed, out_shardings=sharding.replicated(mesh))
+    embed = lambda batch: jitted(params, frozen, batch)
+    own = generate.collected(embed, examples, size, mesh, "embedding")
+    crossed = generate.collected(embed, shuffled_xrays(examples, config.seed), size, mesh, "embedding shuffled X-rays")
+    others = distractor_faces(config, lambda batch: {name: embed(batch)["face"]}, mesh)
+    queries = {name: own["xray"], SHUFFLED: crossed["xray"]}
+    found = {name: retrieval(config, _who(examples), own["face"], queries, others.get(name), name)}
+    subjects = sorted({e["subject"] for e in examples})
+    results = provenance(config) | _origin(method, step, builder, data.fingerprint(builder))
+    results |= {"rows": {}, "differences": {}, "by_subject": {"subjects": subjects, "rows": {}}, "retrieval": found}
+    return results | {"images": len(examples), "subjects": len(subjects), "networks": {}, "not_computed": {}, "resizing": RESIZING}
+
+
+def _origin(method: Any, step: int, builder: Any, records: str) -> dict[str, Any]:
+    """What a checkpoint's numbers come of; `records` is the fingerprint of the data."""
+    told = {"step": step, "parameters": method.parameter_count(), "weights_sha256": method.weight_hashes()}
+    return told | {"data": {"name": builder.info.full_name, "sha256": records}}
 
 
 def assemble(
@@ -225,7 +256,7 @@ def assemble(
     }
     found = {}
     if features.embedders:
-        others = distractor_faces(config, features, mesh)
+        others = distractor_faces(config, _embedding(features, mesh), mesh)
         for name in features.embedders:
             kinds = {row: scores.rows[name] for row, scores in scored.items()}
             found[name] = retrieval(config, who, truth.rows[name], kinds, others.get(name), headline)
@@ -237,6 +268,13 @@ def assemble(
     return {
         "rows": rows,
         "differences": differences,
+        "by_subject": {
+            "subjects": sorted(set(subjects)),
+            "rows": {
+                name: {metric: subject_means(values, subjects).tolist() for metric, values in scores.pairs.items()}
+                for name, scores in scored.items()
+            },
+        },
         "retrieval": found,
         "images": len(who),
         "subjects": len(set(subjects)),

@@ -4,7 +4,8 @@ import hashlib
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +33,17 @@ def batches(examples: Sequence[dict], size: int, mesh: jax.sharding.Mesh, say: s
         for start, batch in zip(starts, data.ordered_batches(examples, size), strict=True):
             yield start, sharding.put_batch(batch, mesh)
             told.update(min(size, len(examples) - start))
+
+
+def collected(
+    function: Callable[[Batch], dict[str, Array]], examples: Sequence[dict], size: int, mesh: jax.sharding.Mesh, say: str
+) -> dict[str, np.ndarray]:
+    """What a jitted function makes of all examples, batch by batch, without what filled up the last."""
+    found: dict[str, list[np.ndarray]] = {}
+    for start, batch in batches(examples, size, mesh, say):
+        for name, part in jax.device_get(function(batch)).items():
+            found.setdefault(name, []).append(part[: len(examples) - start])
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def quantised(
@@ -122,8 +134,12 @@ class Generator:
         files = [folder / f"{e['id']}.png" for e in examples]
         missing = [i for i, file in enumerate(files) if not file.exists()]
         if missing:
+            began, made = 0.0, 0
             for start, faces in self._faces([examples[i] for i in missing], draw, say):
+                made, began = (made + len(faces), began) if began else (0, time.monotonic())  # the first batch compiles
                 for i, face in zip(missing[start:], faces, strict=False):
                     if jax.process_index() == 0:
                         write_png(files[i], face)
+            if made and jax.process_index() == 0:
+                write_json(folder / "seconds.json", (time.monotonic() - began) / made)
         return files

@@ -1,6 +1,6 @@
 """Is it the same person? Retrieval of generated faces among real ones, with a ceiling, controls and their uncertainty."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import comb
 from typing import Any
 
@@ -10,36 +10,37 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from cranio_jax import data, generate, sharding
+from cranio_jax import data, generate
 from cranio_jax.controls import SHUFFLED
 from cranio_jax.errors import InputError
+from cranio_jax.methods import Batch
 from cranio_jax.metrics import retrieval as r
-from cranio_jax.metrics.features import Features
-from cranio_jax.metrics.resampling import bootstrap, permutation_test
+from cranio_jax.metrics.resampling import bootstrap, permutation_test, subject_means
 
 CEILING = "another real face of the subject"
 GALLERIES = ("all", "one")
 
 
-def distractor_faces(config: ml_collections.ConfigDict, features: Features, mesh: jax.sharding.Mesh) -> dict[str, r.Faces]:
-    """Faces of people that nobody asks for, from the records of `evaluate.retrieval.distractors`, by embedder; perhaps none."""
+def distractor_faces(
+    config: ml_collections.ConfigDict, embed: Callable[[Batch], dict[str, jax.Array]], mesh: jax.sharding.Mesh
+) -> dict[str, r.Faces]:
+    """Faces of people that nobody asks for, from the records of `evaluate.retrieval.distractors`; perhaps none.
+
+    `embed` is jitted, and makes vectors of a batch's faces, by embedder.
+    """
     d = config.evaluate.retrieval.distractors
-    if not d.builder or not features.embedders:
+    if not d.builder:
         return {}
     settings = config.copy_and_resolve_references()
     with settings.unlocked():
         settings.data = ml_collections.ConfigDict(d.to_dict() | {"validation_subjects": 0})
     examples = data.Examples(data.make_builder(settings.data), d.split, settings, images=("face",))
-    embed, params = jax.jit(features.embed, out_shardings=sharding.replicated(mesh)), features.load(mesh)
-    vectors: dict[str, list[Array]] = {name: [] for name in features.embedders}
-    for start, batch in generate.batches(examples, config.evaluate.batch_size, mesh, "distractors"):
-        for name, part in jax.device_get(embed(params, batch["face"])).items():
-            vectors[name].append(part[: len(examples) - start])
+    vectors = generate.collected(embed, examples, config.evaluate.batch_size, mesh, "distractors")
     who = [(e["subject"], e["face_view"]) for e in (examples[i] for i in range(len(examples)))]
     subjects, views = zip(*who, strict=True)
     # Cohorts may call their people alike.
     named = [f"distractor {subject}" for subject in subjects]
-    return {name: r.Faces(np.concatenate(parts), named, list(views)) for name, parts in vectors.items()}
+    return {name: r.Faces(found, named, list(views)) for name, found in vectors.items()}
 
 
 def protocols(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
@@ -105,6 +106,7 @@ def retrieval(
             gallery = r.Faces(*(np.concatenate(both) for both in zip(gallery, extra, strict=True)))
             pictured = np.append(pictured, extra.subjects)
         found[f"{view}/{size}"] = part = {"gallery": len(gallery.subjects), "rows": {}, "curves": {}}
+        part["by_subject"] = {}
         part["seen"] = int(r.similarities(r.Faces(truth, subjects, views), gallery, view)[2].sum(1).min())
         each = {}
         for name, vectors in (kinds | {CEILING: truth}).items():
@@ -123,6 +125,7 @@ def retrieval(
             }
             part["curves"][name] = r.match_curve(hits)[: int(allowed.sum(1).min())].round(4).tolist()
             if name != CEILING:
+                part["by_subject"][name] = {metric: subject_means(values, own).tolist() for metric, values in each[name].items()}
                 part["chance"] = {f"recall@{k}": chance(same, allowed, k) for k in c.retrieval.ks}
         if SHUFFLED in each:
             part["against"] = {}

@@ -94,20 +94,24 @@ def _gallery(path: pathlib.Path) -> str:
     if not path.exists():
         return ""
     with np.load(path, allow_pickle=False) as kept:
-        pictures = {name: kept[name] for name in kept.files}
-    names = ["X-ray", "truth", *pictures["rows"]]
-    scale = max(1, 192 // pictures["face"].shape[1])
+        columns = {"X-ray": kept["xray"], "truth": kept["face"]}
+        columns |= {str(row): kept["faces"][:, i] for i, row in enumerate(kept["rows"])}
+        return "<h2>People it never saw</h2>" + _side_by_side(columns, kept["captions"])
+
+
+def _side_by_side(columns: dict[str, np.ndarray], captions: np.ndarray) -> str:
+    """Rows of pictures, a column for each kind, each row under its caption."""
     parts = []
-    for i, caption in enumerate(pictures["captions"]):
-        images = [pictures["xray"][i], pictures["face"][i], *pictures["faces"][i]]
+    for i, caption in enumerate(captions):
         figures = "".join(
-            f'<figure><img src="{_image(p, scale)}" alt="{html.escape(str(n))}"><figcaption>{html.escape(str(n))}</figcaption></figure>'
-            for n, p in zip(names, images, strict=True)
+            f'<figure><img src="{_image(pictures[i], max(1, 192 // pictures.shape[1]))}" alt="{html.escape(name)}">'
+            f"<figcaption>{html.escape(name)}</figcaption></figure>"
+            for name, pictures in columns.items()
         )
         parts.append(
-            f'<div class=small>{html.escape(str(caption))}</div><div class=faces style="grid-template-columns:repeat({len(names)},minmax(6rem,1fr))">{figures}</div>'
+            f'<div class=small>{html.escape(str(caption))}</div><div class=faces style="grid-template-columns:repeat({len(columns)},minmax(6rem,1fr))">{figures}</div>'
         )
-    return "<h2>People it never saw</h2>" + "".join(parts)
+    return "".join(parts)
 
 
 def _reconstructions(folder: pathlib.Path) -> str:
@@ -123,6 +127,60 @@ def _reconstructions(folder: pathlib.Path) -> str:
     return "<h2>Reconstructions</h2>" + "".join(parts) if parts else ""
 
 
+def study(results: dict[str, Any], folders: dict[str, list[pathlib.Path]], workdir: pathlib.Path) -> pathlib.Path:
+    """Writes study.html: the tables of a comparison, the same people by each method, and how each method's scores rose.
+
+    Args:
+      results: of `comparison.compare`.
+      folders: of the runs, by method, a folder for each seed.
+      workdir: where to.
+    """
+    pictures: dict[str, np.ndarray] = {}
+    for name, (first, *_) in folders.items():
+        if (first / "pictures.npz").exists():
+            with np.load(first / "pictures.npz", allow_pickle=False) as kept:
+                pictures = pictures or {"X-ray": kept["xray"], "truth": kept["face"], "captions": kept["captions"]}
+                pictures[name] = kept["faces"][:, 0]
+    captions = pictures.pop("captions", np.zeros(0))
+    curves = ""
+    for name, (first, *_) in folders.items():
+        told = _logged(first / "metrics.jsonl")
+        charts = [_curve(points, f"{name}: {metric}") for metric, points in told.items() if _watched(metric)]
+        curves += f"<div class=curves>{''.join(charts)}</div>"
+    seeds = ", ".join(f"{name} {len(seeds)}" for name, seeds in results["seeds"].items())
+    page = f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
+<title>cranio_jax: {html.escape(results["study"])}</title><style>{STYLE}</style>
+<h1>Faces from skull X-rays: {html.escape(results["study"])}</h1>
+<p class=small>{results["images"]} pictures of {results["subjects"]} people; seeds: {html.escape(seeds)}</p>
+<p class=notice>{NOTICE}</p>
+{tables.web(results, "pictures")}
+<h2>The same people by each method</h2>{_side_by_side(pictures, captions)}
+{tables.web(results, "retrieval")}
+{_match_curves(results)}
+<h2>While they trained</h2>{curves}
+</html>
+"""
+    with whole_file(workdir / "study.html") as file:
+        file.write(page)
+    return workdir / "study.html"
+
+
+def _watched(name: str) -> bool:
+    """Whether a curve is worth a look."""
+    part, _, metric = name.partition("/")
+    return name == "loss" or (part == "validation" and metric.split("/")[0] in ("psnr", "ssim", "lpips", "identity", "arcface"))
+
+
+def _logged(path: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+    """The points of each logged scalar; a resumed run may log a step twice, of which the last counts."""
+    points: dict[str, dict[int, float]] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        entry = json.loads(line)
+        for name, value in entry.items():
+            points.setdefault(name, {})[entry["step"]] = value
+    return {name: sorted(found.items()) for name, found in points.items()}
+
+
 def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Writes report.html from results.json, metrics.jsonl, pictures.npz and the reconstructions in `workdir`."""
     del config
@@ -130,16 +188,10 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     if not path.exists():
         raise InputError(f"{workdir} holds no results.json; run job=evaluate first")
     results = json.loads(path.read_text())
-    lines = workdir / "metrics.jsonl"
-    curves: dict[int, float] = {}
-    if lines.exists():
-        for line in lines.read_text().splitlines():
-            entry = json.loads(line)
-            if "loss" in entry:
-                curves[entry["step"]] = entry["loss"]  # a resumed run may log a step twice; the last counts
+    curves = _logged(workdir / "metrics.jsonl").get("loss", [])
     origin = f", step {results['step']}, {sum(results['parameters'].values()) / 1e6:.1f} M parameters" if "step" in results else ""
     told = ("seed", "step", "data", "networks", "weights_sha256", "versions", "devices", "commit", "parameters")
-    training = f"<h2>Training</h2>{_curve(sorted(curves.items()), 'loss on training batches')}" if curves else ""
+    training = f"<h2>Training</h2>{_curve(curves, 'loss on training batches')}" if curves else ""
     page = f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
 <title>cranio_jax: {html.escape(results["config"]["name"])}</title><style>{STYLE}</style>
 <h1>Faces from skull X-rays: {html.escape(results["config"]["name"])}</h1>

@@ -87,8 +87,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     if results["rows"]:
         found.append(_table(f"Pictures: {results['images']} of {results['subjects']} subjects", results["rows"], picture_notes(results)))
     if results["differences"]:
-        notes = ["paired by picture; an interval that does not hold 0 is a difference"]
-        found.append(_table("Against the controls", results["differences"], notes, "+"))
+        found.append(_differences(results, results.get("against", "the controls")))
     for embedder, protocols in results["retrieval"].items():
         for i, (protocol, part) in enumerate(protocols.items()):
             view, size = protocol.split("/")
@@ -108,7 +107,36 @@ def tables(results: dict[str, Any]) -> list[Table]:
             if "recall@1" in next(iter(part["rows"].values()), ()):
                 notes.append("mAP@1 and MRR@1 are recall@1")
             found.append(_table(f"Retrieval, {embedder}, {protocol}", part["rows"], notes, part="retrieval", main=i == 0))
+            if part.get("differences"):
+                title = f"{results['against']}, {embedder}, {protocol}"
+                found.append(_differences(part, title)._replace(part="retrieval", main=i == 0))
+    if results.get("costs"):
+        rows = [(name, [Cell(f"{cost[key] * scale:.{digits}f}") if key in cost else Cell() for key, _, scale, digits in _COSTS])
+                for name, cost in results["costs"].items()]  # fmt: skip
+        notes = ["of one seed; TFLOP are counted, of products and convolutions; seconds are those of the machine it ran on"]
+        found.append(Table("Cost", [title for _, title, *_ in _COSTS], rows, notes, "pictures", True))
     return found
+
+
+# What a training costs: key, title, scale, digits.
+_COSTS = (
+    ("parameters", "parameters (M)", 1e-6, 1),
+    ("images", "images seen", 1.0, 0),
+    ("seconds", "training (s)", 1.0, 0),
+    ("training_tflop", "training (TFLOP)", 1.0, 0),
+    ("face_seconds", "a face (s)", 1.0, 3),
+    ("face_tflop", "a face (TFLOP)", 1.0, 4),
+)
+
+
+def _differences(part: dict[str, Any], against: str) -> Table:
+    notes = ["paired by subject; an interval that does not hold 0 is a difference"]
+    if part.get("best"):
+        notes.append(
+            "the best baseline: "
+            + ", ".join(f"{describe(m)[0]} {name}" for m, name in part["best"].items() if m[:4] not in ("map@", "mrr@"))
+        )
+    return _table(f"Against {against}", part["differences"], notes, "+")
 
 
 def picture_notes(results: dict[str, Any]) -> list[str]:

@@ -46,16 +46,17 @@ class Method(Protocol):
     def generate(self, params: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> jax.Array:
         """Faces `(batch, height, width, 3)` in [-1, 1]; the noise of each depends on `key` and its `id_hash`."""
 
-    # What embeds faces has this in place of `generate`, and `embedder`, the settings to build its network from:
-    # def embed(self, params: Tree, frozen: Tree, batch: Batch) -> jax.Array: vectors `(batch, width)` of identity
+    # What generates nothing has this in place of `generate`:
+    # def embed(self, params: Tree, frozen: Tree, batch: Batch) -> dict[str, jax.Array]:
+    #     vectors `(batch, width)` of identity, of each `face` and perhaps of each `xray`, in one space
 
 
 def make_method(config: ml_collections.ConfigDict) -> Method:
     """The method that `config.method.name` names."""
-    from cranio_jax.methods import arcface, cranio_diff, cut, cyclegan, pix2pix
+    from cranio_jax.methods import arcface, cranio_diff, cut, cyclegan, pix2pix, siamese
 
     methods = {"cranio_diff": cranio_diff.CranioDiff, "pix2pix": pix2pix.Pix2Pix, "cyclegan": cyclegan.CycleGAN, "cut": cut.CUT}
-    methods["arcface"] = arcface.ArcFace
+    methods |= {"siamese": siamese.Siamese, "arcface": arcface.ArcFace}
     if config.method.name not in methods:
         raise InputError(f"method.name={config.method.name!r} is not one of {', '.join(methods)}")
     return methods[config.method.name](config)

@@ -1,6 +1,5 @@
 """What Pix2Pix, CycleGAN and CUT share: generators against discriminators, both updated in one step."""
 
-import math
 import pathlib
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float, UInt8
 
 from cranio_jax import optimizer, pretrained, sharding
 from cranio_jax.errors import InputError
+from cranio_jax.methods.base import FromScratch
 from cranio_jax.models.functional import Network, Params, is_statistic, params_of
 from cranio_jax.models.translation import NORMS
 
@@ -31,7 +31,7 @@ def absolute(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Ar
     return jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)).mean()
 
 
-class Adversarial:
+class Adversarial(FromScratch):
     """The parts of the protocol of `cranio_jax.methods.Method` that do not depend on the losses.
 
     Attributes:
@@ -73,10 +73,6 @@ class Adversarial:
         opt_state = {side: self.optimizer.init(part) for side, part in zip(("generate", "judge"), _sides(params), strict=True)}
         return {"step": jnp.zeros((), jnp.int32), "params": params, "statistics": statistics, "opt_state": opt_state}, {}
 
-    def encodable(self) -> dict[str, dict[str, Any]]:
-        """Nothing is frozen."""
-        return {}
-
     def module(self, name: str, params: dict[str, Params], state: dict[str, Any], training: bool = True) -> Any:
         """A network with its parameters; batch norms take the batch's statistics while it is in training."""
         module = self.networks[name].bind(params[name] | state["statistics"][name])
@@ -108,11 +104,6 @@ class Adversarial:
         """The generator of faces, with the stored statistics of its batch norms."""
         name = min(self.networks, key=lambda n: (n[0] != "G", n))
         return state["params"][name] | state["statistics"][name]
-
-    def parameter_count(self) -> dict[str, int]:
-        """Parameters of each network, batch norms' statistics not counted."""
-        params = jax.eval_shape(self.init, jax.random.key(0))[0]["params"]
-        return {name: sum(math.prod(p.shape) for p in part.values()) for name, part in params.items()}
 
 
 def scaled(pictures: UInt8[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from cranio_jax import data, losses, models, optimizer
 from cranio_jax.errors import InputError
+from cranio_jax.methods.base import FromScratch
 from cranio_jax.models.functional import Network, is_statistic, params_of
 
 
@@ -47,7 +48,7 @@ def disturb(key: Array, faces: Float[Array, "b h w 3"], c: ml_collections.Config
     return faces * (1.0 + gain) + bias
 
 
-class ArcFace:
+class ArcFace(FromScratch):
     """The method behind the protocol of `cranio_jax.methods.Method`, with `embed` in place of `generate`."""
 
     needs_faces = needs_subjects = True
@@ -69,10 +70,6 @@ class ArcFace:
             raise InputError(f"train.accumulate={config.train.accumulate}; batch norms want the whole batch at once, so it must be 1")
         self.optimizer = optimizer.make_optimizer(config.train, {})
 
-    def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> dict[str, Any]:
-        """Nothing: it is trained from scratch."""
-        return {}
-
     def init(self, key: Array, loaded: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """`(state, frozen)` of fresh parameters; `statistics` are those of the batch norms."""
         made = self.network.init(jax.random.fold_in(key, 0))
@@ -83,10 +80,6 @@ class ArcFace:
         params = {"embedder": embedder, "classes": classes}
         state = {"step": jnp.zeros((), jnp.int32), "params": params, "statistics": statistics}
         return state | {"opt_state": self.optimizer.init(params)}, {}
-
-    def encodable(self) -> dict[str, dict[str, Any]]:
-        """Nothing is frozen."""
-        return {}
 
     def _embed(self, params, faces):
         return self.network.bind(params)(faces)
@@ -117,19 +110,10 @@ class ArcFace:
         metrics["gradient_norm"] = optax.global_norm(gradients)
         return {"step": state["step"] + 1, "params": params, "statistics": statistics, "opt_state": opt_state}, metrics
 
-    def weight_hashes(self) -> dict[str, str]:
-        """No published weights."""
-        return {}
-
     def generation_params(self, state):
         """Parameters and statistics of the network, without the classes."""
         return state["params"]["embedder"] | state["statistics"]
 
-    def embed(self, params, frozen, batch) -> Float[Array, "b d"]:
+    def embed(self, params, frozen, batch) -> dict[str, Float[Array, "b d"]]:
         """Vectors of the batch's faces."""
-        return self._embed(params, self._see(batch["face"])).astype(jnp.float32)
-
-    def parameter_count(self) -> dict[str, int]:
-        """Parameters of the network, and of the classes that are dropped after training."""
-        params = jax.eval_shape(self.init, jax.random.key(0))[0]["params"]
-        return {name: sum(math.prod(p.shape) for p in part.values()) for name, part in params.items()}
+        return {"face": self._embed(params, self._see(batch["face"])).astype(jnp.float32)}

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
-from scipy import ndimage, sparse
+from scipy import sparse
 
 WORKING_SIDE = 1024  # pixels; larger pictures are looked at on half or a third of their size
 _LEVELS = (0.06, 0.12, 0.25, 0.45)  # of contrast: a letter that touches bone stands alone at one of them
@@ -69,10 +69,10 @@ def _shapes(picture: Float[Array, "h w"]) -> _Shapes:
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     slope = np.maximum(cv2.dilate(picture, cross) - picture, picture - cv2.erode(picture, cross))
     # Grain makes shapes of its own.
-    noise = np.percentile(np.abs(picture - cv2.blur(picture, (3, 3)))[::4, ::4], 75)
+    noise = np.percentile(np.abs((picture - cv2.blur(picture, (3, 3)))[::4, ::4]), 75)
     rows = []
     for level in (level for level in _LEVELS if level > 4.0 * noise):
-        _, labels, found, _ = cv2.connectedComponentsWithStats(np.uint8(contrast > level))
+        _, labels, found, _ = cv2.connectedComponentsWithStats(cv2.compare(contrast, level, cv2.CMP_GT))
         left, top, wide, high = found[:, :4].T
         fits = (high >= 3) & (high <= 0.13 * side) & (wide >= 2) & (wide <= 0.5 * side)
         fits[0] = False  # the background
@@ -177,7 +177,10 @@ def paint_over(picture: Float[Array, "h w"], boxes: list[Box]) -> Float[Array, "
         inside, seen = hidden[around], painted[around]
         if inside.all():
             continue  # nothing to go by; black
-        nearest = ndimage.distance_transform_edt(inside, return_distances=False, return_indices=True)
-        filled = ndimage.gaussian_filter(seen[tuple(nearest)], reach / 2)
+        # The label of each pixel is that of the nearest one outside.
+        _, labels = cv2.distanceTransformWithLabels(inside.view(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+        values = np.zeros(labels.max() + 1, seen.dtype)
+        values[labels[~inside]] = seen[~inside]
+        filled = cv2.GaussianBlur(values[labels], (0, 0), reach / 2)
         painted[around] = np.where(inside, filled, seen)
     return painted

@@ -1,0 +1,56 @@
+"""All methods on the embedded cohort at 64 pixels: the paper's comparison, with nothing to download, on two cores.
+
+python launch/study.py --study=configs/study_phantom.py --workdir=DIR
+
+120 procedural heads, 90 to train on, 10 to watch the training by, 20 to test. All see the same number of pictures. The judge of
+identity is trained on the cohort, and so is another one, which stands in Cranio-Diff's loss. Variant 'smoke' runs every cell in
+seconds and learns nothing.
+"""
+
+import ml_collections
+
+_DIFFUSION = ("train.batch_size=16", "train.num_steps=3000", "sampling.num_steps=10")
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """All choices here are ours."""
+    c = ml_collections.ConfigDict()
+    c.name = "study_phantom"
+    c.seeds = (0,)
+    c.headline, c.baselines = "cranio_diff", ("pix2pix", "cyclegan", "cut")
+    c.bootstrap = 10_000
+    c.flags = ("data.validation_subjects=10", "train.checkpoint_every=500", "train.keep=1")  # of every cell
+    c.method_flags = ("evaluate.weights={judge}", "evaluate.num_samples=1", "validation.every=500")  # of those that are compared
+    c.helpers = (
+        dict(name="judge", config="configs/arcface.py", seed=0, flags=()),
+        dict(name="taste", config="configs/arcface.py:loss", seed=1, flags=()),
+    )
+    identity = ("method.losses.identity=0.1", "method.losses.embedder_file={taste}", "method.losses.lateral_identity=True")
+    c.methods = (
+        dict(name="cranio_diff", config="configs/demo.py", flags=(*_DIFFUSION, *identity)),
+        dict(name="cranio_diff without identity", config="configs/demo.py", flags=_DIFFUSION),
+        # A ControlNet that is not trained stays at its zero: the prompt alone speaks.
+        dict(name="prompt alone", config="configs/demo.py", flags=(*_DIFFUSION, "method.trained=('unet','text_encoder')")),
+        dict(name="pix2pix", config="configs/pix2pix.py:phantom", flags=()),
+        dict(name="cyclegan", config="configs/cyclegan.py:phantom", flags=()),
+        dict(name="cut", config="configs/cut.py:phantom", flags=()),
+        dict(name="siamese", config="configs/siamese.py:phantom", flags=("validation.every=0",)),
+    )
+    if variant == "smoke":
+        c.name += ":smoke"
+        c.bootstrap = 200
+        c.flags = ("data.validation_subjects=4",)
+        c.method_flags = ("evaluate.weights={judge}", "evaluate.num_samples=1")
+        c.helpers = tuple(dict(h, config="configs/arcface.py:smoke", flags=extra) for h, extra in zip(c.helpers, ((), _OTHER), strict=True))
+        c.methods = tuple(dict(m, config=m["config"].split(":")[0] + ":smoke", flags=_short(m["flags"])) for m in c.methods)
+    elif variant:
+        raise ValueError(f"configs/study_phantom.py has no variant {variant!r}; expected 'smoke' or none")
+    return c
+
+
+_OTHER = ("method.network=mobilefacenet",)
+
+
+def _short(flags: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags that are not of a training's length."""
+    return tuple(flag for flag in flags if flag not in (*_DIFFUSION, "validation.every=0"))
