@@ -25,10 +25,6 @@ READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 Prepare = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
 
-# Of a file of records, which TFDS holds in memory while it writes it.
-_BUILDING = tfds.download.DownloadConfig(max_shard_size=256 << 20)
-
-
 def open_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     """The TFDS builder that `config.builder` names, with its settings. Raises InputError where one is wrong."""
     module, builder_config = _configured(config)
@@ -64,7 +60,7 @@ def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     """
     builder = open_builder(config)
     try:
-        builder.download_and_prepare(file_format="array_record", download_config=_BUILDING)
+        builder.download_and_prepare(file_format="array_record")
     except OSError as error:
         raise InputError(f"{builder.data_path}: the records can't be written ({error.strerror or type(error).__name__})") from None
     built = dict(builder.info.metadata or {})

@@ -329,7 +329,7 @@ def batches_jax(task: dict) -> dict:
     began = time.monotonic()
     c = make_config(task)
     c.data.data_dir = str(pathlib.Path(task["scratch"]) / "records")
-    c.data.cranio_phantom.subjects = 2
+    c.data.cranio_phantom.subjects = 3
     cached = task["case"].endswith("cached")
     examples = data.Examples(data.make_builder(c.data), "train", c, ("xray",) if cached else ("xray", "face"))
     latents = {"latents": np.zeros((task["size"] // 8, task["size"] // 8, 4), np.float32)} if cached else {}

@@ -16,6 +16,7 @@ from data_builders.pseudonyms import alias
 from data_builders.rendering import ct
 from data_builders.rendering.volume import VIEWS, Volume, voxel_for
 from data_builders.rendering.warp import virtual
+from data_builders.shards import shards
 from data_builders.tables import SEXES, SPLITS, Problem, check_filled, number_of, one_of, path_of, read_table
 
 NEEDED = ("subject", "volume", "age", "sex")
@@ -57,7 +58,7 @@ class Row(NamedTuple):
     split: str
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(tfds.core.ShardBasedBuilder):
     """Skull X-rays and faces rendered from CT heads."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -85,7 +86,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(self.builder_config.told()),
         )
 
-    def _split_generators(self, dl_manager):
+    def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
         config = self.builder_config
         rows, problems = read_rows(config)
@@ -95,12 +96,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         rows = [row for row in rows if row.number not in wrong]
         self.info.metadata.update(skipped_rows=sorted(wrong))
         split_of = config.split_of({row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows})
-        return {
-            name: self._generate_examples([row for row in rows if split_of[row.subject] == name], config.variants if name == "train" else 0)
-            for name in sorted(set(split_of.values()))
-        }
+        found, pairs = {}, len(VIEWS) ** (2 if config.pairing == "all_views" else 1)
+        for name in sorted(set(split_of.values())):
+            own, variants = [row for row in rows if split_of[row.subject] == name], config.variants if name == "train" else 0
+            found[name] = shards(name, self._records(own, variants), len(own) * (1 + variants) * pairs, config.size)
+        return found
 
-    def _generate_examples(self, rows: list[Row], variants: int):
+    def _records(self, rows: list[Row], variants: int):
         config = self.builder_config
         secret = config.secret
         for row in rows:

@@ -20,6 +20,7 @@ from cranio_jax.errors import InputError
 from data_builders.images.burned_in import covered, find_text, paint_over
 from data_builders.images.radiograph import UnreadableError, read_radiograph
 from data_builders.images.squares import padding, take
+from data_builders.shards import shards
 
 SUBJECTS = 51
 WIDTH = 128  # of an embedding
@@ -50,7 +51,7 @@ class S2FConfig(tfds.core.BuilderConfig):
         self.name = self.name or f"xray_{self.size}{f'-seed{self.seed}' if self.seed else ''}"
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(tfds.core.ShardBasedBuilder):
     """X-rays of 51 skulls in two views, each with an embedding of its face."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -74,7 +75,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(size=size, seed=self.builder_config.seed),
         )
 
-    def _split_generators(self, dl_manager):
+    def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
         config = self.builder_config
         if not config.folder:
@@ -90,9 +91,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         order = np.random.default_rng([config.seed, 51]).permutation(sorted(embeddings))
         held_out = {str(name) for name in order[:HELD_OUT]}
         pick = lambda test: {key: picture for key, picture in xrays.items() if (key[0] in held_out) == test}
-        return {name: self._generate_examples(pick(name == "test"), embeddings) for name in ("train", "test")}
+        parts = {name: pick(name == "test") for name in ("train", "test")}
+        return {name: shards(name, self._records(part, embeddings), len(part), config.size) for name, part in parts.items()}
 
-    def _generate_examples(self, xrays, embeddings):
+    def _records(self, xrays, embeddings):
         size = self.builder_config.size
         for (number, view), picture in sorted(xrays.items()):
             boxes = find_text(picture)

@@ -17,6 +17,7 @@ from data_builders.images.squares import moved
 from data_builders.images.staging import TEXT, Job, Ready, stage
 from data_builders.listed import ListedConfig
 from data_builders.pseudonyms import alias
+from data_builders.shards import shards
 from data_builders.skull_face.manifest import Face, Manifest, Row, Xray, read_manifest
 
 
@@ -71,7 +72,7 @@ class Pair(NamedTuple):
     ready_face: Ready
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(tfds.core.ShardBasedBuilder):
     """Paired skull X-rays and photographs of a user's own cohort."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -112,17 +113,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 "remove that folder to build it again"
             )
 
-    def _split_generators(self, dl_manager):
+    def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
         pairs, skipped, files = self.survey()
         # A list of rows is told, not what stood in them.
         self.info.metadata.update(skipped_rows=sorted({number for number, _ in skipped}), files=files)
-        names = sorted({pair.split for pair in pairs})
-        return {name: self._generate_examples([pair for pair in pairs if pair.split == name]) for name in names}
-
-    def _generate_examples(self, pairs: list[Pair]):
-        for pair in pairs:
-            yield pair.key, _record(pair)
+        parts = {name: [pair for pair in pairs if pair.split == name] for name in sorted({pair.split for pair in pairs})}
+        size = self.builder_config.size
+        return {name: shards(name, ((pair.key, _record(pair)) for pair in part), len(part), size) for name, part in parts.items()}
 
     def entries(self) -> Iterator[Entry]:
         """What will be records, to look at; nothing but the pictures is made."""
