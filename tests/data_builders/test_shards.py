@@ -1,7 +1,7 @@
 """Records in files of bounded size."""
 
 import pytest
-import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
 from cranio_jax import data
 from data_builders import shards
@@ -11,7 +11,7 @@ def test_more_than_fits_in_memory_is_written_without_tensorflow(config, tmp_path
     """TFDS shuffles what is more than this through TensorFlow, which nobody has installed here."""
     with pytest.raises(ModuleNotFoundError):
         import tensorflow  # noqa: F401
-    monkeypatch.setattr(tfds.core.shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
+    monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 1000)
     monkeypatch.setattr(shards, "BYTES", 20 * 4 * 32**2)
     config.data.data_dir = str(tmp_path)
     config.data.cranio_phantom.subjects = 6
