@@ -97,7 +97,7 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dic
         kept[headline] = samples[0]
         if c.num_samples > 1:
             kept[f"{headline}, mean of {c.num_samples} samples"] = [MeanOf(files) for files in zip(*samples, strict=True)]
-        timed = folder / "sample_0" / "seconds.json"
+        timed = folder / "sample_0_seconds.json"
         kept[SHUFFLED] = generator.keep(folder / f"shuffled_{crossed:08x}", others, 0, "faces of shuffled X-rays")
     kept[MEAN_FACE] = [mean_face(e) for e in examples]
     fresh = () if c.keep_faces else (headline, SHUFFLED)

@@ -141,5 +141,5 @@ class Generator:
                     if jax.process_index() == 0:
                         write_png(files[i], face)
             if made and jax.process_index() == 0:
-                write_json(folder / "seconds.json", (time.monotonic() - began) / made)
+                write_json(folder.parent / f"{folder.name}_seconds.json", (time.monotonic() - began) / made)
         return files
