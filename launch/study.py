@@ -48,8 +48,13 @@ class Cell:
     needs: tuple["Cell", ...] = ()
 
     @property
+    def begun_otherwise(self) -> bool:
+        told = self.folder / "flags.json"
+        return told.exists() and json.loads(told.read_text()) != list(self.flags)
+
+    @property
     def done(self) -> bool:
-        return (self.folder / "results.json").exists()
+        return (self.folder / "results.json").exists() and not self.begun_otherwise
 
     def command(self) -> list[str]:
         files = {cell.name: str(cell.folder / EMBEDDER) for cell in self.needs} | {"weights": str(self.weights)}
@@ -95,10 +100,9 @@ def run(cell: Cell) -> str:
         if not (other.folder / EMBEDDER).exists():
             return f"needs the embedder of {other.name}, which is not there"
     cell.folder.mkdir(parents=True, exist_ok=True)
-    told = cell.folder / "flags.json"
-    if told.exists() and json.loads(told.read_text()) != list(cell.flags):
+    if cell.begun_otherwise:
         return f"{cell.folder} was begun with other flags; remove it or choose another --workdir"
-    write_json(told, list(cell.flags))
+    write_json(cell.folder / "flags.json", list(cell.flags))
     # Cells compile much in common.
     environment = {"JAX_COMPILATION_CACHE_DIR": str(cell.folder.parent / "compiled")} | os.environ
     with open(cell.folder / "log.txt", "ab") as log:

@@ -73,11 +73,10 @@ class Adversarial(FromScratch):
         opt_state = {side: self.optimizer.init(part) for side, part in zip(("generate", "judge"), _sides(params), strict=True)}
         return {"step": jnp.zeros((), jnp.int32), "params": params, "statistics": statistics, "opt_state": opt_state}, {}
 
-    def module(self, name: str, params: dict[str, Params], state: dict[str, Any], training: bool = True) -> Any:
-        """A network with its parameters; batch norms take the batch's statistics while it is in training."""
+    def module(self, name: str, params: dict[str, Params], state: dict[str, Any]) -> Any:
+        """A network in training, with its parameters: batch norms take the batch's statistics."""
         module = self.networks[name].bind(params[name] | state["statistics"][name])
-        if training:
-            module.train()
+        module.train()
         return module
 
     @staticmethod
