@@ -30,8 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     # What frozen networks make of the pictures and prompts is kept beside the records, of so many augmented variants of each
     # pair; 0: made anew at each step.
     c.data.update(cached_variants=0, validation_subjects=0)
-    # The paper's augmentations.
-    c.augment = dict(flip=0.5, rotation=5.0, brightness=0.15, contrast=0.20, erase=0.05)
+    # The paper's augmentations, and one of ours: a smooth displacement that X-ray and face share, in parts of the picture.
+    c.augment = dict(flip=0.5, rotation=5.0, brightness=0.15, contrast=0.20, erase=0.05, bend=0.0)
     # The wording is ours; the paper names the biometrics only. tokenizer: "words", or "pretrained" for the checkpoint's.
     c.prompt = dict(template="portrait of a {noun}, {view} view, {age} years old, {bmi}", tokenizer="words", length=16, known_ages=())
     # A diffusers folder or hub id of Stable Diffusion 1.x or 2.x, and perhaps of a ControlNet; empty: from scratch.

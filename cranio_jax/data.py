@@ -6,11 +6,12 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import grain
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+from jaxtyping import Float
 
 from cranio_jax.errors import InputError
 from cranio_jax.prompts import make_prompt, make_tokenizer
@@ -18,7 +19,9 @@ from cranio_jax.prompts import make_prompt, make_tokenizer
 # Arrays that go to the device, where an example has them; everything else stays on the host.
 DEVICE_FIELDS = ("xray", "face", "prompt_ids", "id_hash", "mask", "frontal", "landmarks", "subject_index", "latents", "context")
 EVALUATION_FIELDS = ("generated", "other_xray", "head_mask", "place", "split")
-GEOMETRY = ("flip", "rotation")  # of the augmentations, those that move the face
+GEOMETRY = ("flip", "rotation", "bend")  # of the augmentations, those that move the face
+# Of the bend: knots along each side, about a feature of the face apart; rounds of its inversion.
+_KNOTS, _ROUNDS = 4, 8
 READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 
 # From an example and random numbers to the one that is trained on.
@@ -183,15 +186,27 @@ class Examples:
         return self._tokenize([make_prompt(self._prompt.template, view, sex, age, bmi_change, self._prompt.known_ages)])[0]
 
 
-def rotate(image: np.ndarray, degrees: float, fill: tuple[int, ...]) -> np.ndarray:
-    """Bilinear rotation about the centre; `fill` where nothing was."""
-    picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-    fill = fill[0] if len(fill) == 1 else fill
-    return np.asarray(picture.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=fill)).reshape(image.shape)
+def displacement(rng: np.random.Generator, side: int, bend: float, mirrored: bool) -> Float[np.ndarray, "side side 2"]:
+    """A smooth random displacement (x, y) in pixels that shifts nothing on the whole.
+
+    Args:
+      rng: what is drawn from.
+      side: of the picture.
+      bend: its standard deviation, in parts of the side.
+      mirrored: alike on both sides of the middle column, as faces seen from the front are.
+    """
+    knots = rng.standard_normal((_KNOTS, _KNOTS, 2)).astype(np.float32)
+    if mirrored:
+        knots = (knots + knots[:, ::-1] * np.float32([-1, 1])) / np.sqrt(np.float32(2))
+    return bend * side * cv2.resize(knots - knots.mean((0, 1)), (side, side), interpolation=cv2.INTER_CUBIC)
 
 
 def move(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The paper's geometric augmentations, alike for (square) X-ray, face and landmarks as far as the example has them."""
+    """What moves the (square) X-ray, face and landmarks, alike and as far as the example has them.
+
+    Flip and rotation are the paper's. The bend is ours: where people are few, an X-ray and a face that are in register, which
+    they are in one view alone, are made those of somebody else.
+    """
     images = {name: example[name] for name in ("xray", "face") if name in example}
     moved = dict(example)
     side = next(iter(images.values())).shape[1]
@@ -199,15 +214,29 @@ def move(example: dict[str, Any], rng: np.random.Generator, settings: ml_collect
         images = {name: image[:, ::-1] for name, image in images.items()}
         if "landmarks" in moved:
             moved["landmarks"] = moved["landmarks"][[1, 0, 2, 4, 3]] * np.float32([-1, 1]) + np.float32([side - 1, 0])
-    if settings.rotation:
+    bend = settings.bend if example.get("xray_view") == example.get("face_view") else 0.0
+    if settings.rotation or bend:
         degrees = rng.uniform(-settings.rotation, settings.rotation)
-        background = lambda name, image: (0,) if name == "xray" else tuple(int(v) for v in image[0, 0])
-        images = {name: rotate(image, degrees, background(name, image)) for name, image in images.items()}
+        middle, (cos, sin) = np.float32((side - 1) / 2), (np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees)))
+        turn = np.array([[cos, -sin], [sin, cos]], np.float32)  # counterclockwise, rows running down
+        push = displacement(rng, side, bend, mirrored=example.get("face_view") == "frontal")
+        columns_rows = np.moveaxis(np.indices((side, side), dtype=np.float32)[::-1], 0, -1)
+        source = (columns_rows - middle) @ turn.T + middle + push  # of each pixel
+        images = {name: _sampled(image, source, fill=(0,) if name == "xray" else image[0, 0]) for name, image in images.items()}
         if "landmarks" in moved:
-            middle, (cos, sin) = np.float32((side - 1) / 2), (np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees)))
-            turn = np.array([[cos, -sin], [sin, cos]], np.float32)  # counterclockwise, rows running down
-            moved["landmarks"] = (moved["landmarks"] - middle) @ turn + middle
+            # Where the source is the landmark; a fixed point, which a smooth displacement brings near in a few rounds.
+            places = moved["landmarks"]
+            for _ in range(_ROUNDS):
+                pushed = cv2.remap(push, places[:, None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
+                places = (moved["landmarks"] - pushed - middle) @ turn + middle
+            moved["landmarks"] = places
     return moved | {name: np.ascontiguousarray(image) for name, image in images.items()}
+
+
+def _sampled(image: np.ndarray, source: Float[np.ndarray, "h w 2"], fill: Sequence[int]) -> np.ndarray:
+    """The image at the places (x, y) of `source`, bilinearly; `fill` beyond its edge."""
+    edge = [float(value) for value in fill]
+    return cv2.remap(image, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=edge).reshape(image.shape)
 
 
 def expose(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:
