@@ -27,6 +27,7 @@ setuptools.setup(
         "opencv-python-headless>=4.13",
         "absl-py",
         "array_record",
+        "filelock",
         "grain",
         "huggingface_hub",
         "jaxtyping",

@@ -3,8 +3,8 @@
 python launch/study.py --study=configs/study_phantom.py --workdir=DIR
 
 120 procedural heads, 90 to train on, 10 to watch the training by, 20 to test. All see the same number of pictures. The judge of
-identity is trained on the cohort, and so is another one, which stands in Cranio-Diff's loss. Variant 'smoke' runs every cell in
-seconds and learns nothing.
+identity is trained on the cohort, and so is another one, which stands in Cranio-Diff's loss. Variant 'published' scores with the
+networks in --weights=WEIGHTS too (safetensors: LPIPS, ArcFace); 'smoke' runs every cell in seconds and learns nothing.
 """
 
 import ml_collections
@@ -43,8 +43,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.method_flags = ("evaluate.weights={judge}", "evaluate.num_samples=1")
         c.helpers = tuple(dict(h, config="configs/arcface.py:smoke", flags=extra) for h, extra in zip(c.helpers, ((), _OTHER), strict=True))
         c.methods = tuple(dict(m, config=m["config"].split(":")[0] + ":smoke", flags=_short(m["flags"])) for m in c.methods)
+    elif variant == "published":
+        c.name += ":published"
+        c.method_flags = ("evaluate.weights={judge},{weights}/*.safetensors", *c.method_flags[1:])
     elif variant:
-        raise ValueError(f"configs/study_phantom.py has no variant {variant!r}; expected 'smoke' or none")
+        raise ValueError(f"configs/study_phantom.py has no variant {variant!r}; expected 'published', 'smoke' or none")
     return c
 
 

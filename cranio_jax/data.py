@@ -1,12 +1,15 @@
 """From records on disk to batches: a Grain pipeline over a TFDS data source."""
 
+import contextlib
 import hashlib
 import importlib
+import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
+import filelock
 import grain
 import ml_collections
 import numpy as np
@@ -62,10 +65,13 @@ def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     Raises InputError where the folder holds records built with other settings.
     """
     builder = open_builder(config)
-    try:
-        builder.download_and_prepare(file_format="array_record")
-    except OSError as error:
-        raise InputError(f"{builder.data_path}: the records can't be written ({error.strerror or type(error).__name__})") from None
+    if not builder.is_prepared():
+        try:
+            with _alone(str(builder.data_path)):
+                open_builder(config).download_and_prepare(file_format="array_record")
+        except OSError as error:
+            raise InputError(f"{builder.data_path}: the records can't be written ({error.strerror or type(error).__name__})") from None
+        builder = open_builder(config)
     built = dict(builder.info.metadata or {})
     for name, value in builder_settings(config).items():
         if name in built and built[name] != value:
@@ -73,6 +79,15 @@ def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
                 f"{builder.data_dir} was built with {name}={built[name]!r}, not {value!r}; remove it or set data.data_dir to another folder"
             )
     return builder
+
+
+def _alone(path: str) -> contextlib.AbstractContextManager:
+    """Runs on one machine that start together write records once; a bucket knows no locks."""
+    if "://" in path:
+        return contextlib.nullcontext()
+    folder = pathlib.Path(path).parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
 def fingerprint(builder: tfds.core.DatasetBuilder) -> str:

@@ -12,7 +12,7 @@ from cranio_jax.writers import write_json
 
 # Fields that say what to do with an experiment and where, not which experiment it is.
 _FREE = {
-    "": ("job", "evaluate", "validation", "reconstruct", "export", "mesh"),
+    "": ("job", "sampling", "evaluate", "validation", "reconstruct", "export", "mesh"),
     "train": ("stop_at", "log_every", "checkpoint_every", "keep", "keep_period"),
 }
 
@@ -39,7 +39,10 @@ def _difference(there: Any, here: Any, path: str = "") -> str | None:
 def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Raises InputError where `workdir` holds another experiment."""
     path = workdir / "config.json"
-    if path.exists() and (difference := _difference(json.loads(path.read_text()), identity(config))):
+    if not path.exists():
+        return
+    there = {name: value for name, value in json.loads(path.read_text()).items() if name not in _FREE[""]}
+    if difference := _difference(there, identity(config)):
         raise InputError(f"{workdir} holds another experiment ({difference}); choose another --workdir")
 
 

@@ -1,22 +1,26 @@
 """Trains every method of a study with every seed, scores all alike, and writes one comparison.
 
-python launch/study.py --study=configs/study_phantom.py --workdir=DIR [--weights=DIR] [--cell=K] [--config.FIELD=VALUE ...]
+python launch/study.py --study=configs/study_phantom.py --workdir=DIR [--weights=DIR] [--at_once=N] [--cell=K] [--config.FIELD=VALUE ...]
 
 A cell is one method with one seed, a run of cranio_jax.main in a folder of its own. What is finished is not done again, what
 failed is told and does not stop the rest; started again, the study goes on. `--list` numbers the cells and `--cell=K` runs
 one of them: an array of jobs, or several machines with one WORKDIR or with copies of it, share the work, and the comparison
-is made of whatever is there (`--compare`). Further `--config.` flags go to every cell: your own data, say.
+is made of whatever is there (`--compare`). `--at_once=2` runs two cells at a time on one machine, each with half the cores: a
+network too small to fill all of them is trained as fast by one. Further `--config.` flags go to every cell: your own data, say.
 """
 
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from concurrent import futures
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -153,12 +157,34 @@ def compare(study, cells: list[Cell], workdir: pathlib.Path) -> pathlib.Path | N
     return report.study(results, {name: [cell.folder for cell in own] for name, own in finished.items() if own}, workdir)
 
 
+def told(number: int, cell: Cell, count: int) -> bool:
+    """Runs a cell that is not finished, and says how it ended; returns whether it failed."""
+    what = f"cell {number} of {count}: {cell.name}, seed {cell.seed}"
+    if cell.done:
+        print(f"{what}: finished before", flush=True)
+        return False
+    print(f"{what}: {cell.folder / 'log.txt'} tells how far it is", flush=True)
+    began = time.monotonic()
+    problem = run(cell)
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    print(f"{what}: " + (f"FAILED, {problem}" if problem else f"done in {minutes}:{seconds:02d}"), flush=True)
+    return bool(problem)
+
+
+def _take_cores(numbers: Iterator[int], at_once: int) -> None:
+    """A worker's share of the cores, which the runs that it starts inherit."""
+    if at_once > 1 and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[next(numbers) % len(cores) :: at_once])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--study", required=True, help="a file of configs/, with :variant if it has some")
     parser.add_argument("--workdir", required=True, type=lambda path: pathlib.Path(path).expanduser().resolve())
     parser.add_argument("--weights", default="", help="your folder of weights, where the study wants some")
     parser.add_argument("--cell", type=int, help="run this one alone, and compare nothing")
+    parser.add_argument("--at_once", type=int, default=1, help="run so many cells at a time, each on its share of the cores")
     parser.add_argument("--compare", action="store_true", help="run nothing")
     parser.add_argument("--list", action="store_true", help="number the cells")
     options, more = parser.parse_known_args()
@@ -166,25 +192,24 @@ def main() -> None:
         parser.error(f"{wrong[0]} is no flag of a study; those of its cells begin with --config.")
     study = read_study(options.study)
     cells = cells_of(study, options.workdir, pathlib.Path(options.weights).expanduser().resolve(), more)
+    if not options.weights and any("{weights}" in flag for cell in cells for flag in cell.flags):
+        parser.error(f"{study.name} scores with networks of yours: name their folder by --weights; its configuration tells what is in it")
     if options.cell is not None and not 0 <= options.cell < len(cells):
         parser.error(f"--cell={options.cell}: the study has the cells 0 to {len(cells) - 1}")
+    if options.at_once < 1:
+        parser.error(f"--at_once={options.at_once} runs nothing")
     if options.list:
         for number, cell in enumerate(cells):
             print(f"{number:3d}  {cell.name}, seed {cell.seed}{', finished' if cell.done else ''}")
         return
     chosen = list(enumerate(cells)) if options.cell is None else [(options.cell, cells[options.cell])]
+    chosen = [] if options.compare else chosen
     failed = 0
-    for number, cell in [] if options.compare else chosen:
-        what = f"cell {number} of {len(cells)}: {cell.name}, seed {cell.seed}"
-        if cell.done:
-            print(f"{what}: finished before", flush=True)
-            continue
-        print(f"{what}: {cell.folder / 'log.txt'} tells how far it is", flush=True)
-        began = time.monotonic()
-        problem = run(cell)
-        failed += bool(problem)
-        minutes, seconds = divmod(round(time.monotonic() - began), 60)
-        print(f"{what}: " + (f"FAILED, {problem}" if problem else f"done in {minutes}:{seconds:02d}"), flush=True)
+    with futures.ThreadPoolExecutor(options.at_once, initializer=_take_cores, initargs=(itertools.count(), options.at_once)) as pool:
+        # Helpers first: others name their embedders.
+        for helpers in (True, False):
+            part = [(number, cell) for number, cell in chosen if (number < len(study.helpers)) == helpers]
+            failed += sum(pool.map(lambda one: told(*one, len(cells)), part))
     if options.cell is None:
         page = compare(study, cells, options.workdir)
         if page:

@@ -124,3 +124,4 @@ def test_flags_of_a_study(tmp_path):
         "the study has the cells 0 to 8" in study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--cell=9").stderr
     )
     assert "--seed=3 is no flag" in study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--seed=3").stderr
+    assert "name their folder by --weights" in study(tmp_path, "--study=configs/study_paper.py", f"--workdir={tmp_path}", "--list").stderr

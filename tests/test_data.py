@@ -1,10 +1,12 @@
 """The pipeline: order, augmentation, and records that do not fit."""
 
 import json
+import multiprocessing
 import pathlib
 import types
 from functools import partial
 
+import ml_collections
 import numpy as np
 import pytest
 from skimage import transform
@@ -119,6 +121,21 @@ def test_unknown_builder_and_setting(config):
 
 def test_no_path_in_examples(examples, records):
     assert str(records) not in repr(examples) and str(records) not in repr(examples[0])
+
+
+def test_two_that_start_together_build_once(config, tmp_path):
+    """Each by itself would write the records, and the second could not put its own in their place."""
+    config.data.data_dir = str(tmp_path)
+    config.data.cranio_phantom.subjects = 4
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        counts = pool.map(_count_records, [config.data.to_json()] * 2)
+    assert counts[0] == counts[1] > 0
+    assert len(list(tmp_path.glob("cranio_phantom/*/[0-9]*"))) == 1
+
+
+def _count_records(config):
+    builder = data.make_builder(ml_collections.ConfigDict(json.loads(config)))
+    return sum(split.num_examples for split in builder.info.splits.values())
 
 
 def test_records_built_with_other_settings_are_refused(config, tmp_path):
