@@ -57,9 +57,8 @@ def get_config() -> ml_collections.ConfigDict:
     # The decoded terms of the loss, a part of `method`; files of weights are the
     # user's, `decoder` a folder of TAESD that stands in for the autoencoder's. See cranio_jax/losses.py.
     c.method = ml_collections.ConfigDict()
-    # Rates of networks that shall not go at train.learning_rate; the rank of 'unet_lora', whose alpha is the same; how many more
-    # of the timesteps trained at are noisy ones.
-    c.method.update(learning_rates={}, lora_rank=16, timestep_shift=1.0)
+    # Rates of networks that shall not go at train.learning_rate; the rank of 'unet_lora', whose alpha is the same.
+    c.method.update(learning_rates={}, lora_rank=16)
     c.method.losses = dict(lpips=0.0, identity=0.0, gate="quadratic", gate_limit=200, warmup_steps=0, every=1, decode_batch=0)
     c.method.losses.update(trunk="vgg", trunk_file="", heads_file="", embedder_file="", decoder="")
     c.method.losses.update(crop=(0.2, 0.2, 0.65, 0.6), lateral_identity=False)

@@ -22,7 +22,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; m
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 .notice { background: #fff4de; border-left: 4px solid #d98a00; padding: .6rem .9rem; }
 table { border-collapse: collapse; } th, td { padding: .35rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid #dfe4ea; }
-th:first-child, td:first-child { text-align: left; } .interval { color: #66707d; font-size: .85em; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } .interval { color: #66707d; font-size: .85em; white-space: nowrap; display: block; }
 .faces { display: grid; gap: .5rem; overflow-x: auto; } .faces figure { margin: 0; text-align: center; }
 .faces img, .sheet { width: 100%; image-rendering: auto; border-radius: 3px; display: block; } figcaption, .small { font-size: .8rem; color: #66707d; }
 .wide { overflow-x: auto; } .curves { display: flex; flex-wrap: wrap; gap: 1rem; } pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: .8rem; }

@@ -113,7 +113,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     if results.get("costs"):
         rows = [(name, [Cell(f"{cost[key] * scale:.{digits}f}") if key in cost else Cell() for key, _, scale, digits in _COSTS])
                 for name, cost in results["costs"].items()]  # fmt: skip
-        notes = ["of one seed; TFLOP are counted, of products and convolutions; seconds are those of the machine it ran on"]
+        notes = ["of one seed; operations are counted, of products and convolutions; seconds are those of the machine it ran on"]
         found.append(Table("Cost", [title for _, title, *_ in _COSTS], rows, notes, "pictures", True))
     return found
 
@@ -123,9 +123,9 @@ _COSTS = (
     ("parameters", "parameters (M)", 1e-6, 1),
     ("images", "images seen", 1.0, 0),
     ("seconds", "training (s)", 1.0, 0),
-    ("training_tflop", "training (TFLOP)", 1.0, 0),
+    ("training_tflop", "training (TFLOP)", 1.0, 1),
     ("face_seconds", "a face (s)", 1.0, 3),
-    ("face_tflop", "a face (TFLOP)", 1.0, 4),
+    ("face_tflop", "a face (GFLOP)", 1e3, 1),
 )
 
 

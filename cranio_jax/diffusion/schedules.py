@@ -6,7 +6,6 @@ x_t = alpha_t x_0 + sigma_t noise with alpha_t^2 = alphas_cumprod[t] and sigma_t
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -95,16 +94,6 @@ def make_schedule(
         root = np.sqrt(alphas_cumprod)
         alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return NoiseSchedule(alphas_cumprod, prediction_type)
-
-
-def draw_timesteps(key: Array, batch: int, count: int, shift: float = 1.0) -> Int[Array, "b"]:
-    """Timesteps of 0 to `count` - 1 to train at: uniform at shift 1, and more of high noise with more (Esser et al. 2024, Eq. 23).
-
-    Half of them lie above shift / (1 + shift) of the way.
-    """
-    u = jax.random.uniform(key, (batch,))
-    shifted = shift * u / (1.0 + (shift - 1.0) * u)
-    return jnp.minimum((count * shifted).astype(jnp.int32), count - 1)
 
 
 def loss_weight(schedule: NoiseSchedule, timesteps: Int[Array, "b"], weight: str, gamma: float = 5.0) -> Float[Array, "b"]:

@@ -306,7 +306,7 @@ class CranioDiff:
         count, side = batch["xray"].shape[0], self.size // self.factor
         k1, k2, k3 = jax.random.split(jax.random.fold_in(key, state["step"]), 3)
         draws = {
-            "timesteps": diffusion.draw_timesteps(k1, count, self.schedule.count, m.timestep_shift),
+            "timesteps": jax.random.randint(k1, (count,), 0, self.schedule.count),
             "noise": jax.random.normal(k2, (count, side, side, self.channels)),
             "drop_prompt": jax.random.bernoulli(k3, m.prompt_dropout, (count,)),
         }

@@ -161,12 +161,3 @@ def test_noise_belongs_to_the_example():
     run = lambda order: diffusion.sample(gaussian_denoiser(schedule), noise[order], table, schedule, keys[order])
     order = jnp.array([2, 0, 1])
     np.testing.assert_array_equal(run(order), run(jnp.arange(3))[order])
-
-
-@pytest.mark.parametrize("shift", [1.0, 3.0, 10.0])
-def test_shifted_timesteps(shift):
-    """Their distribution function is t / (shift - (shift - 1) t), t in parts of the whole."""
-    drawn = np.asarray(diffusion.draw_timesteps(jax.random.key(0), 100_000, 1000, shift))
-    assert drawn.min() >= 0 and drawn.max() == 999
-    for part in (0.1, 0.5, 0.9):
-        assert (drawn < 1000 * part).mean() == pytest.approx(part / (shift - (shift - 1.0) * part), abs=0.006)
