@@ -234,7 +234,8 @@ def move(example: dict[str, Any], rng: np.random.Generator, settings: ml_collect
         degrees = rng.uniform(-settings.rotation, settings.rotation)
         middle, (cos, sin) = np.float32((side - 1) / 2), (np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees)))
         turn = np.array([[cos, -sin], [sin, cos]], np.float32)  # counterclockwise, rows running down
-        push = displacement(rng, side, bend, mirrored=example.get("face_view") == "frontal")
+        mirrored = example.get("face_view") == "frontal"
+        push = displacement(rng, side, bend, mirrored) if bend else np.zeros((1, 1, 2), np.float32)
         columns_rows = np.moveaxis(np.indices((side, side), dtype=np.float32)[::-1], 0, -1)
         source = (columns_rows - middle) @ turn.T + middle + push  # of each pixel
         images = {name: _sampled(image, source, fill=(0,) if name == "xray" else image[0, 0]) for name, image in images.items()}
