@@ -2,7 +2,7 @@
 
 python -m cranio_jax.main --config=configs/demo.py --workdir=/tmp/cranio
 
-Variant 'fine' works on pixels of a quarter of the area: slower at first, and further in the end; 'smoke' runs every part in a
+Variant 'fine' has codec blocks of a quarter of the area: slower at first, and further in the end; 'smoke' runs every part in a
 minute or two and learns nothing.
 """
 

@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.headline, c.baselines = "cranio_diff", ("pix2pix", "cyclegan", "cut")
     c.bootstrap = 10_000
     c.flags = ("data.validation_subjects=10", "train.checkpoint_every=500", "train.keep=1")  # of every cell
-    # Of those that are compared. Ninety people are few: without the bend, methods learn them by heart.
+    # Of those that are compared. Ninety people are few: without the bend Pix2Pix learns them by heart.
     c.method_flags = ("evaluate.weights={judge}", "evaluate.num_samples=1", "validation.every=500", "augment.bend=0.015")
     c.helpers = (
         dict(name="judge", config="configs/arcface.py", seed=0, flags=()),

@@ -242,7 +242,7 @@ def move(example: dict[str, Any], rng: np.random.Generator, settings: ml_collect
         if "landmarks" in moved:
             # Where the source is the landmark; a fixed point, which a smooth displacement brings near in a few rounds.
             places = moved["landmarks"]
-            for _ in range(_ROUNDS):
+            for _ in range(_ROUNDS if bend else 1):
                 pushed = cv2.remap(push, places[:, None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
                 places = (moved["landmarks"] - pushed - middle) @ turn + middle
             moved["landmarks"] = places

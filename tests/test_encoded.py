@@ -21,7 +21,7 @@ def config(config):
     config.method.vae.down_block_types, config.method.vae.up_block_types = ("DownEncoderBlock2D",) * 3, ("UpDecoderBlock2D",) * 3
     config.method.unet.update(in_channels=4, out_channels=4)
     config.data.cached_variants = 2
-    config.augment.update(flip=0.5, rotation=5.0)
+    config.augment.update(flip=0.5, rotation=5.0, bend=0.02)
     return config
 
 
