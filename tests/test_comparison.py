@@ -1,9 +1,13 @@
 """Several methods and seeds in one table: means, paired differences, who enters where, and what can't be compared."""
 
+import itertools
 import json
+import os
 import pathlib
 import subprocess
 import sys
+import threading
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from cranio_jax import tables
 from cranio_jax.comparison import compare
 from cranio_jax.errors import InputError
 from cranio_jax.identity import CEILING
+from launch.study import _take_cores
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SUBJECTS = [f"s{i}" for i in range(6)]
@@ -125,3 +130,18 @@ def test_flags_of_a_study(tmp_path):
     )
     assert "--seed=3 is no flag" in study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--seed=3").stderr
     assert "name their folder by --weights" in study(tmp_path, "--study=configs/study_paper.py", f"--workdir={tmp_path}", "--list").stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux binds threads to cores")
+def test_cells_at_once_share_the_cores():
+    """Each worker has its own, together they have all there are, and the program itself keeps them."""
+    own, at_once, meet = os.sched_getaffinity(0), 2, threading.Barrier(2)
+
+    def cores(_):
+        meet.wait(10)  # so that one worker does not take both
+        return os.sched_getaffinity(0)
+
+    with futures.ThreadPoolExecutor(at_once, initializer=_take_cores, initargs=(itertools.count(), at_once)) as pool:
+        first, second = pool.map(cores, range(2))
+    assert first | second == own == os.sched_getaffinity(0)
+    assert len(own) == 1 or not first & second

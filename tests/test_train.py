@@ -107,8 +107,8 @@ def test_a_network_may_have_its_own_rate(config, batch):
         return [max(moved[name].values()) for name in config.method.trained]
 
     # The first step of Adam is as long as its rate.
-    np.testing.assert_allclose(moves(), [1e-3, 1e-3], rtol=1e-2)
-    np.testing.assert_allclose(moves(unet=2e-4), [1e-3, 2e-4], rtol=1e-2)
+    np.testing.assert_allclose(moves(), [2e-3, 2e-3], rtol=1e-2)
+    np.testing.assert_allclose(moves(unet=2e-4), [2e-3, 2e-4], rtol=1e-2)
 
 
 def test_a_frozen_unet_costs_no_more_than_it_must(config, batch):
@@ -163,5 +163,5 @@ def test_another_experiments_folder_is_refused(config, tmp_path):
     config.train.stop_at = 1
     train.train(config, tmp_path)
     config.train.learning_rate = 0.5
-    with pytest.raises(InputError, match=r"holds another experiment \(train.learning_rate is 0.001 there and 0.5 here\)"):
+    with pytest.raises(InputError, match=r"holds another experiment \(train.learning_rate is 0.002 there and 0.5 here\)"):
         train.train(config, tmp_path)
