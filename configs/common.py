@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.name = "unnamed"
     c.job = "train_and_evaluate"
     c.seed = 0
+    c.profile_steps = 0  # so many steps of a training are traced for TensorBoard
     c.compute_dtype = "float32"  # "bfloat16" on accelerators; parameters stay float32
 
     c.data = records()

@@ -285,25 +285,35 @@ def to_device_fields(example: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def training_batches(
-    examples: Examples, batch_size: int, seed: int, prepare: Prepare, process_index: int, process_count: int
+    examples: Examples, batch_size: int, seed: int, prepare: Prepare, rows: Sequence[int] | None = None
 ) -> grain.DatasetIterator:
-    """Endless shuffled batches of this process, whose position can be saved.
+    """Endless shuffled batches, or of each the `rows` that are this process's, whose position can be saved.
 
-    The global order depends on the seed alone; each process takes every `process_count`-th example of it.
+    Which examples a step sees, and how they are augmented, depends on the seed and the step alone: any number of processes
+    may go on.
     """
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-    dataset = dataset[process_index::process_count]
     dataset = dataset.random_map(lambda example, rng: to_device_fields(prepare(example, rng)))
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
-    return iter(dataset.to_iter_dataset(READING))
+    return iter(_of_each_batch(dataset, batch_size, rows).to_iter_dataset(READING))
 
 
-def ordered_batches(examples: Sequence[dict[str, Any]], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches in order, read ahead; the last is filled up with copies whose mask is 0."""
+def ordered_batches(
+    examples: Sequence[dict[str, Any]], batch_size: int, rows: Sequence[int] | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches in order, or of each the `rows`, read ahead; the last is filled up with copies whose mask is 0."""
     count = len(examples)
 
     def one(place: int) -> dict[str, np.ndarray]:
         return to_device_fields(examples[min(place, count - 1)]) | {"mask": np.float32(place < count)}
 
     places = grain.MapDataset.range(-(-count // batch_size) * batch_size)
-    return iter(places.map(one).batch(batch_size).to_iter_dataset(READING))
+    return iter(_of_each_batch(places.map(one), batch_size, rows).to_iter_dataset(READING))
+
+
+def _of_each_batch(dataset: grain.MapDataset, batch_size: int, rows: Sequence[int] | None) -> grain.MapDataset:
+    """Batches of the `rows` of each whole batch."""
+    if rows is None or len(rows) == batch_size:
+        return dataset.batch(batch_size, drop_remainder=True)
+    each = len(rows)
+    places = grain.MapDataset.range(len(dataset) // batch_size * each)
+    return places.map(lambda place: dataset[place // each * batch_size + int(rows[place % each])]).batch(each)

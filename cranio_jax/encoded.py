@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +12,9 @@ import jax
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 import cranio_jax
-from cranio_jax import data, sharding
+from cranio_jax import data, generate, sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import Method
 from cranio_jax.writers import whole_file
@@ -89,20 +87,13 @@ def _mapped(path: pathlib.Path, count: int, shape: jax.ShapeDtypeStruct) -> np.n
 
 
 def _write(path, method, mesh, frozen, batch_size, field, count, make, shape):
-    def encode(frozen, batch):
-        return batch.pop("row"), method.encode(frozen, batch)[field]
-
-    encode = jax.jit(encode, out_shardings=sharding.replicated(mesh))
-    steps, processes = -(-count // batch_size), jax.process_count()
-    dataset = grain.MapDataset.range(steps * batch_size)[jax.process_index() :: processes]
-    dataset = dataset.map(lambda row: make(min(int(row), count - 1)) | {"row": np.int32(row)}).batch(batch_size // processes)
-    batches = dataset.to_iter_dataset(data.READING)
+    encode = jax.jit(lambda frozen, batch: method.encode(frozen, batch)[field], out_shardings=sharding.replicated(mesh))
+    rows = grain.MapDataset.range(count).map(lambda row: make(int(row)))
     kind = np.dtype(f"u{shape.dtype.itemsize}")  # numpy's files know no bfloat16
     with whole_file(path, "wb") as file:
         header = {"descr": kind.str, "fortran_order": False, "shape": (count, *shape.shape[1:])}
         np.lib.format.write_array_header_1_0(file, header)
-        quiet = 0.1 if sys.stderr.isatty() else 20.0
-        for batch in tqdm(batches, total=steps, desc=f"encoding, {field}", mininterval=quiet, disable=jax.process_index() > 0):
-            rows, values = jax.device_get(encode(frozen, sharding.put_batch(batch, mesh)))
-            order = np.argsort(rows)[: count - rows.min()]  # processes come in the mesh's order; the last batch is filled up
-            file.write(values[order].view(kind).tobytes())
+        for start, batch in generate.batches(rows, batch_size, mesh, f"encoding, {field}"):
+            batch.pop("mask")
+            values = jax.device_get(encode(frozen, batch))[: count - start]
+            file.write(values.view(kind).tobytes())

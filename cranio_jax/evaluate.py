@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
-from cranio_jax import data, generate, pretrained, sharding, tables
+from cranio_jax import cluster, data, generate, pretrained, sharding, tables
 from cranio_jax.controls import MEAN_FACE, SHUFFLED, mean_faces, shuffled_xrays
 from cranio_jax.errors import InputError
 from cranio_jax.identity import check_protocols, distractor_faces, retrieval
@@ -46,10 +47,11 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
         results = _matcher(config, workdir)
     else:
         results = _checkpoint(config, workdir)
-    write_json(workdir / "results.json", results)
-    for ending, write in (("md", tables.markdown), ("tex", tables.latex)):
-        with whole_file(workdir / f"table.{ending}") as file:
-            file.write(write(results))
+    if cluster.is_first():
+        write_json(workdir / "results.json", results)
+        for ending, write in (("md", tables.markdown), ("tex", tables.latex)):
+            with whole_file(workdir / f"table.{ending}") as file:
+                file.write(write(results))
     return results
 
 
@@ -184,7 +186,10 @@ def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[
     """Writes embedder.safetensors, and scores that file on the real faces of the test subjects."""
     method, mesh, state, _, step = restore(config, workdir)
     path, m = workdir / "embedder.safetensors", config.method
-    pretrained.save_embedder(path, method.generation_params(state), method.settings, m.crop, config.seed)
+    params = multihost_utils.process_allgather(method.generation_params(state), tiled=True)
+    if cluster.is_first():
+        pretrained.save_embedder(path, params, method.settings, m.crop, config.seed)
+    cluster.wait_for_all("embedder")
     config = config.copy_and_resolve_references()
     config.evaluate.weights = str(path)
     features = Features(config.evaluate.weights, m.crop)
@@ -307,7 +312,7 @@ def _of_sets(
 
 def _keep_pictures(workdir: pathlib.Path, step: int, beside: Beside, kinds: Sequence[str], count: int) -> None:
     """Saves a spread of test examples with their faces, for the report and for TensorBoard."""
-    if count < 1:
+    if count < 1 or not cluster.is_first():
         return
     examples = [beside[int(i)] for i in np.unique(np.linspace(0, len(beside) - 1, count).round())]
     xrays, truth, faces = (np.stack([e[name] for e in examples]) for name in ("xray", "face", "generated"))

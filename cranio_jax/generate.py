@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, UInt8
 from tqdm import tqdm
 
 import cranio_jax
-from cranio_jax import data, sharding
+from cranio_jax import cluster, data, sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import Batch, Method
 from cranio_jax.pictures import write_png
@@ -28,9 +29,9 @@ def batches(examples: Sequence[dict], size: int, mesh: jax.sharding.Mesh, say: s
     """`(start, batch)` of each batch of examples, placed; the last is filled up with masked copies."""
     quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file wants few lines
     starts = range(0, len(examples), size)
-    silent = say is None or jax.process_index() > 0
+    silent = say is None or not cluster.is_first()
     with tqdm(total=len(examples), desc=say, unit=" images", disable=silent, mininterval=quiet) as told:
-        for start, batch in zip(starts, data.ordered_batches(examples, size), strict=True):
+        for start, batch in zip(starts, data.ordered_batches(examples, size, sharding.local_rows(size, mesh)), strict=True):
             yield start, sharding.put_batch(batch, mesh)
             told.update(min(size, len(examples) - start))
 
@@ -41,6 +42,8 @@ def collected(
     """What a jitted function makes of all examples, batch by batch, without what filled up the last."""
     found: dict[str, list[np.ndarray]] = {}
     for start, batch in batches(examples, size, mesh, say):
+        if not start:
+            cluster.wait_for_all(say)
         for name, part in jax.device_get(function(batch)).items():
             found.setdefault(name, []).append(part[: len(examples) - start])
     return {name: np.concatenate(parts) for name, parts in found.items()}
@@ -63,18 +66,16 @@ def check_finite(finite: np.ndarray, names: Sequence[str]) -> None:
             )
 
 
-def digest(params: Any) -> Array:
-    """A number for the bits of a tree of arrays: two 32-bit sums, the same on any mesh. For jit."""
+@jax.jit
+def digests(tree: Any) -> list[Array]:
+    """Two 32-bit sums over the bits of each leaf, the same on any mesh."""
 
     def one(leaf: Array) -> Array:
         bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32).reshape(-1)
         place = jax.lax.iota(jnp.uint32, bits.size)
         return jnp.stack([(bits * (place * jnp.uint32(k) | 1)).sum(dtype=jnp.uint32) for k in (2654435761, 2246822519)])
 
-    total = jnp.zeros(2, jnp.uint32)
-    for leaf in jax.tree.leaves(params):
-        total = total * jnp.uint32(3266489917) + one(leaf)
-    return total
+    return [one(leaf) for leaf in jax.tree.leaves(tree)]  # XLA takes minutes for what adds them up
 
 
 class Generator:
@@ -97,6 +98,8 @@ class Generator:
         """`(start, faces)` of each batch, without what filled it up."""
         number = jax.device_put(np.uint32(draw), sharding.replicated(self.mesh))
         for start, batch in batches(examples, self.batch_size, self.mesh, say):
+            if not start:
+                self._generate = cluster.compiled(self._generate, self.params, self.frozen, batch, number)
             faces, finite = jax.device_get(self._generate(self.params, self.frozen, batch, number))
             names = [e["id"] for e in examples[start : start + self.batch_size]]
             check_finite(finite, names)
@@ -112,9 +115,8 @@ class Generator:
         `records` is the fingerprint of the data.
         """
         c = self._config
-        bits = jax.jit(lambda *trees: [digest(tree) for tree in trees], out_shardings=sharding.replicated(self.mesh))
         made_by = {
-            "parameters": [n.tolist() for n in jax.device_get(bits(self.params, self.frozen))],
+            "parameters": zlib.crc32(np.array(jax.device_get(digests((self.params, self.frozen)))).tobytes()),
             "method": c.method.name,
             "sampling": c.sampling.to_dict(),
             "prompt": c.prompt.to_dict(),
@@ -125,21 +127,23 @@ class Generator:
         }
         name = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
         folder = workdir / "faces" / f"{self.step}_{name}"
-        if jax.process_index() == 0 and not (folder / "made_by.json").exists():
+        if cluster.is_first() and not (folder / "made_by.json").exists():
             write_json(folder / "made_by.json", made_by)
         return folder
 
     def keep(self, folder: pathlib.Path, examples: Sequence[dict], draw: int, say: str) -> list[pathlib.Path]:
         """The files `folder`/ID.png of the examples' faces; only those that are missing are generated, batch by batch."""
         files = [folder / f"{e['id']}.png" for e in examples]
-        missing = [i for i, file in enumerate(files) if not file.exists()]
+        exist = cluster.of_first(np.array([file.exists() for file in files], bool))
+        missing = [i for i, there in enumerate(exist) if not there]
         if missing:
             began, made = 0.0, 0
             for start, faces in self._faces([examples[i] for i in missing], draw, say):
                 made, began = (made + len(faces), began) if began else (0, time.monotonic())  # the first batch compiles
                 for i, face in zip(missing[start:], faces, strict=False):
-                    if jax.process_index() == 0:
+                    if cluster.is_first():
                         write_png(files[i], face)
-            if made and jax.process_index() == 0:
+            if made and cluster.is_first():
                 write_json(folder.parent / f"{folder.name}_seconds.json", (time.monotonic() - began) / made)
+            cluster.wait_for_all(f"faces in {folder.name}")
         return files

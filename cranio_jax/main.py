@@ -2,15 +2,22 @@
 
 import pathlib
 import sys
+import traceback
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cranio_jax import evaluate, export, inspect, reconstruct, report, tables, train
+from cranio_jax import cluster, evaluate, export, inspect, reconstruct, report, status, tables, train
 from cranio_jax.errors import InputError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
-JOBS = ("train_and_evaluate", "train", "evaluate", "reconstruct", "report", "export", "inspect")
+JOBS = ("train_and_evaluate", "train", "evaluate", "reconstruct", "report", "status", "export", "inspect")
+ALONE = ("reconstruct", "report", "status", "export", "inspect")
+# What ends in a sentence.
+EXPECTED = (InputError, train.NonFiniteLossError, cluster.Preempted)
+# Of errors of collectives and of the coordinator, when a process is gone.
+_OF_OTHERS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL", "closed by peer", "heartbeat")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: a file of configs/, with :variant if it has some.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, results and the page.")
@@ -34,10 +41,17 @@ def run(config, workdir: pathlib.Path) -> None:
     """Does `config.job`."""
     if config.job not in JOBS:
         raise InputError(f"job={config.job!r} is not one of {', '.join(JOBS)}")
+    if config.job in ALONE and jax.distributed.is_initialized():
+        raise InputError(f"job={config.job} is done by one process; start it without the others")
     if config.job in ("train_and_evaluate", "train"):
         train.train(config, workdir)
     if config.job in ("train_and_evaluate", "evaluate"):
-        print(tables.text(evaluate.evaluate(config, workdir)))
+        results = evaluate.evaluate(config, workdir)
+        if not cluster.is_first():
+            return
+        print(tables.text(results))
+    if config.job == "status":
+        print(status.status(workdir))
     if config.job == "inspect":
         print(inspect.text(inspect.inspect(config, workdir)))
         print(f"page: {workdir / 'inspect.html'}")
@@ -54,7 +68,18 @@ def run(config, workdir: pathlib.Path) -> None:
 def main(_) -> None:
     """Runs the job that the flags ask for."""
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell pages; a progress line is enough
-    run(_CONFIG.value, pathlib.Path(_WORKDIR.value).expanduser())
+    workdir = pathlib.Path(_WORKDIR.value).expanduser()
+    if jax.config.jax_compilation_cache_dir is None:
+        # The second start compiles nothing. Small programs are many, and a second each is more than their files.
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    cluster.join()
+    try:
+        run(_CONFIG.value, workdir)
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        _leave(error)
 
 
 def parse(arguments: list[str]) -> list[str]:
@@ -65,14 +90,29 @@ def parse(arguments: list[str]) -> list[str]:
         raise InputError("--config: " + " ".join(str(error.args[0]).split())) from None
 
 
+def _leave(error: Exception) -> None:
+    """Ends one of several processes, which does not wait for the others: they may wait for it."""
+    who = f"cranio_jax, process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, EXPECTED):
+        print(f"{who}: {error}", file=sys.stderr)
+    elif isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _OF_OTHERS):
+        print(f"{who}: another process is gone ({str(error).splitlines()[0][:200]}); start all again", file=sys.stderr)
+        cluster.leave(cluster.START_AGAIN)
+    else:
+        traceback.print_exception(error)
+        print(f"{who}: failed, see above", file=sys.stderr)
+    cluster.leave(cluster.START_AGAIN if isinstance(error, cluster.Preempted) else 1)
+
+
 def cli() -> None:
-    """Runs; wrong input ends in one sentence and an exit code that is not 0."""
+    """Runs; wrong input ends in one sentence and an exit code that is not 0, a notice of preemption in cluster.START_AGAIN."""
     sys.path.append(str(CHECKOUT))  # a configuration may import its neighbours in configs/
     flags.mark_flags_as_required(["config", "workdir"])
     try:
         app.run(main, flags_parser=parse)
-    except (InputError, train.NonFiniteLossError) as error:
-        sys.exit(f"cranio_jax: {error}")
+    except EXPECTED as error:
+        print(f"cranio_jax: {error}", file=sys.stderr)
+        sys.exit(cluster.START_AGAIN if isinstance(error, cluster.Preempted) else 1)
 
 
 if __name__ == "__main__":

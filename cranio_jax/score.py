@@ -10,7 +10,7 @@ from clu import metrics as clu_metrics
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from cranio_jax import sharding
+from cranio_jax import cluster, sharding
 from cranio_jax.generate import batches, check_finite
 from cranio_jax.methods import Batch
 from cranio_jax.metrics.distributions import InceptionScore, Moments, Rows
@@ -141,6 +141,8 @@ class Scorer:
         """
         totals, before = self._start(), None
         for start, batch in batches(Placed(examples, self._split), batch_size, self._mesh, say):
+            if not start:
+                self._step = cluster.compiled(self._step, self._params, given, batch, totals)
             totals, finite = self._step(self._params, given, batch, totals)
             jax.block_until_ready(before)  # one batch ahead and no more: memory is bounded, and progress is true
             before = finite

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from cranio_jax.errors import InputError
 
@@ -55,7 +56,14 @@ def state_sharding(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(shard, tree)
 
 
+def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, "n"]:
+    """Which rows of a batch lie on devices of this process; a pod's mesh need not give it neighbours."""
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from this process's part of a batch."""
+    """Global arrays from this process's rows of a batch, as `local_rows` orders them."""
     sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    with jax.transfer_guard("allow"):  # this one is meant; JAX takes it for an oversight where processes are several
+        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

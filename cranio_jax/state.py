@@ -24,13 +24,13 @@ def restore_or_init(method: Method, mesh: jax.sharding.Mesh, seed: int, checkpoi
     `position` is that of the batches, None at the start.
     """
     shapes, shardings = shardings_of(method, mesh)
-    step = checkpoints.latest
-    loaded = method.load(mesh, frozen_only=step is not None)
+    fresh = checkpoints.latest is None
+    loaded = method.load(mesh, frozen_only=not fresh)
     init = lambda loaded: method.init(jax.random.key(seed), loaded)
-    if step is None:
+    if fresh:
         state, frozen = jax.jit(init, out_shardings=shardings, donate_argnums=0)(loaded)
         return state, frozen, 0, None
-    state, position = checkpoints.restore(shapes[0], shardings[0])
+    step, state, position = checkpoints.restore(shapes[0], shardings[0])
     frozen = jax.jit(lambda loaded: init(loaded)[1], out_shardings=shardings[1], donate_argnums=0)(loaded)
     return state, frozen, step, position
 

@@ -10,11 +10,12 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from cranio_jax import data, encoded, sharding
+from cranio_jax import cluster, data, encoded, sharding
 from cranio_jax.checkpoint import Checkpoints
 from cranio_jax.errors import InputError
 from cranio_jax.methods import Method, make_method
 from cranio_jax.state import restore_or_init, shardings_of
+from cranio_jax.status import running
 from cranio_jax.validation import Validation
 from cranio_jax.workdir import claim
 from cranio_jax.writers import Writer
@@ -25,9 +26,10 @@ class NonFiniteLossError(RuntimeError):
 
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
-    """Trains until `config.train.num_steps`, going on from the newest checkpoint in `workdir`.
+    """Trains until `config.train.num_steps`, going on from the newest whole checkpoint in `workdir`.
 
-    Returns the state. Raises InputError on impossible settings, NonFiniteLossError on divergence.
+    Returns the state. Raises InputError on impossible settings, NonFiniteLossError on divergence, Preempted after SIGTERM,
+    when the state is saved.
     """
     t = config.train
     # Check what can be checked before anything is built or written.
@@ -37,24 +39,34 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
         raise InputError(f"train.accumulate={t.accumulate} does not divide the {t.batch_size // mesh.size} examples of each device")
     method = make_method(config)
     claim(workdir, config)
+    last = min(t.num_steps, t.stop_at or t.num_steps)
+    with running(config, workdir):
+        state, done = _train(config, workdir, method, mesh, last)
+        if done < last:
+            raise cluster.Preempted(f"told to stop after step {done}, whose state is kept; start it again to go on")
+    return state
 
-    builder = data.make_builder(config.data)
+
+def _train(config, workdir, method, mesh, last):
+    t, builder = config.train, data.make_builder(config.data)
     with Checkpoints(workdir / "checkpoints", t.keep, t.keep_period) as checkpoints:
-        state, frozen, restored_step, position = restore_or_init(method, mesh, config.seed, checkpoints)
+        state, frozen, first, position = restore_or_init(method, mesh, config.seed, checkpoints)
         examples, prepare = encoded.training_examples(config, method, mesh, frozen, builder)
-        # The same global order on any number of processes.
-        batches = data.training_batches(examples, t.batch_size, config.seed, prepare, jax.process_index(), jax.process_count())
+        batches = data.training_batches(examples, t.batch_size, config.seed, prepare, sharding.local_rows(t.batch_size, mesh))
         if position is not None:
             batches.set_state(position)
+            cluster.say(f"going on from step {first}")
         step_fn = jit_step(method, mesh, config.seed)
         validate = Validation(config, mesh, builder) if config.validation.every else None
-        last = min(t.num_steps, t.stop_at or t.num_steps)
-        if restored_step and jax.process_index() == 0:
-            print(f"going on from step {restored_step}", file=sys.stderr)
-        with Writer(workdir) as writer, progress(restored_step, t.num_steps, t.batch_size) as bar:
-            state = _loop(step_fn, validate, state, frozen, batches, mesh, restored_step, last, t, checkpoints, writer, bar)
-        checkpoints.save(last, state, batches.get_state())
-    return state
+        with (
+            Writer(workdir) as writer,
+            progress(first, t.num_steps) as bar,
+            Trace(workdir / "profile", first, config.profile_steps) as trace,
+            cluster.notice() as told,
+        ):
+            state, done = _loop(step_fn, validate, state, frozen, batches, mesh, first, last, t, checkpoints, writer, bar, trace, told)
+        checkpoints.save(done, state, batches.get_state())
+    return state, done
 
 
 def jit_step(method: Method, mesh: jax.sharding.Mesh, seed: int):
@@ -69,29 +81,59 @@ def jit_step(method: Method, mesh: jax.sharding.Mesh, seed: int):
 
 
 @contextlib.contextmanager
-def progress(start: int, total: int, batch_size: int):
+def progress(start: int, total: int):
     """A line with images per second and the time left."""
     form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {elapsed} gone, {remaining} left{postfix}"
     quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file wants few lines
-    with tqdm(total=total, initial=start, desc="training", bar_format=form, mininterval=quiet, disable=jax.process_index() > 0) as bar:
+    with tqdm(total=total, initial=start, desc="training", bar_format=form, mininterval=quiet, disable=not cluster.is_first()) as bar:
         yield bar
 
 
-def _loop(step_fn, validate, state, frozen, batches, mesh, first, last, t, checkpoints, writer, bar):
+class Trace:
+    """A profiler's trace of `count` steps, once the first ten have passed; TensorBoard shows it."""
+
+    def __init__(self, folder: pathlib.Path, first: int, count: int):
+        self._folder, self._steps, self._open = folder, range(first + 10, first + 10 + count), False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        if self._open:
+            jax.profiler.stop_trace()
+            self._open = False
+            cluster.say(f"a trace of {len(self._steps)} steps: tensorboard --logdir={self._folder}")
+
+    def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Begins or ends the trace, when it is time."""
+        if self._steps and step in (self._steps.start, self._steps.stop):
+            jax.block_until_ready(metrics)
+            if step == self._steps.start:
+                jax.profiler.start_trace(str(self._folder))
+                self._open = True
+            else:
+                self.__exit__()
+
+
+def _loop(step_fn, validate, state, frozen, batches, mesh, first, last, t, checkpoints, writer, bar, trace, told):
     def check(done, metrics, ids):
-        loss = float(jax.device_get(metrics["loss"]))
-        if not np.isfinite(loss):
+        values = jax.device_get(metrics)
+        if wrong := [name for name, value in values.items() if not np.isfinite(value)]:
+            name = "loss" if "loss" in wrong else wrong[0]
             raise NonFiniteLossError(
-                f"the loss is {loss} at step {done}, whose batch held the examples {', '.join(f'{i:08x}' for i in ids)}; "
+                f"the {name.replace('_', ' ')} is {values[name]} at step {done}, whose batch held the examples {', '.join(f'{i:08x}' for i in ids)}; "
                 f"the newest checkpoint is of step {checkpoints.latest or 0}: lower train.learning_rate and start again"
             )
 
-    began, began_step, before = None, first, None
+    began, began_step, before, done = None, first, None, first
     bar.set_postfix_str("compiling")
     with jax.transfer_guard("disallow"):
         for done in range(first + 1, last + 1):
             local = next(batches)
-            state, metrics = step_fn(state, frozen, sharding.put_batch(local, mesh))
+            batch = sharding.put_batch(local, mesh)
+            if done == first + 1:
+                step_fn = cluster.compiled(step_fn, state, frozen, batch)
+            state, metrics = step_fn(state, frozen, batch)
             if before is not None:  # while this step computes, look at the one before it
                 check(*before)
             before = (done, metrics, local["id_hash"])
@@ -101,16 +143,20 @@ def _loop(step_fn, validate, state, frozen, batches, mesh, first, last, t, check
                 bar.unpause()
                 bar.set_postfix_str("")
             bar.update(1)
-            if done % t.log_every == 0 or done == last:
+            trace.after(done, metrics)
+            stop = told(done)
+            if done % t.log_every == 0 or done == last or stop:
                 check(*before)
                 values = {name: float(v) for name, v in jax.device_get(metrics).items()}
                 if done > began_step:
                     values["images_per_second"] = (done - began_step) * t.batch_size / (time.monotonic() - began)
                     bar.set_postfix_str(f"{values['images_per_second']:.0f} images/s, loss {values['loss']:.4f}")
                 writer.scalars(done, values)
+            if stop:
+                break
             if validate and (done % validate.every == 0 or done == last):
                 writer.scalars(done, validate(state, frozen))
             if t.checkpoint_every and done % t.checkpoint_every == 0 and done < last:
                 check(*before)  # only a finite state may replace an older one
                 checkpoints.save(done, state, batches.get_state())
-    return state
+    return state, done

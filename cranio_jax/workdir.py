@@ -2,17 +2,19 @@
 
 import json
 import pathlib
+import time
 from typing import Any
 
+import jax
 import ml_collections
 
-from cranio_jax import data
+from cranio_jax import cluster, data
 from cranio_jax.errors import InputError
 from cranio_jax.writers import write_json
 
 # Fields that say what to do with an experiment and where, not which experiment it is.
 _FREE = {
-    "": ("job", "sampling", "evaluate", "validation", "reconstruct", "export", "mesh"),
+    "": ("job", "profile_steps", "sampling", "evaluate", "validation", "reconstruct", "export", "mesh"),
     "train": ("stop_at", "log_every", "checkpoint_every", "keep", "keep_period"),
 }
 
@@ -47,7 +49,18 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 
 def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """Marks `workdir` as this experiment's, after `check`."""
+    """Marks `workdir` as this experiment's, after `check`. Raises InputError where it can't be written, or not all see it."""
     check(workdir, config)
-    if not (workdir / "config.json").exists():
-        write_json(workdir / "config.json", identity(config))
+    path = workdir / "config.json"
+    if cluster.is_first() and not path.exists():
+        try:
+            write_json(path, identity(config))
+        except OSError as error:
+            raise InputError(f"{workdir} can't be written ({error.strerror or error})") from None
+    cluster.wait_for_all("workdir")
+    for _ in range(60):  # folders shared over a network may lag behind
+        if path.exists():
+            break
+        time.sleep(1.0)
+    if not cluster.all_agree(path.exists()):
+        raise InputError(f"--workdir={workdir} is not one folder for all {jax.process_count()} processes; name one that they share")

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
+import time
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ class Writer:
         if self._first:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-            self._lines.write(json.dumps({"step": step, **values}) + "\n")
+            self._lines.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Logs a picture `(height, width, 3)`, uint8."""

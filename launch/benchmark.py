@@ -333,7 +333,7 @@ def batches_jax(task: dict) -> dict:
     cached = task["case"].endswith("cached")
     examples = data.Examples(data.make_builder(c.data), "train", c, ("xray",) if cached else ("xray", "face"))
     latents = {"latents": np.zeros((task["size"] // 8, task["size"] // 8, 4), np.float32)} if cached else {}
-    batches = data.training_batches(examples, task["batch"], 0, lambda example, rng: data.augment(example, rng, c.augment) | latents, 0, 1)
+    batches = data.training_batches(examples, task["batch"], 0, lambda example, rng: data.augment(example, rng, c.augment) | latents)
     ahead = data.READING.prefetch_buffer_size + data.READING.num_threads
     some = lambda: [next(batches) for _ in range(2 * ahead)]  # more than lie ready
     some()

@@ -37,7 +37,7 @@ def test_restart_is_bit_identical(config, tmp_path):
 @pytest.fixture
 def batch(config):
     examples = data.Examples(data.make_builder(config.data), "train", config)
-    return next(data.training_batches(examples, 8, 0, partial(data.augment, settings=config.augment), 0, 1))
+    return next(data.training_batches(examples, 8, 0, partial(data.augment, settings=config.augment)))
 
 
 def three_losses(config, batch, shape):
