@@ -3,9 +3,9 @@
 python launch/study.py --study=configs/study_phantom.py --workdir=DIR
 
 120 procedural heads, 90 to train on, 10 to watch the training by, 20 to test. The baselines see 48,000 pictures and Cranio-Diff
-64,000, somewhat less arithmetic than CycleGAN's; the page has the curves that tell whether it was enough. The judge of identity is trained on the cohort, and so is
-another one, which stands in Cranio-Diff's loss. Variant 'published' scores with the networks in --weights=WEIGHTS too
-(safetensors: LPIPS, ArcFace); 'smoke' runs every cell in seconds and learns nothing.
+64,000, somewhat less arithmetic than CycleGAN's; the page has the curves that tell whether it was enough. The judge of identity
+is trained on the cohort, and so is another one, which stands in Cranio-Diff's loss. Variant 'published' scores with the networks
+in --weights=WEIGHTS too (safetensors: LPIPS, ArcFace); 'smoke' runs every cell in seconds and learns nothing.
 """
 
 import ml_collections

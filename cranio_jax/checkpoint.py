@@ -31,8 +31,9 @@ class Checkpoints:
         """Raises InputError where the folder can't be written."""
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period or None, enable_async_checkpointing=True)
         self._folder, self._damaged, self._sealing = folder, set(), None
+        self._local = isinstance(folder, pathlib.Path)  # a bucket has sums of its own
         with self._written():
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+            self._manager = ocp.CheckpointManager(folder.absolute() if self._local else folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -92,7 +93,7 @@ class Checkpoints:
     def _seal(self) -> None:
         """Starts to write the sums of the newest step, if they are not there."""
         step = self.latest
-        if step is None or not cluster.is_first() or (self._folder / str(step) / _SUMS).exists():
+        if step is None or not self._local or not cluster.is_first() or (self._folder / str(step) / _SUMS).exists():
             return
         if self._sealing:
             self._sealing.join()

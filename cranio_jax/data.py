@@ -135,7 +135,26 @@ def _records(builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, .
     """A split's records, of whose pictures only `images` are decoded."""
     pictures = [name for name, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
     unread = {name: tfds.decode.SkipDecoding() for name in pictures if name not in images}
-    return builder.as_data_source(split, decoders=unread or None)
+    return _Readable(builder.as_data_source(split, decoders=unread or None), f"{builder.data_dir}, split {split!r}")
+
+
+class _Readable(Sequence):
+    """Records, where what can't be read is told in a sentence."""
+
+    def __init__(self, source: Sequence[dict[str, Any]], where: str):
+        self._source, self._where = source, where
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self._source[index]
+        except IndexError:
+            raise
+        except Exception as error:  # whatever a library says of damaged bytes
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{self._where}: record {index} is damaged ({reason}); remove the folder, and it is built again") from None
 
 
 def subjects(builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict) -> list[str]:

@@ -167,7 +167,7 @@ class Beside(Sequence):
 def _picture(face: Any) -> np.ndarray:
     if isinstance(face, MeanOf):
         return np.round(np.mean([read_face(file) for file in face], 0, dtype=np.float64)).astype(np.uint8)
-    return read_face(face) if isinstance(face, pathlib.Path) else face
+    return read_face(face) if isinstance(face, pathlib.PurePath) else face
 
 
 def _folders(config: ml_collections.ConfigDict) -> dict[str, Any]:

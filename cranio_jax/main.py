@@ -6,6 +6,7 @@ import traceback
 
 import jax
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from cranio_jax import cluster, evaluate, export, inspect, reconstruct, report, status, tables, train
@@ -68,7 +69,8 @@ def run(config, workdir: pathlib.Path) -> None:
 def main(_) -> None:
     """Runs the job that the flags ask for."""
     logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell pages; a progress line is enough
-    workdir = pathlib.Path(_WORKDIR.value).expanduser()
+    name = _WORKDIR.value
+    workdir = epath.Path(name) if "://" in name else pathlib.Path(name).expanduser()
     if jax.config.jax_compilation_cache_dir is None:
         # The second start compiles nothing. Small programs are many, and a second each is more than their files.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))

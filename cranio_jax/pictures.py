@@ -17,7 +17,7 @@ from cranio_jax.writers import whole_file
 def open_picture(path: pathlib.Path) -> Image.Image:
     """A picture, upright and read to its end. Raises InputError, naming the file, where it is missing or damaged."""
     try:
-        with Image.open(path) as file:
+        with path.open("rb") as opened, Image.open(opened) as file:
             picture = ImageOps.exif_transpose(file)
             picture.load()
             return picture

@@ -13,6 +13,7 @@ from PIL import Image
 
 from cranio_jax import tables
 from cranio_jax.errors import InputError
+from cranio_jax.pictures import read_face
 from cranio_jax.reconstruct import NOTICE
 from cranio_jax.writers import whole_file
 
@@ -93,7 +94,7 @@ def _match_curves(results: dict[str, Any]) -> str:
 def _gallery(path: pathlib.Path) -> str:
     if not path.exists():
         return ""
-    with np.load(path, allow_pickle=False) as kept:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
         columns = {"X-ray": kept["xray"], "truth": kept["face"]}
         columns |= {str(row): kept["faces"][:, i] for i, row in enumerate(kept["rows"])}
         return "<h2>People it never saw</h2>" + _side_by_side(columns, kept["captions"])
@@ -118,8 +119,7 @@ def _reconstructions(folder: pathlib.Path) -> str:
     parts = []
     for record_path in sorted(folder.glob("*/record.json")):
         record = json.loads(record_path.read_text())
-        with Image.open(record_path.parent / "sheet.png") as sheet:
-            picture = np.asarray(sheet.convert("RGB"))
+        picture = read_face(record_path.parent / "sheet.png")
         caption = f"X-ray {record['xray_crc32']}, prompt “{record['prompt']}”; left to right: X-ray, mean, spread, samples"
         parts.append(
             f'<figure style="margin:0 0 1rem"><img class=sheet src="{_image(picture, 2)}" alt="reconstruction"><figcaption>{html.escape(caption)}</figcaption></figure>'
@@ -138,7 +138,7 @@ def study(results: dict[str, Any], folders: dict[str, list[pathlib.Path]], workd
     pictures: dict[str, np.ndarray] = {}
     for name, (first, *_) in folders.items():
         if (first / "pictures.npz").exists():
-            with np.load(first / "pictures.npz", allow_pickle=False) as kept:
+            with (first / "pictures.npz").open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 pictures = pictures or {"X-ray": kept["xray"], "truth": kept["face"], "captions": kept["captions"]}
                 pictures[name] = kept["faces"][:, 0]
     captions = pictures.pop("captions", np.zeros(0))

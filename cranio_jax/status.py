@@ -64,7 +64,8 @@ def status(workdir: pathlib.Path) -> str:
     words[0] += f", {_duration(left)} left" if left and run["state"] == "training" else ""
     words.append(_life(run, max([run["time"], *(line["time"] for line in lines if "time" in line)]), rate))
     words += [_metrics("training", line) for line in training[-1:]] + [_metrics("validation", line) for line in validated[-1:]]
-    steps = sorted(int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit())
+    kept = workdir / "checkpoints"
+    steps = sorted(int(path.name) for path in (kept.iterdir() if kept.exists() else ()) if path.name.isdigit())
     words.append(f"newest checkpoint: step {steps[-1]:,}" if steps else "no checkpoint yet")
     return "\n".join(words)
 

@@ -121,7 +121,8 @@ def _loop(step_fn, validate, state, frozen, batches, mesh, first, last, t, check
         if wrong := [name for name, value in values.items() if not np.isfinite(value)]:
             name = "loss" if "loss" in wrong else wrong[0]
             raise NonFiniteLossError(
-                f"the {name.replace('_', ' ')} is {values[name]} at step {done}, whose batch held the examples {', '.join(f'{i:08x}' for i in ids)}; "
+                f"the {name.replace('_', ' ')} is {values[name]} at step {done}, whose batch held the examples "
+                f"{', '.join(f'{i:08x}' for i in ids)}; "
                 f"the newest checkpoint is of step {checkpoints.latest or 0}: lower train.learning_rate and start again"
             )
 
