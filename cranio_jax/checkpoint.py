@@ -16,6 +16,11 @@ from cranio_jax import cluster
 from cranio_jax.errors import InputError
 from cranio_jax.writers import write_json
 
+# Devices that hold the same share the writing, by slices of each array; of small ones a slice takes longer than the whole.
+_SLICE = 2**20
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SLICE), override=True
+)
 # Sizes and sums of a checkpoint's files, in its own folder.
 _SUMS = "cranio_jax_sums.json"
 

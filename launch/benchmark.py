@@ -6,7 +6,8 @@ python launch/benchmark.py --sizes=256 --batches=1 --dtype=float32 --against=tor
 Each line is measured in a process of its own, so that its peak memory is its own; `--against=torch` does the same work
 with diffusers and torch right after it (test extra). A step is one update with AdamW and the average; latents and
 prompts are those of the cache. TFLOP are counted by launch/flops.py. Cases: controlnet (U-Net frozen), both (U-Net
-trained too), losses (controlnet with the decoded LPIPS and identity terms), sample (DDIM with guidance, decoded), load;
+trained too), losses (controlnet with the decoded LPIPS and identity terms), loop (the controlnet step as training runs it: read,
+placed, checked, logged, and saved every so often; its speed is relative to the step alone), sample (DDIM with guidance, decoded), load;
 batches and batches-cached (what the host has ready for a step from records, all decoded and augmented, or with latents
 from the cache); and an evaluation's feature networks, in float32: inception (torch-fidelity's against ours), lpips-vgg, -alex and -squeeze
 (pairs), iresnet50, mobilefacenet.
@@ -28,9 +29,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import benchmark_metrics
 
-CASES = ("controlnet", "both", "losses", "sample", "load", "batches", "batches-cached", *benchmark_metrics.CASES)
+CASES = ("controlnet", "both", "losses", "loop", "sample", "load", "batches", "batches-cached", *benchmark_metrics.CASES)
 # Cases that torch is not asked to repeat.
-OURS_ALONE = ("losses", "batches", "batches-cached", "iresnet50", "mobilefacenet")
+OURS_ALONE = ("losses", "loop", "batches", "batches-cached", "iresnet50", "mobilefacenet")
 # Dense bfloat16 TFLOP/s by the makers' data sheets, by a word of the device's name.
 PEAKS = {"H200": 989, "H100": 989, "A100": 312, "TPU v6": 918, "TPU v5p": 459, "TPU v5 lite": 197, "TPU v4": 275}
 COLUMNS = "{case:14s}{size:>6}{batch:>6}  {engine:7s}{ms:>10}{rate:>10}{tflop:>9}{mfu:>7}{memory:>9}{compiling:>9}{ratio:>8}"
@@ -92,6 +93,7 @@ def row(line: dict, ours: dict) -> str:
         return f"{line['case']:14s}{line['size']:>6}{line['batch']:>6}  {line['engine']:7s}{line['error'][:90]}"
     seconds, peak = line["seconds"], line.get("peak_tflops")
     tflop = line.get("tflop") or ours.get("tflop")
+    alone = line.get("alone") or (ours.get("seconds") if line is not ours else None)
     return COLUMNS.format(
         case=line["case"],
         size=line["size"] or "",
@@ -103,7 +105,7 @@ def row(line: dict, ours: dict) -> str:
         mfu=f"{tflop * line['batch'] / seconds / peak:.0%}" if tflop and peak else "",
         memory=f"{line['memory']:.1f}",
         compiling=f"{line['starting']:.0f}",
-        ratio=f"{ours['seconds'] / seconds:.2f}" if "seconds" in ours and line is not ours else "",
+        ratio=f"{alone / seconds:.{3 if 'alone' in line else 2}f}" if alone else "",
     )
 
 
@@ -111,7 +113,7 @@ def measure(task: dict) -> dict:
     """Seconds a step (or sampling, or load), TFLOP an image, peak memory in GB, seconds to start."""
     if task["case"].startswith("batches"):
         return batches_jax(task)
-    measures = {"jax": {"load": load_jax, "sample": sample_jax}, "torch": {"load": load_torch, "sample": sample_torch}}
+    measures = {"jax": {"load": load_jax, "sample": sample_jax, "loop": loop_jax}, "torch": {"load": load_torch, "sample": sample_torch}}
     if task["case"] in benchmark_metrics.CASES:
         return getattr(benchmark_metrics, f"score_{task['engine']}")(task)
     usual = {"jax": step_jax, "torch": step_torch}[task["engine"]]
@@ -256,6 +258,41 @@ def step_jax(task: dict) -> dict:
     return finish_jax(task, seconds, starting, tflop("train_step", task, state, frozen, batch), once)
 
 
+def loop_jax(task: dict) -> dict:
+    """`seconds` of a step in train's loop, a checkpoint's share among them; `alone`, of the jitted step, before and after."""
+    import jax
+
+    from cranio_jax import sharding, train
+    from cranio_jax.checkpoint import Checkpoints
+    from cranio_jax.writers import Writer
+
+    method, mesh, state, frozen, _, began = start_jax(task | {"case": "controlnet"})
+    batches = batches_of(task | {"case": "batches-cached"}, method)
+    batch = sharding.put_batch(next(batches), mesh)
+    step = train.jit_step(method, mesh, 0).lower(state, frozen, batch).compile()
+    c, workdir, count = make_config(task), pathlib.Path(task["scratch"]) / "loop", 2 * task["repeats"] + 1
+    saved_every, c.train.checkpoint_every, c.train.log_every = c.train.checkpoint_every, 0, 2
+
+    def once():
+        nonlocal state
+        state, metrics = step(state, frozen, batch)
+        jax.block_until_ready((state, metrics))
+
+    once()
+    starting = time.monotonic() - began
+    alone = timed(once, task["repeats"])
+    with Checkpoints(workdir / "checkpoints", 1) as checkpoints, Writer(workdir) as writer, train.progress(0, count) as bar:
+        silent = (train.Trace(workdir, 0, 0), lambda step: False)
+        state, _ = train._loop(step, None, state, frozen, batches, mesh, 0, count, c.train, checkpoints, writer, bar, *silent)
+        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        saving = time.monotonic()
+        checkpoints.save(count, state, batches.get_state())
+        saving = time.monotonic() - saving
+    alone = statistics.mean([alone, timed(once, task["repeats"])])
+    seconds = task["batch"] / lines[-1]["images_per_second"] + saving / saved_every
+    return finish_jax(task, seconds, starting, 0.0, once) | {"alone": alone, "saving": saving}
+
+
 def sample_jax(task: dict) -> dict:
     import jax
 
@@ -321,19 +358,28 @@ def load_jax(task: dict) -> dict:
     return finish_jax(task, time.monotonic() - began, 0.0, 0.0, lambda: None)
 
 
-def batches_jax(task: dict) -> dict:
+def batches_of(task: dict, method=None):
+    """Batches as training reads them, of the embedded cohort; zeros in place of what is cached, of the method's type."""
     import numpy as np
 
     from cranio_jax import data
 
-    began = time.monotonic()
     c = make_config(task)
     c.data.data_dir = str(pathlib.Path(task["scratch"]) / "records")
     c.data.cranio_phantom.subjects = 3
     cached = task["case"].endswith("cached")
     examples = data.Examples(data.make_builder(c.data), "train", c, ("xray",) if cached else ("xray", "face"))
-    latents = {"latents": np.zeros((task["size"] // 8, task["size"] // 8, 4), np.float32)} if cached else {}
-    batches = data.training_batches(examples, task["batch"], 0, lambda example, rng: data.augment(example, rng, c.augment) | latents)
+    zeros = lambda *shape: np.zeros(shape, method.dtype if method else np.float32)
+    ready = {"latents": zeros(task["size"] // 8, task["size"] // 8, 4)} if cached else {}
+    ready |= {"context": zeros(77, 768)} if method else {}
+    return data.training_batches(examples, task["batch"], 0, lambda example, rng: data.augment(example, rng, c.augment) | ready)
+
+
+def batches_jax(task: dict) -> dict:
+    from cranio_jax import data
+
+    began = time.monotonic()
+    batches = batches_of(task)
     ahead = data.READING.prefetch_buffer_size + data.READING.num_threads
     some = lambda: [next(batches) for _ in range(2 * ahead)]  # more than lie ready
     some()

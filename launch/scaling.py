@@ -130,9 +130,11 @@ def main() -> None:
     options = parser.parse_args()
     for case, title in (("controlnet", "the ControlNet alone"), ("both", "U-Net and ControlNet")):
         n = need(case)
-        print(f"\n{title}: {n.trained / 1e6:.0f} M trained, {n.frozen / 1e6:.0f} M frozen, {n.flop / 1e12:.2f} TFLOP and {n.kept / GB:.2f} GB an image\n")
-        print("| | fsdp | state GB | images fit | images | GB sent | arithmetic ms | links ms | images/s |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+        counted = f"{n.trained / 1e6:.0f} M trained, {n.frozen / 1e6:.0f} M frozen, {n.flop / 1e12:.2f} TFLOP"
+        print(f"\n{title}: {counted} and {n.kept / GB:.2f} GB an image\n")
+        heads = ("", "fsdp", "state GB", "images fit", "images", "GB sent", "arithmetic ms", "links ms", "images/s")
+        print(f"| {' | '.join(heads)} |")
+        print("| --- " * len(heads) + "|")
         for name, machine in MACHINES.items():
             for fsdp in (1, 8):
                 fit = largest_batch(n, machine, fsdp)

@@ -1,0 +1,84 @@
+"""Two processes do what one does: the same examples, losses and faces, one writer; and when one dies the other ends."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cranio_jax import cluster
+from launch.local_processes import commands
+from tests.test_faults import ROOT, command, environment, losses, wait_until
+
+
+@pytest.fixture
+def config(config):
+    config.train.update(num_steps=6, checkpoint_every=3, log_every=1)
+    config.augment.flip = 0.5
+    return config
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    return tmp_path_factory.mktemp("alone") / "run"
+
+
+def run_alone(config, workdir):
+    """One process of eight devices, unless it has run."""
+    if not (workdir / "results.json").exists():
+        arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir)]
+        subprocess.run(arguments, cwd=ROOT, env=environment(8), check=True, capture_output=True)
+    return workdir
+
+
+def test_two_processes_are_one(config, tmp_path, alone):
+    """The launcher's two processes of four devices train and score as one of eight does."""
+    workdir = tmp_path / "run"
+    launcher = [sys.executable, str(ROOT / "launch" / "local_processes.py"), "--processes=2", "--devices-per-process=4", "--"]
+    done = subprocess.run([*launcher, *command(config, workdir)], env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    run_alone(config, alone)
+    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == 6
+    for step, loss in losses(alone).items():
+        assert losses(workdir)[step] == pytest.approx(loss, rel=1e-5)
+    ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (workdir, alone))
+    assert ours["images"] == theirs["images"] and ours["rows"].keys() == theirs["rows"].keys()
+    for row, metrics in theirs["rows"].items():
+        for metric, value in metrics.items():
+            # A value beside a half may be rounded to the one pixel or the other.
+            assert ours["rows"][row][metric]["mean"] == pytest.approx(value["mean"], rel=1e-3, abs=1e-4)
+    faces = [
+        sorted(path.relative_to(next((folder / "faces").iterdir())) for path in folder.glob("faces/*/*/*.png"))
+        for folder in (workdir, alone)
+    ]
+    assert faces[0] == faces[1] and faces[0]
+    assert done.stdout.count("Pictures: ") == 1 and "[1] " not in done.stdout
+
+
+def test_when_one_dies_the_other_ends(config, tmp_path, alone):
+    """In a bounded time, with a sentence and a code that asks for another start; one process goes on, as if nothing had been."""
+    workdir = tmp_path / "run"
+    run_alone(config, alone)
+    config.train.num_steps = 6
+    port = 20_000 + os.getpid() % 20_000
+    started = [
+        subprocess.Popen(line, cwd=ROOT, env=environment() | extra, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for extra, line in commands(2, 4, port, command(config, workdir))
+    ]
+    wait_until(lambda: (workdir / "checkpoints" / "3").exists(), started[0])
+    started[1].kill()
+    began = time.monotonic()
+    words = started[0].communicate(timeout=cluster.HEARTBEAT_S + 60)[1]
+    assert time.monotonic() - began < cluster.HEARTBEAT_S + 30
+    assert started[0].returncode in (cluster.START_AGAIN, -6), words  # -6: JAX's own heartbeat ends it
+    assert "another process is gone" in words or "another task died" in words
+    started[1].communicate()
+
+    arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir)]
+    done = subprocess.run(arguments, cwd=ROOT, env=environment(8), capture_output=True, text=True, check=True)
+    assert "going on from step" in done.stderr
+    assert set(losses(workdir)) == set(losses(alone))
+    np.testing.assert_allclose(list(losses(workdir).values()), list(losses(alone).values()), rtol=1e-5)
