@@ -1,6 +1,7 @@
 """Saving and finding training states: a thin layer over Orbax."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import threading
@@ -16,13 +17,15 @@ from cranio_jax import cluster
 from cranio_jax.errors import InputError
 from cranio_jax.writers import write_json
 
-# Devices that hold the same share the writing, by slices of each array; of small ones a slice takes longer than the whole.
-_SLICE = 2**20
-ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_SLICE), override=True
-)
 # Sizes and sums of a checkpoint's files, in its own folder.
 _SUMS = "cranio_jax_sums.json"
+
+
+@functools.cache
+def _leave_small_arrays_whole() -> None:
+    """Devices that hold the same share the writing, by slices of each array; of small ones a slice takes longer than the whole."""
+    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
 
 
 class Checkpoints:
@@ -37,6 +40,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period or None, enable_async_checkpointing=True)
         self._folder, self._damaged, self._sealing = folder, set(), None
         self._local = isinstance(folder, pathlib.Path)  # a bucket has sums of its own
+        _leave_small_arrays_whole()
         with self._written():
             self._manager = ocp.CheckpointManager(folder.absolute() if self._local else folder, options=options)
 

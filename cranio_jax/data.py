@@ -148,10 +148,10 @@ class _Readable(Sequence):
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         try:
             return self._source[index]
-        except IndexError:
-            raise
         except Exception as error:  # whatever a library says of damaged bytes
             reason = str(error).partition("\n")[0]
             raise InputError(f"{self._where}: record {index} is damaged ({reason}); remove the folder, and it is built again") from None
