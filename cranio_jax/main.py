@@ -14,7 +14,7 @@ from cranio_jax.errors import InputError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 JOBS = ("train_and_evaluate", "train", "evaluate", "reconstruct", "report", "status", "export", "inspect")
-ALONE = ("reconstruct", "report", "status", "export", "inspect")
+TOGETHER = ("train_and_evaluate", "train", "evaluate")  # by all processes; the others by one, beside a training perhaps
 # What ends in a sentence.
 EXPECTED = (InputError, train.NonFiniteLossError, cluster.Preempted)
 # Of errors of collectives and of the coordinator, when a process is gone.
@@ -42,8 +42,6 @@ def run(config, workdir: pathlib.Path) -> None:
     """Does `config.job`."""
     if config.job not in JOBS:
         raise InputError(f"job={config.job!r} is not one of {', '.join(JOBS)}")
-    if config.job in ALONE and jax.distributed.is_initialized():
-        raise InputError(f"job={config.job} is done by one process; start it without the others")
     if config.job in ("train_and_evaluate", "train"):
         train.train(config, workdir)
     if config.job in ("train_and_evaluate", "evaluate"):
@@ -72,14 +70,15 @@ def main(_) -> None:
     name = _WORKDIR.value
     workdir = epath.Path(name) if "://" in name else pathlib.Path(name).expanduser()
     if jax.config.jax_compilation_cache_dir is None:
-        # The second start compiles nothing. Small programs are many, and a second each is more than their files.
+        # A second start then compiles little. JAX keeps what took a second, and small programs are many.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    cluster.join()
+    if _CONFIG.value.job in TOGETHER:
+        cluster.join()
     try:
         run(_CONFIG.value, workdir)
     except Exception as error:
-        if not jax.distributed.is_initialized():
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
         _leave(error)
 
