@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import json
+import os
 import pathlib
+import re
 import threading
 import zlib
 from collections.abc import Iterator
@@ -35,9 +37,12 @@ class Checkpoints:
     later: what a disk has spoilt is not gone on from.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2, keep_period: int | None = None):
-        """Raises InputError where the folder can't be written."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period or None, enable_async_checkpointing=True)
+    def __init__(self, folder: pathlib.Path, keep: int = 2, keep_period: int | None = None, clean: bool = False):
+        """Opens or makes the folder; `clean` removes what a killed run has left half-written.
+
+        Raises InputError where the folder can't be written.
+        """
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period or None, cleanup_tmp_directories=clean)
         self._folder, self._damaged, self._sealing = folder, set(), None
         self._local = isinstance(folder, pathlib.Path)  # a bucket has sums of its own
         _leave_small_arrays_whole()
@@ -151,4 +156,6 @@ def _reason(error: Exception) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's way of saying it
+        return os.strerror(int(code[1]))
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -66,7 +66,7 @@ def run(config, workdir: pathlib.Path) -> None:
 
 def main(_) -> None:
     """Runs the job that the flags ask for."""
-    logging.set_verbosity(logging.ERROR)  # Orbax and TFDS tell pages; a progress line is enough
+    logging.set_verbosity(logging.FATAL)  # Orbax and TFDS tell pages; a progress line is enough, and what fails is raised too
     name = _WORKDIR.value
     workdir = epath.Path(name) if "://" in name else pathlib.Path(name).expanduser()
     if jax.config.jax_compilation_cache_dir is None:
@@ -94,15 +94,15 @@ def parse(arguments: list[str]) -> list[str]:
 def _leave(error: Exception) -> None:
     """Ends one of several processes, which does not wait for the others: they may wait for it."""
     who = f"cranio_jax, process {jax.process_index()} of {jax.process_count()}"
-    if isinstance(error, EXPECTED):
-        print(f"{who}: {error}", file=sys.stderr)
+    if isinstance(error, cluster.Preempted):
+        cluster.leave(f"{who}: {error}", cluster.START_AGAIN)
+    elif isinstance(error, EXPECTED):
+        cluster.leave(f"{who}: {error}", 1)
     elif isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _OF_OTHERS):
-        print(f"{who}: another process is gone ({str(error).splitlines()[0][:200]}); start all again", file=sys.stderr)
-        cluster.leave(cluster.START_AGAIN)
+        reason = str(error).splitlines()[0][:200]
+        cluster.leave(f"{who}: another process is gone ({reason}); start all again", cluster.START_AGAIN)
     else:
-        traceback.print_exception(error)
-        print(f"{who}: failed, see above", file=sys.stderr)
-    cluster.leave(cluster.START_AGAIN if isinstance(error, cluster.Preempted) else 1)
+        cluster.leave("".join(traceback.format_exception(error)) + f"{who}: failed, see above", 1)
 
 
 def cli() -> None:

@@ -49,7 +49,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
 
 def _train(config, workdir, method, mesh, last):
     t, builder = config.train, data.make_builder(config.data)
-    with Checkpoints(workdir / "checkpoints", t.keep, t.keep_period) as checkpoints:
+    with Checkpoints(workdir / "checkpoints", t.keep, t.keep_period, clean=True) as checkpoints:
         state, frozen, first, position = restore_or_init(method, mesh, config.seed, checkpoints)
         examples, prepare = encoded.training_examples(config, method, mesh, frozen, builder)
         batches = data.training_batches(examples, t.batch_size, config.seed, prepare, sharding.local_rows(t.batch_size, mesh))

@@ -118,6 +118,7 @@ def test_killed_while_it_saves(config, tmp_path, undisturbed):
     assert "DEAD: its process ended without a word" in status.status(workdir)
     finish(config, workdir)
     assert_as_undisturbed(config, workdir, undisturbed)
+    assert not [path for path in (workdir / "checkpoints").iterdir() if "tmp" in path.name]
     assert status.status(workdir).splitlines()[1].startswith("finished at ")
 
 
@@ -231,7 +232,7 @@ def test_a_full_disk_keeps_what_was_there(config, tmp_path, undisturbed):
     process = subprocess.run(arguments, cwd=ROOT, env=environment_, preexec_fn=limited, stderr=subprocess.PIPE, text=True, check=False)
     assert process.returncode == 1 and "Traceback" not in process.stderr
     last = process.stderr.strip().splitlines()[-1]
-    assert "can't be written (" in last and f"the newest whole checkpoint there is of step {EVERY}" in last
+    assert "can't be written (File too large)" in last and f"the newest whole checkpoint there is of step {EVERY}" in last
     finish(config, workdir)
     assert_as_undisturbed(config, workdir, undisturbed)
 
