@@ -192,7 +192,7 @@ def main() -> None:
         parser.error(f"{wrong[0]} is no flag of a study; those of its cells begin with --config.")
     study = read_study(options.study)
     cells = cells_of(study, options.workdir, pathlib.Path(options.weights).expanduser().resolve(), more)
-    if not options.weights and any("{weights}" in flag for cell in cells for flag in cell.flags):
+    if not options.weights and not options.compare and any("{weights}" in flag for cell in cells for flag in cell.flags):
         parser.error(f"{study.name} scores with networks of yours: name their folder by --weights; its configuration tells what is in it")
     if options.cell is not None and not 0 <= options.cell < len(cells):
         parser.error(f"--cell={options.cell}: the study has the cells 0 to {len(cells) - 1}")
