@@ -107,8 +107,9 @@ def run(cell: Cell) -> str:
     if cell.begun_otherwise:
         return f"{cell.folder} was begun with other flags; remove it or choose another --workdir"
     write_json(cell.folder / "flags.json", list(cell.flags))
-    # Cells compile much in common.
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(cell.folder.parent / "compiled")} | os.environ
+    # Cells compile much in common, small programs among it.
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(cell.folder.parent / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    environment = kept | os.environ
     with open(cell.folder / "log.txt", "ab") as log:
         ended = subprocess.run(cell.command(), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
     if ended.returncode:
