@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -24,10 +25,17 @@ _SUMS = "cranio_jax_sums.json"
 
 
 @functools.cache
-def _leave_small_arrays_whole() -> None:
-    """Devices that hold the same share the writing, by slices of each array; of small ones a slice takes longer than the whole."""
+def _prepare_orbax() -> None:
+    # Devices that hold the same share the writing, by slices of each array; of small ones a slice takes longer than the whole.
     handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(what: Any) -> None:
+    """Of a save that fails Orbax raises the first error; arrays that end later find its event loop closed, a traceback each."""
+    if not (isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(what)
 
 
 class Checkpoints:
@@ -45,7 +53,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period or None, cleanup_tmp_directories=clean)
         self._folder, self._damaged, self._sealing = folder, set(), None
         self._local = isinstance(folder, pathlib.Path)  # a bucket has sums of its own
-        _leave_small_arrays_whole()
+        _prepare_orbax()
         with self._written():
             self._manager = ocp.CheckpointManager(folder.absolute() if self._local else folder, options=options)
 

@@ -238,6 +238,34 @@ def test_a_full_disk_keeps_what_was_there(config, tmp_path, undisturbed):
     assert_as_undisturbed(config, workdir, undisturbed)
 
 
+_ARRAY_THAT_ENDS_LATE = """
+import asyncio, pathlib, sys, tensorstore
+from cranio_jax.checkpoint import Checkpoints
+
+async def wait(array):
+    await array
+
+async def fail():
+    global task
+    written, array = tensorstore.Promise.new()
+    task = asyncio.ensure_future(wait(array))
+    await asyncio.sleep(0.01)
+    return written
+
+with Checkpoints(pathlib.Path(sys.argv[1])):
+    loop = asyncio.new_event_loop()
+    written = loop.run_until_complete(fail())
+    loop.close()
+    written.set_result(None)
+"""
+
+
+def test_arrays_that_end_after_a_failed_save_print_no_traceback(tmp_path):
+    """In a process of its own: pytest has a hook for what can't be raised, too."""
+    arguments = [sys.executable, "-c", _ARRAY_THAT_ENDS_LATE, str(tmp_path)]
+    assert "Traceback" not in subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stderr
+
+
 def test_a_folder_that_can_not_be_written(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/run can't be written \(Not a directory\)"):
