@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -66,11 +67,15 @@ def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     """
     builder = open_builder(config)
     if not builder.is_prepared():
+        why = None
         try:
             with _alone(str(builder.data_path)):
                 open_builder(config).download_and_prepare(file_format="array_record")
-        except OSError as error:
-            raise InputError(f"{builder.data_path}: the records can't be written ({error.strerror or type(error).__name__})") from None
+        except (OSError, RuntimeError) as error:
+            if not (why := _unwritable(error)):
+                raise
+        if why:  # out of the handler, which keeps the progress line open
+            raise InputError(f"{builder.data_path}: the records can't be written ({why})")
         builder = open_builder(config)
     built = dict(builder.info.metadata or {})
     for name, value in builder_settings(config).items():
@@ -79,6 +84,14 @@ def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
                 f"{builder.data_dir} was built with {name}={built[name]!r}, not {value!r}; remove it or set data.data_dir to another folder"
             )
     return builder
+
+
+def _unwritable(error: OSError | RuntimeError) -> str | None:
+    """Why records can't be written; None where something else is wrong. ArrayRecord's writer raises a RuntimeError."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    told = re.match(r"write\(\) failed: ([^;]+)", str(error))
+    return told and told[1]
 
 
 def _alone(path: str) -> contextlib.AbstractContextManager:

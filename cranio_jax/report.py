@@ -15,7 +15,7 @@ from cranio_jax import tables
 from cranio_jax.errors import InputError
 from cranio_jax.pictures import read_face
 from cranio_jax.reconstruct import NOTICE
-from cranio_jax.writers import whole_file
+from cranio_jax.writers import logged, whole_file
 
 STYLE = """
 :root { color-scheme: light; }
@@ -144,7 +144,7 @@ def study(results: dict[str, Any], folders: dict[str, list[pathlib.Path]], workd
     captions = pictures.pop("captions", np.zeros(0))
     curves = ""
     for name, (first, *_) in folders.items():
-        told = _logged(first / "metrics.jsonl")
+        told = _points(first)
         charts = [_curve(points, f"{name}: {metric}") for metric, points in told.items() if _watched(metric)]
         curves += f"<div class=curves>{''.join(charts)}</div>"
     seeds = ", ".join(f"{name} {len(seeds)}" for name, seeds in results["seeds"].items())
@@ -171,11 +171,10 @@ def _watched(name: str) -> bool:
     return name == "loss" or (part == "validation" and metric.split("/")[0] in ("psnr", "ssim", "lpips", "identity", "arcface"))
 
 
-def _logged(path: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
+def _points(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     """The points of each logged scalar; a resumed run may log a step twice, of which the last counts."""
     points: dict[str, dict[int, float]] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        entry = json.loads(line)
+    for entry in logged(workdir):
         for name, value in entry.items():
             points.setdefault(name, {})[entry["step"]] = value
     return {name: sorted(found.items()) for name, found in points.items()}
@@ -188,7 +187,7 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     if not path.exists():
         raise InputError(f"{workdir} holds no results.json; run job=evaluate first")
     results = json.loads(path.read_text())
-    curves = _logged(workdir / "metrics.jsonl").get("loss", [])
+    curves = _points(workdir).get("loss", [])
     origin = f", step {results['step']}, {sum(results['parameters'].values()) / 1e6:.1f} M parameters" if "step" in results else ""
     told = ("seed", "step", "data", "networks", "weights_sha256", "versions", "devices", "commit", "parameters")
     training = f"<h2>Training</h2>{_curve(curves, 'loss on training batches')}" if curves else ""

@@ -15,7 +15,7 @@ import ml_collections
 
 from cranio_jax import cluster
 from cranio_jax.errors import InputError
-from cranio_jax.writers import write_json
+from cranio_jax.writers import logged, write_json
 
 # A run logs at known times; one that is late by so many of them, or so many seconds, gives no sign of life.
 _LATE, _LATE_S = 10, 300.0
@@ -51,8 +51,7 @@ def status(workdir: pathlib.Path) -> str:
     if not path.exists():
         raise InputError(f"{workdir} holds no run.json: no training was begun here")
     run = json.loads(path.read_text())
-    logged = workdir / "metrics.jsonl"
-    lines = [json.loads(line) for line in logged.read_text().splitlines()] if logged.exists() else []
+    lines = logged(workdir)
     training = [line for line in lines if "loss" in line]
     validated = [line for line in lines if any(name.startswith("validation/") for name in line)]
     step = training[-1]["step"] if training else 0

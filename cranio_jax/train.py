@@ -58,13 +58,7 @@ def _train(config, workdir, method, mesh, last):
             cluster.say(f"going on from step {first}")
         step_fn = jit_step(method, mesh, config.seed)
         validate = Validation(config, mesh, builder) if config.validation.every else None
-        with (
-            Writer(workdir) as writer,
-            progress(first, t.num_steps) as bar,
-            Trace(workdir / "profile", first, config.profile_steps) as trace,
-            cluster.notice() as told,
-        ):
-            state, done = _loop(step_fn, validate, state, frozen, batches, mesh, first, last, t, checkpoints, writer, bar, trace, told)
+        state, done = loop(config, workdir, mesh, step_fn, validate, state, frozen, batches, first, last, checkpoints)
         checkpoints.save(done, state, batches.get_state())
     return state, done
 
@@ -99,10 +93,7 @@ class Trace:
         return self
 
     def __exit__(self, *exc) -> None:
-        if self._open:
-            jax.profiler.stop_trace()
-            self._open = False
-            cluster.say(f"a trace of {len(self._steps)} steps: tensorboard --logdir={self._folder}")
+        self._stop()
 
     def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Begins or ends the trace, when it is time."""
@@ -112,10 +103,22 @@ class Trace:
                 jax.profiler.start_trace(str(self._folder))
                 self._open = True
             else:
-                self.__exit__()
+                self._stop()
+
+    def _stop(self) -> None:
+        if self._open:
+            jax.profiler.stop_trace()
+            self._open = False
+            cluster.say(f"a trace of {len(self._steps)} steps: tensorboard --logdir={self._folder}")
 
 
-def _loop(step_fn, validate, state, frozen, batches, mesh, first, last, t, checkpoints, writer, bar, trace, told):
+def loop(config, workdir, mesh, step_fn, validate, state, frozen, batches, first, last, checkpoints):
+    """Steps from `first` to `last`, or to the notice to stop; logs, looks at held-out faces, saves.
+
+    Returns `(state, steps done)`; what was done last is not saved yet.
+    """
+    t = config.train
+
     def check(done, metrics, ids):
         values = jax.device_get(metrics)
         if wrong := [name for name, value in values.items() if not np.isfinite(value)]:
@@ -127,8 +130,14 @@ def _loop(step_fn, validate, state, frozen, batches, mesh, first, last, t, check
             )
 
     began, began_step, before, done = None, first, None, first
-    bar.set_postfix_str("compiling")
-    with jax.transfer_guard("disallow"):
+    with (
+        Writer(workdir) as writer,
+        progress(first, t.num_steps) as bar,
+        Trace(workdir / "profile", first, config.profile_steps) as trace,
+        cluster.notice() as told,
+        jax.transfer_guard("disallow"),
+    ):
+        bar.set_postfix_str("compiling")
         for done in range(first + 1, last + 1):
             local = next(batches)
             batch = sharding.put_batch(local, mesh)

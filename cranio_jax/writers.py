@@ -7,12 +7,16 @@ import os
 import pathlib
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 
 from cranio_jax import cluster
+from cranio_jax.errors import InputError
 
 
 @contextlib.contextmanager
@@ -43,19 +47,29 @@ def write_json(path: pathlib.Path, content: Any) -> None:
         file.write("\n")
 
 
+def logged(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl, in the order of writing; of a last one that is half-written, nothing."""
+    path = workdir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
 class _Lines:
     """A file that grows by lines; in a bucket, where none can, it is written anew with each."""
 
     def __init__(self, path: pathlib.Path):
         self._path, self._file = path, None
         if isinstance(path, pathlib.Path):
-            self._file = path.open("a", buffering=1)
+            self._file = path.open("ab+")
+            self._file.seek(0)
+            self._file.truncate(self._file.read().rfind(b"\n") + 1)  # a full disk, or a kill, leaves half a line
         else:
             self._text = path.read_text() if path.exists() else ""
 
     def add(self, line: str) -> None:
         if self._file:
-            self._file.write(line)
+            self._file.write(line.encode())
+            self._file.flush()
         else:
             self._text += line
             self._path.write_text(self._text)
@@ -66,32 +80,53 @@ class _Lines:
 
 
 class Writer:
-    """Scalars and pictures of a run; silent on every process but the first. A bucket gets the lines and no TensorBoard."""
+    """Scalars and pictures of a run; silent on every process but the first. A bucket gets the lines and no TensorBoard.
+
+    Raises InputError where they can't be written.
+    """
 
     def __init__(self, workdir: pathlib.Path):
-        self._board, self._lines = None, None
+        self._workdir, self._board, self._lines = workdir, None, None
         if cluster.is_first():
-            workdir.mkdir(parents=True, exist_ok=True)
-            self._lines = _Lines(workdir / "metrics.jsonl")
-            if isinstance(workdir, pathlib.Path):
-                self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+            with self._written():
+                workdir.mkdir(parents=True, exist_ok=True)
+                self._lines = _Lines(workdir / "metrics.jsonl")
+                if isinstance(workdir, pathlib.Path):
+                    # Not SummaryWriter: its thread dies of a full disk, and whoever logs then waits for it for ever.
+                    (workdir / "tensorboard").mkdir(exist_ok=True)
+                    self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, *exc) -> None:
-        for part in (self._board, self._lines):
-            if part:
-                part.close()
+    def __exit__(self, kind: type | None, *exc) -> None:
+        # An error on the way is worth more than one at the end.
+        with contextlib.suppress(OSError) if kind else self._written():
+            for part in (self._lines, self._board):
+                if part:
+                    part.close()
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Logs numbers of a step."""
-        if self._lines:
-            self._lines.add(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
-        for name, value in values.items() if self._board else ():
-            self._board.add_scalar(name, value, step)
+        with self._written():
+            if self._lines:
+                self._lines.add(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
+            self._event(step, *(summary.scalar(name, value) for name, value in values.items()))
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Logs a picture `(height, width, 3)`, uint8."""
+        with self._written():
+            self._event(step, summary.image(name, picture, dataformats="HWC"))
+
+    def _event(self, step: int, *summaries: Any) -> None:
         if self._board:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            for told in summaries:
+                self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=told))
+            self._board.flush()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self._workdir} can't be written ({error.strerror}); start again when it can") from error

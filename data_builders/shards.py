@@ -26,5 +26,10 @@ def shards(name: str, records: Iterable[Record], count: int, size: int) -> list[
       size: pixels along each side of their pictures, an X-ray and a face.
     """
     each = max(1, BYTES // (4 * size**2))
-    told = iter(tqdm.tqdm(records, desc=f"writing {name}", total=count, unit=" records"))
+    told = _told(records, f"writing {name}", count)
     return [functools.partial(itertools.islice, told, each)] * -(-count // each)
+
+
+def _told(records: Iterable[Record], what: str, count: int) -> Iterator[Record]:
+    """As they are, with a progress line from the first to the last."""
+    yield from tqdm.tqdm(records, desc=what, total=count, unit=" records")

@@ -264,7 +264,7 @@ def loop_jax(task: dict) -> dict:
 
     from cranio_jax import sharding, train
     from cranio_jax.checkpoint import Checkpoints
-    from cranio_jax.writers import Writer
+    from cranio_jax.writers import logged
 
     method, mesh, state, frozen, _, began = start_jax(task | {"case": "controlnet"})
     batches = batches_of(task | {"case": "batches-cached"}, method)
@@ -281,15 +281,14 @@ def loop_jax(task: dict) -> dict:
     once()
     starting = time.monotonic() - began
     alone = timed(once, task["repeats"])
-    with Checkpoints(workdir / "checkpoints", 1) as checkpoints, Writer(workdir) as writer, train.progress(0, count) as bar:
-        silent = (train.Trace(workdir, 0, 0), lambda step: False)
-        state, _ = train._loop(step, None, state, frozen, batches, mesh, 0, count, c.train, checkpoints, writer, bar, *silent)
-        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
+        state, _ = train.loop(c, workdir, mesh, step, None, state, frozen, batches, 0, count, checkpoints)
+        rate = logged(workdir)[-1]["images_per_second"]
         saving = time.monotonic()
         checkpoints.save(count, state, batches.get_state())
         saving = time.monotonic() - saving
     alone = statistics.mean([alone, timed(once, task["repeats"])])
-    seconds = task["batch"] / lines[-1]["images_per_second"] + saving / saved_every
+    seconds = task["batch"] / rate + saving / saved_every
     return finish_jax(task, seconds, starting, 0.0, once) | {"alone": alone, "saving": saving}
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from cranio_jax import comparison, report, tables  # noqa: E402
 from cranio_jax.errors import InputError  # noqa: E402
-from cranio_jax.writers import whole_file, write_json  # noqa: E402
+from cranio_jax.writers import logged, whole_file, write_json  # noqa: E402
 
 EMBEDDER = "embedder.safetensors"
 
@@ -120,8 +120,7 @@ def run(cell: Cell) -> str:
 
 def cost(cell: Cell, results: dict) -> dict[str, float]:
     """What a run took: parameters, images seen, seconds of training, TFLOP of both, seconds a face."""
-    lines = [json.loads(line) for line in (cell.folder / "metrics.jsonl").read_text().splitlines()]
-    rate = [line["images_per_second"] for line in lines if "images_per_second" in line][-1:]
+    rate = [line["images_per_second"] for line in logged(cell.folder) if "images_per_second" in line][-1:]
     images = results["step"] * results["config"]["train"]["batch_size"]
     found = {"parameters": sum(results["parameters"].values()), "images": images}
     if rate:

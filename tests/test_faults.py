@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 import random
-import resource
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +20,7 @@ from cranio_jax.checkpoint import Checkpoints
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 from cranio_jax.state import shardings_of
+from cranio_jax.writers import logged
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, EVERY = 12, 3
@@ -218,9 +219,14 @@ def test_a_batch_that_is_not_of_numbers(config, tmp_path, undisturbed, monkeypat
     assert len(losses(tmp_path / "run")) == STEPS
 
 
-def limited():
-    """No file may grow beyond 64 KB, as on a disk that is full."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+def last_words_where_files_stay_small(config, workdir):
+    """Of a run that fails where no file may grow beyond 64 KB, as on a disk that is full."""
+    arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir)]
+    limited = ["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash", *arguments]
+    environment_ = environment() | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+    process = subprocess.run(limited, cwd=ROOT, env=environment_, stderr=subprocess.PIPE, text=True, check=False)
+    assert process.returncode == 1 and "Traceback" not in process.stderr
+    return process.stderr.strip().splitlines()[-1]
 
 
 def test_a_full_disk_keeps_what_was_there(config, tmp_path, undisturbed):
@@ -228,14 +234,35 @@ def test_a_full_disk_keeps_what_was_there(config, tmp_path, undisturbed):
     config.train.stop_at = EVERY
     finish(config, workdir)
     config.train.stop_at = 0
-    environment_ = environment() | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
-    arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir)]
-    process = subprocess.run(arguments, cwd=ROOT, env=environment_, preexec_fn=limited, stderr=subprocess.PIPE, text=True, check=False)
-    assert process.returncode == 1 and "Traceback" not in process.stderr
-    last = process.stderr.strip().splitlines()[-1]
+    last = last_words_where_files_stay_small(config, workdir)
     assert "can't be written (File too large)" in last and f"the newest whole checkpoint there is of step {EVERY}" in last
     finish(config, workdir)
     assert_as_undisturbed(config, workdir, undisturbed)
+
+
+def test_a_disk_that_fills_up_while_metrics_are_written(config, tmp_path, undisturbed):
+    """Half a line is left, which nobody reads and the next start removes."""
+    workdir = tmp_path / "run"
+    data.make_builder(config.data)
+    workdir.mkdir()
+    line = json.dumps({"step": 1, "loss": 0.0}) + "\n"
+    (workdir / "metrics.jsonl").write_text(line * ((2**16 - 20) // len(line)))
+    assert (
+        last_words_where_files_stay_small(config, workdir)
+        == f"cranio_jax: {workdir} can't be written (File too large); start again when it can"
+    )
+    assert not (workdir / "metrics.jsonl").read_text().endswith("\n") and logged(workdir)[-1] == {"step": 1, "loss": 0.0}
+    assert status.status(workdir).startswith(f"step 1 of {STEPS}")
+    finish(config, workdir)
+    assert_as_undisturbed(config, workdir, undisturbed)
+
+
+def test_a_disk_that_fills_up_while_records_are_written(config, tmp_path):
+    config.data.data_dir = str(tmp_path / "records")
+    config.data.cranio_phantom.subjects = 6
+    last = last_words_where_files_stay_small(config, tmp_path / "run")
+    assert re.fullmatch(rf"cranio_jax: {config.data.data_dir}.*: the records can't be written \(File too large\)", last)
+    assert not list((tmp_path / "records").rglob("*.array_record*"))
 
 
 _ARRAY_THAT_ENDS_LATE = """
