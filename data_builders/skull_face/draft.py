@@ -2,7 +2,7 @@
 
 A subfolder is a subject; without subfolders the patient's ID in a DICOM header, or a file's name up to its first _ or -. Grey
 pictures and DICOM files are X-rays, colour pictures photographs. Views, ages and sexes come from DICOM headers and words in the
-names. What nobody tells stays empty, to be filled in by hand.
+names (`front-25y`). What nobody tells stays empty, to be filled in by hand.
 """
 
 import csv
@@ -23,6 +23,8 @@ from data_builders.skull_face.manifest import NEEDED
 
 _VIEWS = {"frontal": "frontal front pa ap sf", "lateral": "lateral lat side profile ll rl ss"}
 _VIEW_OF = {word: view for view, words in _VIEWS.items() for word in words.split()}
+# "25y", "25-years" or "age_25" tell an age; a number alone may count the pictures.
+_AGED = re.compile(r"(?<![a-z0-9])(?:aged?[^a-z0-9]?(\d{1,3})(?!\d)|(\d{1,3})[^a-z0-9]?(?:y|yo|yrs?|years?)(?![a-z0-9]))")
 
 
 def draft(folder: pathlib.Path) -> list[dict[str, str]]:
@@ -60,7 +62,8 @@ def _look_at(path: pathlib.Path, name: str) -> tuple[str, dict[str, str]]:
     """'xray' or 'face', and what its header and `name` tell. Raises UnreadableError where it is no picture."""
     words = re.split(r"[^a-z0-9]+", name.lower())
     told = {"view": next((_VIEW_OF[word] for word in words if word in _VIEW_OF), "")}
-    told["age"] = next((word for word in words if word.isdigit() and 1 <= int(word) <= 120), "")
+    aged = _AGED.search(name.lower())
+    told["age"] = str(int(aged[1] or aged[2])) if aged else ""
     if is_dicom(path):
         import pydicom
 

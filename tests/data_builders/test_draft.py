@@ -19,17 +19,25 @@ def test_a_folder_a_subject(tmp_path, capsys):
     header = dict(PatientSex="F", PatientAge="045Y", ViewPosition="PA", PatientID="17")
     write_dicom(tmp_path / "ann" / "1.dcm", skull(0), "Ann", **header)
     Image.fromarray(np.uint8(255 * skull(1))).save(tmp_path / "ann" / "side.png")
-    photograph(tmp_path / "ann" / "front_25.jpg")
-    photograph(tmp_path / "ann" / "profile-67.jpg")
+    photograph(tmp_path / "ann" / "front_25y.jpg")
+    photograph(tmp_path / "ann" / "profile-aged-67.jpg")
     (tmp_path / "ann" / "notes.txt").write_text("no picture")
     draft.main(str(tmp_path))
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "subject,xray,xray_view,face,face_view,age,sex",
-        "ann,ann/1.dcm,frontal,ann/front_25.jpg,frontal,25,f",
-        "ann,ann/side.png,lateral,ann/profile-67.jpg,lateral,67,f",
+        "ann,ann/1.dcm,frontal,ann/front_25y.jpg,frontal,25,f",
+        "ann,ann/side.png,lateral,ann/profile-aged-67.jpg,lateral,67,f",
     ]
     assert "2 rows of 1 subjects; to be filled in: nothing" in err
+
+
+def test_a_number_that_counts_pictures_is_no_age(tmp_path, capsys):
+    (tmp_path / "ann").mkdir()
+    write_dicom(tmp_path / "ann" / "pa.dcm", skull(0), "Ann", PatientAge="045Y")
+    photograph(tmp_path / "ann" / "front-2.jpg")
+    draft.main(str(tmp_path))
+    assert capsys.readouterr().out.splitlines()[1] == "ann,ann/pa.dcm,frontal,ann/front-2.jpg,frontal,45,"
 
 
 def test_files_side_by_side(tmp_path, capsys):
