@@ -1,6 +1,7 @@
 """Training: the same on any mesh, the same after a restart, and clear words when it can't go on."""
 
 import json
+import shutil
 from functools import partial
 
 import jax
@@ -21,17 +22,23 @@ def losses(workdir):
 
 
 def test_restart_is_bit_identical(config, tmp_path):
+    """On the same devices; on half of them the examples are the same, and the sums another order apart."""
     config.train.log_every = 1
     config.augment.flip = 0.5  # so that the data's own random stream matters
     whole = train.train(config, tmp_path / "whole")
     config.train.stop_at = 3
     train.train(config, tmp_path / "parts")
+    shutil.copytree(tmp_path / "parts", tmp_path / "half")
     config.train.stop_at = 0
     parts = train.train(config, tmp_path / "parts")
     assert int(parts["step"]) == 6
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     assert len(set(losses(tmp_path / "whole").values())) == 6
+
+    config.mesh.data = jax.device_count() // 2
+    train.train(config, tmp_path / "half")
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 
 @pytest.fixture
