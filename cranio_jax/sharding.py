@@ -36,6 +36,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def random_key(seed: int, mesh: Mesh) -> jax.Array:
+    """A random key on every device. Programs take it as an argument, so that another seed is not another program."""
+    return jax.jit(jax.random.key, out_shardings=replicated(mesh))(seed)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """First axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -56,19 +56,19 @@ def _train(config, workdir, method, mesh, last):
         if position is not None:
             batches.set_state(position)
             cluster.say(f"going on from step {first}")
-        step_fn = jit_step(method, mesh, config.seed)
+        step_fn = jit_step(method, mesh)
         validate = Validation(config, mesh, builder) if config.validation.every else None
         state, done = loop(config, workdir, mesh, step_fn, validate, state, frozen, batches, first, last, checkpoints)
         checkpoints.save(done, state, batches.get_state())
     return state, done
 
 
-def jit_step(method: Method, mesh: jax.sharding.Mesh, seed: int):
-    """The jitted step `(state, frozen, batch) -> (state, metrics)`."""
+def jit_step(method: Method, mesh: jax.sharding.Mesh):
+    """The jitted step `(state, frozen, batch, key) -> (state, metrics)`."""
     state, frozen = shardings_of(method, mesh)[1]
     return jax.jit(
-        lambda state, frozen, batch: method.train_step(state, frozen, batch, jax.random.key(seed + 1)),
-        in_shardings=(state, frozen, sharding.batch_sharding(mesh)),
+        method.train_step,
+        in_shardings=(state, frozen, sharding.batch_sharding(mesh), sharding.replicated(mesh)),
         out_shardings=(state, sharding.replicated(mesh)),
         donate_argnums=0,
     )
@@ -117,7 +117,7 @@ def loop(config, workdir, mesh, step_fn, validate, state, frozen, batches, first
 
     Returns `(state, steps done)`; what was done last is not saved yet.
     """
-    t = config.train
+    t, key = config.train, sharding.random_key(config.seed + 1, mesh)
 
     def check(done, metrics, ids):
         values = jax.device_get(metrics)
@@ -142,8 +142,8 @@ def loop(config, workdir, mesh, step_fn, validate, state, frozen, batches, first
             local = next(batches)
             batch = sharding.put_batch(local, mesh)
             if done == first + 1:
-                step_fn = cluster.compiled(step_fn, state, frozen, batch)
-            state, metrics = step_fn(state, frozen, batch)
+                step_fn = cluster.compiled(step_fn, state, frozen, batch, key)
+            state, metrics = step_fn(state, frozen, batch, key)
             if before is not None:  # while this step computes, look at the one before it
                 check(*before)
             before = (done, metrics, local["id_hash"])

@@ -242,14 +242,15 @@ def finish_jax(task: dict, seconds: float, starting: float, count: float, again)
 def step_jax(task: dict) -> dict:
     import jax
 
-    from cranio_jax import train
+    from cranio_jax import sharding, train
 
     method, mesh, state, frozen, batch, began = start_jax(task)
-    step = train.jit_step(method, mesh, 0).lower(state, frozen, batch).compile()
+    key = sharding.random_key(1, mesh)
+    step = train.jit_step(method, mesh).lower(state, frozen, batch, key).compile()
 
     def once():
         nonlocal state
-        state, metrics = step(state, frozen, batch)
+        state, metrics = step(state, frozen, batch, key)
         jax.block_until_ready((state, metrics))
 
     once()
@@ -268,14 +269,14 @@ def loop_jax(task: dict) -> dict:
 
     method, mesh, state, frozen, _, began = start_jax(task | {"case": "controlnet"})
     batches = batches_of(task | {"case": "batches-cached"}, method)
-    batch = sharding.put_batch(next(batches), mesh)
-    step = train.jit_step(method, mesh, 0).lower(state, frozen, batch).compile()
+    batch, key = sharding.put_batch(next(batches), mesh), sharding.random_key(1, mesh)
+    step = train.jit_step(method, mesh).lower(state, frozen, batch, key).compile()
     c, workdir, count = make_config(task), pathlib.Path(task["scratch"]) / "loop", 2 * task["repeats"] + 1
     saved_every, c.train.checkpoint_every, c.train.log_every = c.train.checkpoint_every, 0, 2
 
     def once():
         nonlocal state
-        state, metrics = step(state, frozen, batch)
+        state, metrics = step(state, frozen, batch, key)
         jax.block_until_ready((state, metrics))
 
     once()

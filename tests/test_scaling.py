@@ -39,7 +39,7 @@ def compiled(config, monkeypatch):
     def of(data, fsdp):
         mesh = sharding.make_mesh(data, fsdp)
         state, frozen = shardings_of(method, mesh)[0]
-        text = train.jit_step(method, mesh, 0).lower(state, frozen, batch).compile().as_text()
+        text = train.jit_step(method, mesh).lower(state, frozen, batch, sharding.random_key(1, mesh)).compile().as_text()
         return collectives(text), scaling.Need(*scaling.parameters(state, frozen), flop=0.0, kept=0.0)
 
     return of

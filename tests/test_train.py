@@ -50,13 +50,13 @@ def batch(config):
 def three_losses(config, batch, shape):
     mesh = sharding.make_mesh(*shape)
     method = make_method(config)
-    step = train.jit_step(method, mesh, 0)
+    step, key = train.jit_step(method, mesh), sharding.random_key(1, mesh)
     state, frozen = jax.device_put(method.init(jax.random.key(0)), shardings_of(method, mesh)[1])
     if shape[1] > 1:
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state["params"]))
     found = []
     for _ in range(3):
-        state, metrics = step(state, frozen, sharding.put_batch(batch, mesh))
+        state, metrics = step(state, frozen, sharding.put_batch(batch, mesh), key)
         found.append(float(metrics["loss"]))
     return found
 
