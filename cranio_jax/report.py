@@ -19,7 +19,7 @@ from cranio_jax.writers import logged, whole_file
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 62rem; margin: 2rem auto; padding: 0 1.2rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; max-width: 74rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 .notice { background: #fff4de; border-left: 4px solid #d98a00; padding: .6rem .9rem; }
 table { border-collapse: collapse; } th, td { padding: .35rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid #dfe4ea; }

@@ -201,7 +201,8 @@ def web(results: dict[str, Any], part: str) -> str:
     """HTML of the tables of a part: a heading, a table and its notes for each; what is not main is folded away."""
     shown, folded = "", ""
     for table in (table for table in tables(results) if table.part == part):
-        head = "".join(f"<th>{html.escape(words)}</th>" for words in ["", *table.head])
+        titles = (html.escape(words).replace("_", "_<wbr>") for words in ["", *table.head])  # names of networks are long
+        head = "".join(f"<th>{title}</th>" for title in titles)
         body = ""
         for name, cells in table.rows:
             values = "".join(f"<td>{html.escape(c.value)} <span class=interval>{html.escape(c.spread)}</span></td>" for c in cells)
