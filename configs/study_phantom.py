@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.bootstrap = 200
         c.flags = ("data.validation_subjects=4",)
         c.method_flags = ("evaluate.weights={judge}", "evaluate.num_samples=1", "augment.bend=0.015")
-        c.helpers = tuple(dict(h, config="configs/arcface.py:smoke") for h in c.helpers)
+        c.helpers = tuple(dict(h, config="configs/arcface.py:smoke", flags=extra) for h, extra in zip(c.helpers, ((), _OTHER), strict=True))
         c.methods = tuple(dict(m, config=m["config"].split(":")[0] + ":smoke", flags=_short(m["flags"])) for m in c.methods)
     elif variant == "published":
         c.name += ":published"
@@ -56,6 +56,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     elif variant:
         raise ValueError(f"configs/study_phantom.py has no variant {variant!r}; expected 'published', 'smoke' or none")
     return c
+
+
+_OTHER = ("method.network=mobilefacenet",)  # a judge that is the twin of the embedder in the loss is refused
 
 
 def _short(flags: tuple[str, ...]) -> tuple[str, ...]:
