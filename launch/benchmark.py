@@ -7,13 +7,14 @@ Each line is measured in a process of its own, so that its peak memory is its ow
 with diffusers and torch right after it (test extra). A step is one update with AdamW and the average; latents and
 prompts are those of the cache. TFLOP are counted by launch/flops.py. Cases: controlnet (U-Net frozen), both (U-Net
 trained too), losses (controlnet with the decoded LPIPS and identity terms), loop (the controlnet step as training runs it: read,
-placed, checked, logged, and saved every so often; its speed is relative to the step alone), sample (DDIM with guidance, decoded), load;
+placed, checked, logged, and saved every so often; its speed is relative to the step's own), sample (DDIM with guidance, decoded), load;
 batches and batches-cached (what the host has ready for a step from records, all decoded and augmented, or with latents
 from the cache); and an evaluation's feature networks, in float32: inception (torch-fidelity's against ours), lpips-vgg, -alex and -squeeze
 (pairs), iresnet50, mobilefacenet.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -260,12 +261,14 @@ def step_jax(task: dict) -> dict:
 
 
 def loop_jax(task: dict) -> dict:
-    """`seconds` of a step in train's loop, a checkpoint's share among them; `alone`, of the jitted step, before and after."""
+    """`seconds` of a step in train's loop, a checkpoint's share among them; `alone`, what the jitted step takes of that.
+
+    Each step is waited for, so that nothing the loop does hides behind the device's work: in training it takes less.
+    """
     import jax
 
     from cranio_jax import sharding, train
     from cranio_jax.checkpoint import Checkpoints
-    from cranio_jax.writers import logged
 
     method, mesh, state, frozen, _, began = start_jax(task | {"case": "controlnet"})
     batches = batches_of(task | {"case": "batches-cached"}, method)
@@ -273,24 +276,30 @@ def loop_jax(task: dict) -> dict:
     step = train.jit_step(method, mesh).lower(state, frozen, batch, key).compile()
     c, workdir, count = make_config(task), pathlib.Path(task["scratch"]) / "loop", 2 * task["repeats"] + 1
     saved_every, c.train.checkpoint_every, c.train.log_every = c.train.checkpoint_every, 0, 2
+    times = []
+
+    def watched(*args):
+        entered = time.monotonic()
+        found = jax.block_until_ready(step(*args))
+        times.append((entered, time.monotonic()))
+        return found
 
     def once():
         nonlocal state
-        state, metrics = step(state, frozen, batch, key)
-        jax.block_until_ready((state, metrics))
+        state, _ = watched(state, frozen, batch, key)
 
     once()
     starting = time.monotonic() - began
-    alone = timed(once, task["repeats"])
+    times.clear()
     with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
-        state, _ = train.loop(c, workdir, mesh, step, None, state, frozen, batches, 0, count, checkpoints)
-        rate = logged(workdir)[-1]["images_per_second"]
+        state, _ = train.loop(c, workdir, mesh, watched, None, state, frozen, batches, 0, count, checkpoints)
         saving = time.monotonic()
         checkpoints.save(count, state, batches.get_state())
         saving = time.monotonic() - saving
-    alone = statistics.mean([alone, timed(once, task["repeats"])])
-    seconds = task["batch"] / rate + saving / saved_every
-    return finish_jax(task, seconds, starting, 0.0, once) | {"alone": alone, "saving": saving}
+    del times[0]  # the loop's own start came after it
+    alone = statistics.mean(left - entered for entered, left in times)
+    between = statistics.mean(later[0] - earlier[1] for earlier, later in itertools.pairwise(times))
+    return finish_jax(task, alone + between + saving / saved_every, starting, 0.0, once) | {"alone": alone, "saving": saving}
 
 
 def sample_jax(task: dict) -> dict:
