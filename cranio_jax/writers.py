@@ -111,18 +111,19 @@ class Writer:
         with self._written():
             if self._lines:
                 self._lines.add(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
-            self._event(step, *(summary.scalar(name, value) for name, value in values.items()))
+            if self._board:
+                self._event(step, *(summary.scalar(name, value) for name, value in values.items()))
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Logs a picture `(height, width, 3)`, uint8."""
         with self._written():
-            self._event(step, summary.image(name, picture, dataformats="HWC"))
+            if self._board:
+                self._event(step, summary.image(name, picture, dataformats="HWC"))
 
     def _event(self, step: int, *summaries: Any) -> None:
-        if self._board:
-            for told in summaries:
-                self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=told))
-            self._board.flush()
+        for told in summaries:
+            self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=told))
+        self._board.flush()
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:

@@ -126,7 +126,8 @@ def test_flags_of_a_study(tmp_path):
     assert "no such file" in study(tmp_path, "--study=configs/none.py", f"--workdir={tmp_path}").stderr
     assert "no variant 'tiny'" in study(tmp_path, "--study=configs/study_phantom.py:tiny", f"--workdir={tmp_path}").stderr
     assert (
-        "the study has the cells 0 to 8" in study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--cell=9").stderr
+        "the study has the cells 0 to 10"
+        in study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--cell=11").stderr
     )
     assert "--seed=3 is no flag" in study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--seed=3").stderr
     assert "name their folder by --weights" in study(tmp_path, "--study=configs/study_paper.py", f"--workdir={tmp_path}", "--list").stderr
