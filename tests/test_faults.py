@@ -24,6 +24,7 @@ from cranio_jax.writers import logged
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS, EVERY = 12, 3
+_STARTED = []
 
 
 @pytest.fixture
@@ -50,7 +51,18 @@ def environment(devices=1):
 
 def start(config, workdir, *more, **how):
     arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir, *more)]
-    return subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, **how)
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, **how)
+    _STARTED.append(process)
+    return process
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running():
+    """A test that fails leaves no process to slow down the others."""
+    yield
+    for process in _STARTED:
+        process.kill()
+    _STARTED.clear()
 
 
 def finish(config, workdir):
