@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -55,17 +56,20 @@ def _curve(points: list[tuple[float, float]], title: str) -> str:
         for v in np.linspace(low, high, 4)
     )
     ends = "".join(
-        f'<text x="{a:.0f}" y="{height - 12}" text-anchor="middle">{s:.0f}</text>' for a, s in ((x[0], steps[0]), (x[-1], steps[-1]))
+        f'<text x="{a:.0f}" y="{height - 12}" text-anchor="{anchor}">{s:.0f}</text>'
+        for a, s, anchor in ((x[0], steps[0], "middle"), (x[-1], steps[-1], "end"))
     )
     return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{html.escape(title)}" style="font-size:12px;fill:#66707d;max-width:100%">'
+        f'<figure style="margin:0"><svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{html.escape(title)}" style="font-size:12px;fill:#66707d;max-width:100%">'
         f'<polyline points="{left},10 {left},{height - bottom} {width - 12},{height - bottom}" fill="none" stroke="#b9c2cc"/>'
         f'<polyline points="{line}" fill="none" stroke="#1f6fb2" stroke-width="1.6"/>{ticks}{ends}'
-        f'<text x="{width / 2:.0f}" y="{height - 2}" text-anchor="middle">step</text></svg><div class=small>{html.escape(title)}</div>'
+        f'<text x="{width / 2:.0f}" y="{height - 2}" text-anchor="middle">step</text></svg><figcaption>{html.escape(title)}</figcaption></figure>'
     )
 
 
+# One for each row of a study, which has up to twelve; of one experiment the first few.
 _COLOURS = ("#1f6fb2", "#7aa6cf", "#a32020", "#8a8f98", "#11743a", "#d98a00")
+_COLOURS += ("#7b3fa0", "#e377c2", "#17a2a2", "#6b4423", "#b5bd22", "#1b1f24")
 
 
 def _match_curves(results: dict[str, Any]) -> str:
@@ -75,7 +79,7 @@ def _match_curves(results: dict[str, Any]) -> str:
         for protocol, part in protocols.items():
             lines, names = "", ""
             length = min(20, *map(len, part["curves"].values()))
-            for colour, (name, curve) in zip(_COLOURS * 2, part["curves"].items(), strict=False):
+            for colour, (name, curve) in zip(itertools.cycle(_COLOURS), part["curves"].items(), strict=False):
                 points = " ".join(f"{34 + 250 * i / max(length - 1, 1):.1f},{10 + 150 * (1 - v):.1f}" for i, v in enumerate(curve[:length]))
                 lines += f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
                 names += f'<span style="color:{colour}">■</span> {html.escape(name)}<br>'
