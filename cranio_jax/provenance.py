@@ -13,12 +13,16 @@ import ml_collections
 def public_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """A configuration without paths: they say more of the user than of the run."""
 
+    def nameless(part: str) -> str:
+        path = pathlib.Path(part).expanduser()
+        return path.name if path.is_absolute() or path.exists() else part  # absolute ones are patterns, perhaps, or gone by now
+
     def bare(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: bare(v) for name, v in value.items()}
         if not isinstance(value, str):
             return value
-        return ",".join(pathlib.Path(part).name if pathlib.Path(part).expanduser().exists() else part for part in value.split(","))
+        return ",".join(nameless(part) for part in value.split(","))
 
     public = bare(config.to_dict())
     public["data"]["data_dir"] = public["reconstruct"]["xrays"] = ""

@@ -1,0 +1,15 @@
+"""What results tell of where they come from."""
+
+from cranio_jax.provenance import public_config
+
+
+def test_no_path_is_told(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "patients").mkdir()
+    config.data.data_dir = str(tmp_path)
+    config.evaluate.weights = f"{tmp_path}/patients,{tmp_path}/*.safetensors,~/private/gone.pth,patients"
+    config.pretrained.model = "owner/model"
+    told = public_config(config)
+    assert told["evaluate"]["weights"] == "patients,*.safetensors,gone.pth,patients"
+    assert told["pretrained"]["model"] == "owner/model" and str(tmp_path) not in str(told)
+    assert told["prompt"] == config.prompt.to_dict() and told["train"] == config.train.to_dict()
