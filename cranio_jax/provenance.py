@@ -3,6 +3,7 @@
 import importlib.metadata
 import pathlib
 import platform
+import shutil
 import subprocess
 from typing import Any
 
@@ -32,15 +33,20 @@ def public_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def provenance(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Configuration, seed, versions, machine, commit."""
     names = ("jax", "flax", "optax", "orbax-checkpoint", "clu", "grain", "tensorflow-datasets", "numpy", "pillow")
-    checkout = pathlib.Path(__file__).resolve().parent.parent
-    git = lambda *a: subprocess.run(["git", "-C", str(checkout), *a], capture_output=True, text=True, check=False).stdout.strip()
-    commit = git("rev-parse", "HEAD") or "unknown"
-    if git("status", "--porcelain", "--untracked-files=no"):
-        commit += " with uncommitted changes"
     return {
         "config": public_config(config),
         "seed": config.seed,
         "versions": {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "commit": commit,
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """Of the checkout; 'unknown' where there is no git, or no checkout."""
+    checkout = pathlib.Path(__file__).resolve().parent.parent
+    git = lambda *a: subprocess.run(["git", "-C", str(checkout), *a], capture_output=True, text=True, check=False).stdout.strip()
+    if not shutil.which("git"):
+        return "unknown"
+    commit = git("rev-parse", "HEAD") or "unknown"
+    return commit + (" with uncommitted changes" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,6 +1,6 @@
 """What results tell of where they come from."""
 
-from cranio_jax.provenance import public_config
+from cranio_jax.provenance import provenance, public_config
 
 
 def test_no_path_is_told(config, tmp_path, monkeypatch):
@@ -13,3 +13,8 @@ def test_no_path_is_told(config, tmp_path, monkeypatch):
     assert told["evaluate"]["weights"] == "patients,*.safetensors,gone.pth,patients"
     assert told["pretrained"]["model"] == "owner/model" and str(tmp_path) not in str(told)
     assert told["prompt"] == config.prompt.to_dict() and told["train"] == config.train.to_dict()
+
+
+def test_a_machine_without_git(config, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert provenance(config)["commit"] == "unknown"

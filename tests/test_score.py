@@ -151,3 +151,25 @@ def test_a_trunk_without_heads_has_a_name_of_its_own(weights, examples):
     assert features.pair_metrics(64, 48, False) == ["psnr", "ssim"]
     scores = Scorer(features, sharding.make_mesh(1, 1), ("near", "far"), (64, 48), 21, 2).run(examples, 21, None)[1]
     assert scores["near"].moments["squeeze"][0].shape == (512,)
+
+
+def test_networks_are_asked_for_full_precision(weights, examples):
+    """Accelerators would multiply in TF32 or bfloat16; a CPU gives the same numbers whatever is asked."""
+    features = Features(f"{weights}/*.safetensors", (0, 0, 1, 1))
+    params, faces = features.load(sharding.make_mesh(1, 1)), np.stack([e["face"] for e in examples])
+
+    def all_of(params, faces):
+        found = features.describe(params, faces)
+        return features.embed(params, faces), features.compare(params, found, found, faces, faces)
+
+    asked = [eqn.params["precision"] for eqn in _equations(jax.make_jaxpr(all_of)(params, faces).jaxpr) if "precision" in eqn.params]
+    highest = jax.lax.Precision.HIGHEST
+    assert len(asked) > 50 and set(asked) == {(highest, highest)}
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves([getattr(p, "jaxpr", p) for p in eqn.params.values()], is_leaf=lambda p: hasattr(p, "eqns")):
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)

@@ -1,5 +1,6 @@
 """What the user's files of weights let us measure: which networks they hold, and what these say of pictures and pairs."""
 
+import functools
 import glob
 import pathlib
 from typing import Any
@@ -19,6 +20,17 @@ NEEDED = {
     "lpips": "a trunk of torchvision (vgg16, alexnet or squeezenet1_1) and the lpips package's heads for it",
     "arcface": "an ArcFace network (insightface's .pth or w600k_r50.onnx, or a MobileFaceNet)",
 }
+
+
+def in_full_precision(method):
+    """Has the products of arrays that are traced inside computed in float32, where a GPU's own choice is TF32 and a TPU's bfloat16."""
+
+    @functools.wraps(method)
+    def called(*args, **kwargs):
+        with jax.default_matmul_precision("highest"):
+            return method(*args, **kwargs)
+
+    return called
 
 
 def find_weights(pattern: str) -> list[pathlib.Path]:
@@ -103,6 +115,7 @@ class Features:
         """The networks whose features make Frechet and kernel distances, and how many features these are."""
         return ({"inception": 2048} if self.has_inception else {}) | {trunk: models.TRUNKS[trunk][1][-1] for trunk in self.trunks}
 
+    @in_full_precision
     def embed(self, params: Any, pictures: UInt8[Array, "b h w 3"]) -> dict[str, Float[Array, "b d"]]:
         """Each embedder's vectors."""
         x, found = pictures.astype(jnp.float32) / 127.5 - 1.0, {}
@@ -111,6 +124,7 @@ class Features:
             found[name] = network(losses.crop_face(x, embedder.crop or self._crop, network.height, network.width))
         return found
 
+    @in_full_precision
     def describe(self, params: Any, pictures: UInt8[Array, "b h w 3"]) -> dict[str, Any]:
         """What the networks make of pictures: `(batch, width)` features and vectors by network, `logits`, and `taps` by trunk."""
         found = self.embed(params, pictures) | {"taps": {}}
@@ -130,6 +144,7 @@ class Features:
         names += ["psnr/head", "ssim/head"] if masked else []
         return names + [f"lpips/{trunk}" for trunk in self.heads] + list(self.embedders)
 
+    @in_full_precision
     def compare(self, params: Any, a: Any, b: Any, faces: Any, truth: Any, where: Any = None) -> dict[str, Float[Array, "b"]]:
         """Each pair's metrics.
 
