@@ -89,6 +89,8 @@ def parse(arguments: list[str]) -> list[str]:
         return flags.FLAGS(find_config(arguments))
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError("--config: " + " ".join(str(error.args[0]).split())) from None
+    except flags.Error as error:  # a flag that is none, one that is missing, an override that comes before --config
+        raise InputError(" ".join(str(error).split())) from None
 
 
 def _leave(error: Exception) -> None:

@@ -6,7 +6,8 @@ A cell is one method with one seed, a run of cranio_jax.main in a folder of its 
 failed is told and does not stop the rest; started again, the study goes on. `--list` numbers the cells and `--cell=K` runs
 one of them: an array of jobs, or several machines with one WORKDIR or with copies of it, share the work, and the comparison
 is made of whatever is there (`--compare`). `--at_once=2` runs two cells at a time on one machine, each with half the cores: a
-network too small to fill all of them is trained as fast by one. Further `--config.` flags go to every cell: your own data, say.
+network too small to fill all of them is trained as fast by one. `--seeds=0,1,2` stands in place of the study's own seeds. Further
+`--config.` flags go to every cell: your own data, say.
 """
 
 import argparse
@@ -183,6 +184,7 @@ def main() -> None:
     parser.add_argument("--study", required=True, help="a file of configs/, with :variant if it has some")
     parser.add_argument("--workdir", required=True, type=lambda path: pathlib.Path(path).expanduser().resolve())
     parser.add_argument("--weights", default="", help="your folder of weights, where the study wants some")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], help="in place of the study's own")
     parser.add_argument("--cell", type=int, help="run this one alone, and compare nothing")
     parser.add_argument("--at_once", type=int, default=1, help="run so many cells at a time, each on its share of the cores")
     parser.add_argument("--compare", action="store_true", help="run nothing")
@@ -191,6 +193,7 @@ def main() -> None:
     if wrong := [flag for flag in more if not flag.startswith("--config.")]:
         parser.error(f"{wrong[0]} is no flag of a study; those of its cells begin with --config.")
     study = read_study(options.study)
+    study.seeds = options.seeds or study.seeds
     cells = cells_of(study, options.workdir, pathlib.Path(options.weights).expanduser().resolve(), more)
     if not options.weights and not options.compare and any("{weights}" in flag for cell in cells for flag in cell.flags):
         parser.error(f"{study.name} scores with networks of yours: name their folder by --weights; its configuration tells what is in it")

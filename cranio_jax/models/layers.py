@@ -175,9 +175,20 @@ class Upsample2D(nnx.Module):
 
 
 def cudnn_takes(q: Float[Array, "b n h d"]) -> bool:
-    """Whether cuDNN's attention, which never writes the logits to memory, is here and takes this type and head size."""
-    fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+    """Whether cuDNN's attention, which never writes the logits to memory, is here and takes this type, length and head size."""
+    fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[1] % 2 == 0 and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
     return fits and jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+
+
+def attend(q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]) -> Float[Array, "b n h d"]:
+    """Scaled dot-product attention, by cuDNN where it can."""
+    if not cudnn_takes(q):
+        return jax.nn.dot_product_attention(q, k, v)
+    lengths = None
+    if k.shape[1] % 2:  # JAX has cuDNN take gradients of even lengths alone; CLIP's 77 tokens get one more, which is masked
+        lengths = jnp.full(k.shape[0], k.shape[1], jnp.int32)
+        k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
+    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
 
 
 class Attention(nnx.Module):
@@ -194,8 +205,7 @@ class Attention(nnx.Module):
         context = hidden if context is None else context
         split = lambda x: x.reshape(*x.shape[:2], self.heads, -1)
         q, k, v = split(self.to_q(hidden)), split(self.to_k(context)), split(self.to_v(context))
-        out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if cudnn_takes(q) else None)
-        return self.to_out[0](out.reshape(hidden.shape))
+        return self.to_out[0](attend(q, k, v).reshape(hidden.shape))
 
 
 class GEGLU(nnx.Module):

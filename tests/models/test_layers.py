@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cranio_jax.models.layers import Conv, cudnn_takes
+from cranio_jax.models import layers
+from cranio_jax.models.layers import Conv, attend, cudnn_takes
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
@@ -51,4 +52,26 @@ def test_cudnn_is_asked_for_what_it_takes_alone(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [Device])
     assert cudnn_takes(query(40, jnp.bfloat16)) and cudnn_takes(query(80, jnp.float16))
-    assert not any(cudnn_takes(q) for q in (query(64, jnp.float32), query(160, jnp.bfloat16), query(44, jnp.bfloat16)))
+    others = query(64, jnp.float32), query(160, jnp.bfloat16), query(44, jnp.bfloat16), jnp.zeros((1, 5, 2, 40), jnp.bfloat16)
+    assert not any(cudnn_takes(q) for q in others)
+
+
+@pytest.mark.parametrize("tokens", [77, 64])
+def test_cudnn_is_given_even_lengths(monkeypatch, tokens):
+    """Of an odd one it takes no gradient; what is added is not seen."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, n, 2, 8)), jnp.float32) for n in (16, tokens, tokens))
+    total = lambda q, k, v: (attend(q, k, v) * jnp.sin(jnp.arange(q.size).reshape(q.shape))).sum()
+    wanted = jax.grad(total, argnums=(0, 1, 2))(q, k, v)
+    theirs, given = jax.nn.dot_product_attention, []
+
+    def stand_in(q, k, v, key_value_seq_lengths, implementation):
+        given.append((k.shape[1], implementation))
+        return theirs(q, k, v, key_value_seq_lengths=key_value_seq_lengths)
+
+    monkeypatch.setattr(layers, "cudnn_takes", lambda q: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    got = jax.grad(total, argnums=(0, 1, 2))(q, k, v)
+    assert given == [(78 if tokens == 77 else 64, "cudnn")]
+    for slope, other in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(slope, other, atol=1e-5)
