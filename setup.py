@@ -30,6 +30,7 @@ setuptools.setup(
         "filelock",
         "grain",
         "huggingface_hub",
+        "importlib_resources",  # TFDS imports it, and may not ask for it
         "jaxtyping",
         "loky",
         "nibabel",
