@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.lib import guard_lib
 
 from cranio_jax import data, sharding, train
 from cranio_jax.checkpoint import Checkpoints
@@ -172,3 +173,35 @@ def test_another_experiments_folder_is_refused(config, tmp_path):
     config.train.learning_rate = 0.5
     with pytest.raises(InputError, match=r"holds another experiment \(train.learning_rate is 0.002 there and 0.5 here\)"):
         train.train(config, tmp_path)
+
+
+@pytest.fixture
+def like_an_accelerator(monkeypatch):
+    """Reading an array counts as a transfer, which `jax.transfer_guard` sees; a CPU's arrays are read where they are."""
+    kind = type(jnp.zeros(1))
+    value, copy, read = kind._value.fget, kind.copy_to_host_async, []
+
+    def checked(method):
+        def called(array):
+            state = guard_lib.thread_local_state()
+            read.append(state.device_to_host)
+            if state.device_to_host == guard_lib.TransferGuardLevel.DISALLOW and not state.explicit_device_get:
+                raise RuntimeError("Disallowed device-to-host transfer")
+            return method(array)
+
+        return called
+
+    monkeypatch.setattr(kind, "_value", property(checked(value)))
+    monkeypatch.setattr(kind, "copy_to_host_async", checked(copy))
+    return read
+
+
+def test_nothing_is_read_unasked(config, tmp_path, like_an_accelerator):
+    """Logging, looking at held-out faces and saving, on the way."""
+    config.data.validation_subjects = 4
+    config.train.update(num_steps=4, log_every=2, checkpoint_every=2)
+    config.validation.update(every=2, num_steps=1, examples=4)
+    with jax.transfer_guard("disallow"), pytest.raises(RuntimeError, match="Disallowed"):
+        float(jnp.ones(()))
+    train.train(config, tmp_path / "run")
+    assert guard_lib.TransferGuardLevel.DISALLOW in like_an_accelerator
