@@ -4,10 +4,11 @@ python -m cranio_jax.main --config=configs/cranio_diff.py --workdir=DIR --config
     --config.method.losses.trunk_file=vgg16.pth --config.method.losses.heads_file=vgg.pth \
     --config.method.losses.embedder_file=iresnet50.pth
 
-Memory, counted: 1.22 billion trained parameters x 20 bytes (float32 masters, average, AdamW, gradient) = 24 GB, and
-activations; 80 GB are meant. Duration, counted: 11.4 TFLOP an image (8.1 of them for the decoded terms) and 1.26 million
-images are twelve hours at a third of one H200's peak; not measured. A batch of 14 does not divide over eight devices:
-set --config.train.batch_size=16 there, the length follows.
+Memory: 1.22 billion trained parameters x 20 bytes (float32 masters, average, AdamW, gradient) = 24 GB, and activations; 33 GB
+with eight images on one H200, without the decoded terms, whose memory has not been measured. Duration, counted: 11.4 TFLOP an
+image (8.1 of them for the decoded terms) and 1.26 million images are twenty hours at 20 % of one H200's peak, which the step
+without these terms reaches (README). A batch of 14 does not divide over eight devices: set --config.train.batch_size=16 there,
+the length follows.
 """
 
 import ml_collections

@@ -5,9 +5,10 @@ The U-Net stays as it is; variant 'unet' trains it at a fifth of the rate, 'lora
 python -m cranio_jax.main --config=configs/cranio_diff_robust.py --workdir=DIR --config.pretrained.model=FOLDER_OR_HUB_ID \
     --config.method.losses.embedder_file=iresnet50.pth
 
-Memory, counted: 361 million trained parameters x 20 bytes = 7 GB, 2 GB of frozen weights in bfloat16, and activations;
-40 GB are meant. Duration, counted: 2.3 TFLOP an image, 8.1 more for the quarter that is decoded, and 480,000 images are
-two hours at a third of one H200's peak; not measured.
+Memory: 361 million trained parameters x 20 bytes = 7 GB, 2 GB of frozen weights in bfloat16, and activations; 16 GB with eight
+images on one H200, without the decoded terms, whose memory has not been measured. Duration, counted: 2.3 TFLOP an image, 8.1
+more for the quarter that is decoded, and 480,000 images are two and a half hours at 24 % of one H200's peak, which the step
+without these terms reaches (README).
 """
 
 import ml_collections

@@ -6,7 +6,7 @@ python launch/study.py --study=configs/study_paper.py --workdir=DIR --weights=WE
 WEIGHTS holds, under these names: vgg16.pth and vgg_heads.pth (torchvision, lpips), loss_embedder.pth and
 judge_embedder.pth (two different ArcFace networks), inception.pth (the FID's). Cost, counted by launch/flops.py and not measured, of a
 run: Cranio-Diff 14.4 EFLOP, without the decoded terms 4, the prompt alone 4, CycleGAN 2.8, CUT 2.1, Pix2Pix 0.1. Three seeds are
-82 EFLOP, three days of one H200 at a third of its peak, or an array of 21 jobs (--cell=K), the longest of twelve hours.
+82 EFLOP, five days of one H200 at 20 % of its peak, or an array of 21 jobs (--cell=K), the longest of twenty hours.
 """
 
 import ml_collections

@@ -1,10 +1,10 @@
 """What a training step at Stable Diffusion 1.5's size needs of memory and links on machines that are not at hand.
 
-python launch/scaling.py [--mfu=0.4]
+python launch/scaling.py [--mfu=0.24]
 
 prints the tables of SCALING.md. Parameters, operations and what is kept for the backward pass are counted in the program
 itself, at 512 pixels in bfloat16; machines are as their makers' data sheets have them; the share of the peak that is
-reached (MFU) is assumed.
+reached (MFU), and what cuDNN's attention leaves to be kept, were measured on one H200.
 """
 
 import argparse
@@ -27,24 +27,32 @@ GB = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Per device: peak in dense bfloat16 TFLOP/s, memory in GB, and GB/s that it sends over its slowest link in a ring."""
+    """Per device: peak in dense bfloat16 TFLOP/s, memory in GB, and GB/s that it sends over its slowest link in a ring.
+
+    `cudnn`: whether attention is cuDNN's, whose logits are not kept.
+    """
 
     devices: int
     peak: float
     memory: float
     link: float
+    cudnn: bool = True
 
 
 # An inter-chip link of a v5e carries 50 GB/s each way and a ring uses two of its four; v5p has three times that; NVLink 450
 # GB/s each way within eight GPUs, and one adapter of 400 Gbit/s for each GPU between them.
 MACHINES = {
-    "v5e-8": Machine(8, 197, 16, 100),
-    "v5p-64": Machine(64, 459, 95, 300),
+    "v5e-8": Machine(8, 197, 16, 100, cudnn=False),
+    "v5p-64": Machine(64, 459, 95, 300, cudnn=False),
     "8 x H100": Machine(8, 989, 80, 450),
     "8 x H200": Machine(8, 989, 141, 450),
     "64 x H100": Machine(64, 989, 80, 50),
     "64 x H200": Machine(64, 989, 141, 50),
 }
+# By case, of launch/benchmark.py on one H200 with eight images of 512 pixels, 2026-11-26: the share of the peak, and the peak of
+# memory less the state, an image.
+MFU = {"controlnet": 0.24, "both": 0.20}
+BESIDE_STATE = {"controlnet": 0.82 * GB, "both": 1.09 * GB}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +64,9 @@ class Need:
       sharded: those of them that `fsdp` shards.
       frozen: parameters that are not.
       flop: operations of an image in a step.
-      kept: bytes of an image that autodiff keeps for the backward pass, before XLA recomputes any.
+      kept: bytes of an image that autodiff keeps for the backward pass, the logits of attention among them, before XLA
+        recomputes any.
+      measured: the same with cuDNN's attention, as it was measured.
     """
 
     trained: int
@@ -64,6 +74,7 @@ class Need:
     frozen: int
     flop: float
     kept: float
+    measured: float
 
 
 def parameters(state, frozen) -> tuple[int, int, int]:
@@ -92,13 +103,12 @@ def need(case: str, size: int = 512) -> Need:
         kept.append(kept_for_backward(method, state, frozen, benchmark.examples(method, task | {"batch": count})))
     exact = make_method(benchmark.make_config(task | {"batch": 1, "dtype": "float32"}))  # in which every product is visible
     flop = flops(exact.train_step, *jax.eval_shape(exact.init, key), benchmark.examples(exact, task | {"batch": 1}), key)
-    return Need(*parameters(state, frozen), flop, kept[1] - kept[0])
+    return Need(*parameters(state, frozen), flop, kept[1] - kept[0], BESIDE_STATE[case])
 
 
-def memory(n: Need, fsdp: int, batch: int) -> float:
-    """GB of a device with `batch` images: masters, average, two moments and a gradient in float32; what is frozen in
-    bfloat16; a copy of the largest share in use, which is left out; and what is kept for the backward pass."""
-    return (20 * n.trained + 2 * n.frozen) / fsdp / GB + batch * n.kept / GB
+def state_bytes(n: Need, fsdp: int) -> float:
+    """Of a device: masters, average, two moments and a gradient in float32, and what is frozen in bfloat16."""
+    return (20 * n.trained + 2 * n.frozen) / fsdp
 
 
 def link_bytes(n: Need, devices: int, fsdp: int) -> float:
@@ -121,17 +131,20 @@ def step_seconds(n: Need, machine: Machine, fsdp: int, batch: int, mfu: float) -
 
 def largest_batch(n: Need, machine: Machine, fsdp: int) -> int:
     """Images a device that fit into nine tenths of its memory."""
-    return int((0.9 * machine.memory - memory(n, fsdp, 0)) * GB / n.kept)
+    return int((0.9 * machine.memory * GB - state_bytes(n, fsdp)) / (n.measured if machine.cudnn else n.kept))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is assumed")
+    parser.add_argument("--mfu", type=float, help="share of the peak, in place of what was measured")
     options = parser.parse_args()
     for case, title in (("controlnet", "the ControlNet alone"), ("both", "U-Net and ControlNet")):
         n = need(case)
         counted = f"{n.trained / 1e6:.0f} M trained, {n.frozen / 1e6:.0f} M frozen, {n.flop / 1e12:.2f} TFLOP"
-        print(f"\n{title}: {counted} and {n.kept / GB:.2f} GB an image\n")
+        mfu = options.mfu or MFU[case]
+        print(
+            f"\n{title}: {counted} an image, {n.measured / GB:.2f} GB with cuDNN's attention and {n.kept / GB:.2f} without, MFU {mfu:.0%}\n"
+        )
         heads = ("", "fsdp", "state GB", "images fit", "images", "GB sent", "arithmetic ms", "links ms", "images/s")
         print(f"| {' | '.join(heads)} |")
         print("| --- " * len(heads) + "|")
@@ -139,12 +152,12 @@ def main() -> None:
             for fsdp in (1, 8):
                 fit = largest_batch(n, machine, fsdp)
                 if fit < 1:
-                    print(f"| {name} | {fsdp} | {memory(n, fsdp, 0):.1f} | none | | | | | |")
+                    print(f"| {name} | {fsdp} | {state_bytes(n, fsdp) / GB:.1f} | none | | | | | |")
                     continue
                 batch = min(fit, 8)
-                work, wait = step_seconds(n, machine, fsdp, batch, options.mfu)
+                work, wait = step_seconds(n, machine, fsdp, batch, mfu)
                 rate = machine.devices * batch / max(work, wait)
-                cells = f"{memory(n, fsdp, 0):.1f} | {fit} | {batch} | {link_bytes(n, machine.devices, fsdp) / GB:.1f}"
+                cells = f"{state_bytes(n, fsdp) / GB:.1f} | {fit} | {batch} | {link_bytes(n, machine.devices, fsdp) / GB:.1f}"
                 print(f"| {name} | {fsdp} | {cells} | {1000 * work:.0f} | {1000 * wait:.0f} | {rate:.0f} |")
 
 
