@@ -14,7 +14,7 @@ import ml_collections
 _DIFFUSION = ("train.num_steps=8000", "sampling.num_steps=10")
 # The validation people's identity still rose after 8,000 steps, and with the weight of the ControlNet in sampling, up to 1.4.
 _LONGER = ("train.num_steps=16000", "sampling.num_steps=10", "sampling.controlnet_scale=1.3", "validation.every=1000")
-_PROMPT_ALONE = ("method.trained=('unet','text_encoder')", "train.num_steps=3000")
+_PROMPT_ALONE = "method.trained=('unet','text_encoder')"
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -34,16 +34,27 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # Ten times the weight, or all of it from the first step, taught less of the skull in trials than none.
     identity = ("method.losses.identity=0.01", "method.losses.gate=none", "method.losses.warmup_steps=4000")
     identity += ("method.losses.embedder_file={taste}", "method.losses.lateral_identity=True")
+    # `smoke`: of a method's flags, those that its smoke run has too; without it there is none.
     c.methods = (
-        dict(name="cranio_diff", config="configs/demo.py:fine", flags=(*_DIFFUSION, *identity)),
-        dict(name="cranio_diff without identity", config="configs/demo.py:fine", flags=_DIFFUSION),
+        dict(name="cranio_diff", config="configs/demo.py:fine", flags=(*_DIFFUSION, *identity), smoke=identity),
+        dict(name="cranio_diff without identity", config="configs/demo.py:fine", flags=_DIFFUSION, smoke=()),
         # A ControlNet that is not trained stays at its zero: the prompt alone speaks, and has little to say. Its curve is flat soon.
-        dict(name="prompt alone", config="configs/demo.py:fine", flags=(*_DIFFUSION, *_PROMPT_ALONE)),
-        dict(name="pix2pix", config="configs/pix2pix.py:phantom", flags=()),
-        dict(name="cyclegan", config="configs/cyclegan.py:phantom", flags=()),
-        dict(name="cut", config="configs/cut.py:phantom", flags=()),
+        dict(
+            name="prompt alone",
+            config="configs/demo.py:fine",
+            flags=(*_DIFFUSION, _PROMPT_ALONE, "train.num_steps=3000"),
+            smoke=(_PROMPT_ALONE,),
+        ),
+        dict(name="pix2pix", config="configs/pix2pix.py:phantom", flags=(), smoke=()),
+        dict(name="cyclegan", config="configs/cyclegan.py:phantom", flags=(), smoke=()),
+        dict(name="cut", config="configs/cut.py:phantom", flags=(), smoke=()),
         # Its pairs are of two pictures of a person, who must stay the same.
-        dict(name="siamese", config="configs/siamese.py:phantom", flags=("validation.every=0", "augment.bend=0.0")),
+        dict(
+            name="siamese",
+            config="configs/siamese.py:phantom",
+            flags=("validation.every=0", "augment.bend=0.0"),
+            smoke=("augment.bend=0.0",),
+        ),
         dict(name="cranio_diff longer", config="configs/demo.py:fine", flags=(*_LONGER, *identity)),
         dict(name="pix2pix longer", config="configs/pix2pix.py:phantom", flags=("train.num_steps=8000", "validation.every=1000")),
     )
@@ -53,8 +64,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.flags = ("data.validation_subjects=4",)
         c.method_flags = ("evaluate.weights={judge}", "evaluate.num_samples=1", "augment.bend=0.015")
         c.helpers = tuple(dict(h, config="configs/arcface.py:smoke", flags=extra) for h, extra in zip(c.helpers, ((), _OTHER), strict=True))
-        methods = [m for m in c.methods if not m["name"].endswith(" longer")]
-        c.methods = tuple(dict(m, config=m["config"].split(":")[0] + ":smoke", flags=_short(m["flags"])) for m in methods)
+        c.methods = tuple(
+            dict(name=m["name"], config=m["config"].split(":")[0] + ":smoke", flags=m["smoke"]) for m in c.methods if "smoke" in m
+        )
     elif variant == "published":
         c.name += ":published"
         c.method_flags = ("evaluate.weights={judge},{weights}/*.safetensors", *c.method_flags[1:])
@@ -64,8 +76,3 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 _OTHER = ("method.network=mobilefacenet",)  # a judge that is the twin of the embedder in the loss is refused
-
-
-def _short(flags: tuple[str, ...]) -> tuple[str, ...]:
-    """The flags that are not of a training's length."""
-    return tuple(flag for flag in flags if flag not in (*_DIFFUSION, _PROMPT_ALONE[1], "validation.every=0"))
