@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         raise ValueError(f"configs/study_paper.py has no variant {variant!r}")
     c = study_phantom.get_config()
     c.name = "study_paper"
-    c.seeds, c.baselines = (0, 1, 2), ("pix2pix", "cyclegan", "cut")
+    c.seeds, c.headline, c.baselines = (0, 1, 2), "cranio_diff", ("pix2pix", "cyclegan", "cut")
     c.helpers = ()
     c.flags = ("data.builder=skull_face", "data.settings.size=512", "data.settings.pairing=all_views", "compute_dtype=bfloat16")
     files = ("inception.pth", "vgg16.pth", "vgg_heads.pth", "judge_embedder.pth")

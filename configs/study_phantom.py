@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.name = "study_phantom"
     c.seeds = (0,)
-    c.headline, c.baselines = "cranio_diff", ("pix2pix", "pix2pix longer", "cyclegan", "cut")
+    c.headline, c.baselines = "cranio_diff longer", ("pix2pix", "pix2pix longer", "cyclegan", "cut")
     c.bootstrap = 10_000
     c.flags = ("data.validation_subjects=10", "train.checkpoint_every=500", "train.keep=1")  # of every cell
     # Of those that are compared. Ninety people are few: without the bend Pix2Pix learns them by heart.
@@ -64,6 +64,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.flags = ("data.validation_subjects=4",)
         c.method_flags = ("evaluate.weights={judge}", "evaluate.num_samples=1", "augment.bend=0.015")
         c.helpers = tuple(dict(h, config="configs/arcface.py:smoke", flags=extra) for h, extra in zip(c.helpers, ((), _OTHER), strict=True))
+        c.headline = "cranio_diff"
         c.methods = tuple(
             dict(name=m["name"], config=m["config"].split(":")[0] + ":smoke", flags=m["smoke"]) for m in c.methods if "smoke" in m
         )
