@@ -54,6 +54,7 @@ setuptools.setup(
             "peft",
             "pyarrow",
             "pytest",
+            "pytest-timeout",
             "pytest-xdist",
             "pytrec-eval-terrier",
             "ruff",

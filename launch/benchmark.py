@@ -41,7 +41,7 @@ HEADS |= dict(compiling="start s", ratio="speed")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     several = lambda kind: lambda text: [kind(part) for part in text.split(",")]
     parser.add_argument("--cases", type=several(str), default=list(CASES))
     parser.add_argument("--sizes", type=several(int), default=[512], help="pixels")

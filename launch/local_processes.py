@@ -61,7 +61,7 @@ def run(started: list[subprocess.Popen]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--devices-per-process", type=int, default=1)
     parser.add_argument("--dry-run", action="store_true", help="print what would be run")

@@ -60,7 +60,7 @@ def report(name: str, got, wanted: np.ndarray, began: float) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--size", type=int, default=512, help="pixels")
     size = parser.parse_args().size
     torch.manual_seed(0)

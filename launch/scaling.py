@@ -135,7 +135,7 @@ def largest_batch(n: Need, machine: Machine, fsdp: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--mfu", type=float, help="share of the peak, in place of what was measured")
     options = parser.parse_args()
     for case, title in (("controlnet", "the ControlNet alone"), ("both", "U-Net and ControlNet")):

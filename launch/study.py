@@ -180,7 +180,8 @@ def _take_cores(numbers: Iterator[int], at_once: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    # Without abbreviations: a --seed=3 taken for --seeds=3 would begin a study of days.
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--study", required=True, help="a file of configs/, with :variant if it has some")
     parser.add_argument("--workdir", required=True, type=lambda path: pathlib.Path(path).expanduser().resolve())
     parser.add_argument("--weights", default="", help="your folder of weights, where the study wants some")

@@ -130,6 +130,8 @@ def test_flags_of_a_study(tmp_path):
         in study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--cell=11").stderr
     )
     assert "--seed=3 is no flag" in study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--seed=3").stderr
+    others = study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--list", "--seeds=0,1").stdout
+    assert others.startswith(listed.stdout) and " 11  cranio_diff, seed 1" in others
     assert "name their folder by --weights" in study(tmp_path, "--study=configs/study_paper.py", f"--workdir={tmp_path}", "--list").stderr
 
 

@@ -173,6 +173,8 @@ def command(*arguments, cwd=CHECKOUT):
     [
         (["--config=configs/nothing.py"], "configs/nothing.py: no such file"),
         (["--config=configs/demo.py", "--config.train.lerning_rate=1"], "learning_rate"),
+        (["--config=configs/demo.py", "--lerning_rate=1"], "Unknown command line flag 'lerning_rate'"),
+        (["--config.seed=1", "--config=configs/demo.py"], "Found --config.seed=1 in argv before a value for --config"),
         (["--config=configs/demo.py", "--config.job=dance"], "job='dance' is not one of train_and_evaluate"),
         (["--config=configs/demo.py", "--config.job=evaluate"], "holds no checkpoint; run job=train first"),
         (["--config=configs/demo.py", "--config.job=reconstruct", "--config.reconstruct.age=130.0"], "age=130 is outside 0 to 120"),
