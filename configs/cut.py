@@ -15,9 +15,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Park et al.'s settings; of the study's only the size and the batch are known, and those of its other baselines are taken."""
     c = common.get_config()
     c.name = "cut"
-    c.data.settings.update(size=256, pairing="matched")
-    common.adversarial(c, steps=200 * 1800 // 16)
-    c.train.batch_size = 16
+    common.adversarial(c)
     c.method.update(name="cut", blocks=9, nce=1.0, nce_layers=(0, 4, 8, 12, 16), patches=256, temperature=0.07)
     common.variant_of(c, variant, {"original": original, "phantom": phantom, "smoke": common.smoke})
     return c

@@ -15,9 +15,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Known of the study: 256 pixels, batches of 16, nine blocks, the rate, the weights of cycle and identity."""
     c = common.get_config()
     c.name = "cyclegan"
-    c.data.settings.update(size=256, pairing="matched")
-    common.adversarial(c, steps=200 * 1800 // 16)
-    c.train.batch_size = 16
+    common.adversarial(c)
     c.method.update(name="cyclegan", blocks=9, cycle=10.0, identity=5.0, pool=50)
     common.variant_of(c, variant, {"original": original, "phantom": phantom, "smoke": common.smoke})
     return c

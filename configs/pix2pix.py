@@ -15,9 +15,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Known of the study: 256 pixels, batches of 16, eight levels, both rates, the weight of L1, the discriminator's dropout."""
     c = common.get_config()
     c.name = "pix2pix"
-    c.data.settings.update(size=256, pairing="matched")
-    common.adversarial(c, steps=200 * 1800 // 16)
-    c.train.batch_size = 16
+    common.adversarial(c)
     c.method.update(name="pix2pix", gan="bce", norm="batch", l1=30.0, dropout=True, discriminator_dropout=0.3)
     c.method.learning_rates.D = 2e-5
     common.variant_of(c, variant, {"original": original, "phantom": phantom, "smoke": common.smoke})
