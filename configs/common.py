@@ -45,6 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
 
     c.sampling = dict(sampler="ddim", num_steps=50, spacing="trailing", eta=0.0, guidance_scale=7.5, controlnet_scale=1.0, clip=0.0)
+    c.sampling.temperature = 1.0  # factor of all noise; see cranio_jax/diffusion/samplers.py
     c.evaluate = dict(batch_size=40, num_samples=4, keep_faces=True, max_subjects=0, bootstrap=10_000, pictures=8)
     # Files of feature networks, comma-separated, with wildcards: each is recognised, and brings its metrics. What published
     # embedders of faces see is `crop`: top, left, height and width, as parts of the picture.

@@ -88,7 +88,8 @@ def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any,
         f"{t.weight_decay:g}, EMA {t.ema_decay:g}; weights here: {config.export.weights}, {config.export.dtype}",
         f"- prompt: `{config.prompt.template}`; the X-ray, bone bright, in three equal channels, is the ControlNet's picture",
         *(["- the U-Net's additions are apart: `pipeline.load_lora_weights(FOLDER)`"] if "unet_lora" in method.trained else []),
-        f"- sampled with {config.sampling.num_steps} steps of {config.sampling.sampler}, guidance {config.sampling.guidance_scale:g}",
+        f"- sampled with {config.sampling.num_steps} steps of {config.sampling.sampler}, guidance {config.sampling.guidance_scale:g}, "
+        f"weight of the ControlNet {config.sampling.controlnet_scale:g}, temperature {config.sampling.temperature:g}",
     ]
     if results.exists():
         found = json.loads(results.read_text())

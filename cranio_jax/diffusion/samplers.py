@@ -103,6 +103,7 @@ def sample(
     schedule: NoiseSchedule,
     keys: Array | None = None,
     clip: float | None = None,
+    temperature: float = 1.0,
 ) -> Float[Array, "batch *n"]:
     """Runs a sampler from pure noise.
 
@@ -113,6 +114,8 @@ def sample(
       schedule: noise levels and the meaning of the network's output.
       keys: `(batch,)` one key for each example; needed where the table asks for fresh noise.
       clip: cuts each estimate of the clean sample to [-clip, clip].
+      temperature: factor of all noise. Less than 1 draws nearer to the most likely: samples are alike then, and their spread
+        tells less of what is not known.
     """
     batch = noise.shape[0]
     stochastic = bool(np.any(table.s > 0))
@@ -129,11 +132,11 @@ def sample(
         x = a * x + b * clean + c * (clean - before)
         if stochastic:
             fresh = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, index), x.shape[1:], x.dtype))(keys)
-            x = x + s * fresh
+            x = x + temperature * s * fresh
         return (x, clean), None
 
     rows = [jnp.asarray(table.timesteps, jnp.int32), *(jnp.asarray(v, jnp.float32) for v in table[1:])]
-    (x, _), _ = jax.lax.scan(step, (noise, jnp.zeros_like(noise)), (*rows, jnp.arange(len(table.timesteps))))
+    (x, _), _ = jax.lax.scan(step, (temperature * noise, jnp.zeros_like(noise)), (*rows, jnp.arange(len(table.timesteps))))
     return x
 
 

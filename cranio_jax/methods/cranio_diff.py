@@ -341,7 +341,7 @@ class CranioDiff:
         denoise = self._denoiser(params, batch["xray"], s.controlnet_scale)
         denoise = diffusion.guided(denoise, context, unconditional, s.guidance_scale)
         table = diffusion.steps(self.schedule, s.sampler, s.num_steps, s.spacing, eta=s.eta, **self.sampler_ends)
-        latents = diffusion.sample(denoise, noise, table, self.schedule, keys, clip=s.clip or None)
+        latents = diffusion.sample(denoise, noise, table, self.schedule, keys, clip=s.clip or None, temperature=s.temperature)
         return jnp.clip(self._codec(params).decode(latents.astype(self.dtype)).astype(jnp.float32), -1.0, 1.0)
 
     def weight_hashes(self) -> dict[str, str]:

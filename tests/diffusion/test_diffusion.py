@@ -85,6 +85,21 @@ def test_samplers_reach_a_gaussian(sampler, steps, tolerance, prediction):
     assert abs(float(x.std()) - SPREAD) < tolerance
 
 
+@pytest.mark.parametrize("sampler", diffusion.SAMPLERS)
+def test_temperature(sampler):
+    """A sampler of a Gaussian is linear in its noise: with a quarter of it each sample is a quarter as far from where none leads."""
+    schedule = diffusion.make_schedule(prediction_type="v_prediction")
+    table, keys = diffusion.steps(schedule, sampler, 20, spacing="trailing"), jax.random.split(jax.random.key(1), 4)
+    noise = jax.random.normal(jax.random.key(0), (4, 50))
+    hot, warm, cold = (
+        diffusion.sample(gaussian_denoiser(schedule), noise, table, schedule, keys, temperature=temperature)
+        for temperature in (1.0, 0.25, 0.0)
+    )
+    assert float(jnp.abs(hot - cold).max()) > 0.5
+    np.testing.assert_allclose(warm - cold, 0.25 * (hot - cold), atol=1e-5)
+    np.testing.assert_array_equal(cold, jnp.broadcast_to(cold[:1, :1], cold.shape))
+
+
 def test_second_order_beats_first_order():
     """Compared before the last step, which goes to no noise and is of first order in both."""
     schedule = diffusion.make_schedule()
