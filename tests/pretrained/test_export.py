@@ -1,5 +1,7 @@
 """Out again: what diffusers makes of an exported folder."""
 
+import functools
+
 import diffusers
 import jax
 import numpy as np
@@ -31,11 +33,23 @@ def trained(pipelines, records, tmp_path_factory):
     return c, workdir, train.train(c, workdir)
 
 
+@pytest.fixture(scope="module")
+def exported(trained):
+    """`weights -> folder`."""
+    config, workdir, _ = trained
+
+    @functools.cache
+    def get(weights):
+        config.export.update(weights=weights, dtype="float32")
+        return export(config, workdir)
+
+    return get
+
+
 @pytest.mark.parametrize("weights", ["ema", "raw"])
-def test_diffusers_opens_it_and_finds_every_bit(trained, pipelines, weights):
-    config, workdir, state = trained
-    config.export.weights = weights
-    folder = export(config, workdir)
+def test_diffusers_opens_it_and_finds_every_bit(trained, exported, pipelines, weights):
+    _, _, state = trained
+    folder = exported(weights)
     pipeline, info = diffusers.ControlNetModel.from_pretrained(folder / "controlnet", output_loading_info=True)
     assert not any(info.values()), info
     params = state["ema" if weights == "ema" else "params"]["controlnet"]
@@ -48,9 +62,10 @@ def test_diffusers_opens_it_and_finds_every_bit(trained, pipelines, weights):
     assert any(not torch.equal(found[key], before[key]) for key in found)  # training moved it
 
 
-def test_whole_pipeline_and_card(trained, pipelines):
+def test_whole_pipeline_and_card(trained, exported, pipelines):
     config, workdir, _ = trained
-    folder = workdir / "export" / "ema_float32"
+    folder = exported("ema")
+    assert folder == workdir / "export" / "ema_float32"
     pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     reference = pipelines("2.1-v")[1]
@@ -62,6 +77,7 @@ def test_whole_pipeline_and_card(trained, pipelines):
     assert images.shape == (1, 32, 32, 3) and np.isfinite(images).all()
     card = (folder / "README.md").read_text()
     assert "sd-2.1-v; trained: controlnet" in card and "step 2 of 2" in card and str(workdir) not in card
+    config.export.update(weights="ema", dtype="float32")
     with pytest.raises(InputError, match="exists; remove it"):
         export(config, workdir)
 
