@@ -209,10 +209,11 @@ def main() -> None:
     chosen = list(enumerate(cells)) if options.cell is None else [(options.cell, cells[options.cell])]
     chosen = [] if options.compare else chosen
     failed = 0
-    with futures.ThreadPoolExecutor(options.at_once, initializer=_take_cores, initargs=(itertools.count(), options.at_once)) as pool:
-        # Helpers first: others name their embedders.
-        for helpers in (True, False):
-            part = [(number, cell) for number, cell in chosen if (number < len(study.helpers)) == helpers]
+    # Helpers first: others name their embedders. They have all cores: the first makes the records, for which the others wait.
+    for helpers in (True, False):
+        part = [(number, cell) for number, cell in chosen if (number < len(study.helpers)) == helpers]
+        share = {} if helpers else dict(initializer=_take_cores, initargs=(itertools.count(), options.at_once))
+        with futures.ThreadPoolExecutor(options.at_once, **share) as pool:
             failed += sum(pool.map(lambda one: told(*one, len(cells)), part))
     if options.cell is None:
         page = compare(study, cells, options.workdir)
