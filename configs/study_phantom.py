@@ -11,7 +11,7 @@ and so is another one, which stands in Cranio-Diff's loss. Variant 'published' s
 
 import ml_collections
 
-# Little noise: what is wanted is one face, as likely as can be; the validation people's are better so by every metric.
+# Little noise: what is wanted is one face, as likely as can be. It makes the validation people's liker, and LPIPS a little worse.
 _DIFFUSION = ("train.num_steps=8000", "sampling.num_steps=20", "sampling.temperature=0.2")
 # The validation people's identity still rose after 8,000 steps.
 _LONGER = (*_DIFFUSION, "train.num_steps=16000", "validation.every=1000")

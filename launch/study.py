@@ -5,8 +5,8 @@ python launch/study.py --study=configs/study_phantom.py --workdir=DIR [--weights
 A cell is one method with one seed, a run of cranio_jax.main in a folder of its own. What is finished is not done again, what
 failed is told and does not stop the rest; started again, the study goes on. `--list` numbers the cells and `--cell=K` runs
 one of them: an array of jobs, or several machines with one WORKDIR or with copies of it, share the work, and the comparison
-is made of whatever is there (`--compare`). `--at_once=2` runs two cells at a time on one machine, each with half the cores: a
-network too small to fill all of them is trained as fast by one. `--seeds=0,1,2` stands in place of the study's own seeds. Further
+is made of whatever is there (`--compare`). `--at_once=2` runs two cells at a time on one machine, each method's with half the
+cores: a network too small to fill all of them is trained as fast by one. `--seeds=0,1,2` stands in place of the study's own seeds. Further
 `--config.` flags go to every cell: your own data, say.
 """
 

@@ -42,6 +42,10 @@ def test_a_face_depends_on_xray_prompt_and_noise(config, batch):
     # The noise goes with the example, not with its place in the batch.
     turned = {name: np.roll(value, 3, 0) for name, value in batch.items()}
     np.testing.assert_allclose(faces(turned), np.roll(faces({}), 3, 0), atol=1e-5)
+    # Without noise no draw differs from another.
+    config.sampling.temperature = 0.0
+    generate = jax.jit(make_method(config).generate)
+    np.testing.assert_array_equal(faces({}, jax.random.key(3)), faces({}))
 
 
 def test_loss_weight_and_dropped_prompts(config, batch):
