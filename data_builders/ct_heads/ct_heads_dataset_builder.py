@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cranio_jax.errors import InputError
-from data_builders.images.radiograph import UnreadableError
+from data_builders.errors import UnreadableError
 from data_builders.listed import ListedConfig
 from data_builders.pseudonyms import alias
 from data_builders.rendering import ct

@@ -18,7 +18,8 @@ from numpy import ndarray as Array
 
 from cranio_jax.errors import InputError
 from data_builders.images.burned_in import covered, find_text, paint_over
-from data_builders.images.radiograph import UnreadableError, read_radiograph
+from data_builders.errors import UnreadableError
+from data_builders.images.radiograph import read_radiograph
 from data_builders.images.squares import padding, take
 from data_builders.shards import shards
 

@@ -7,7 +7,8 @@ from jaxtyping import UInt8
 from numpy import ndarray as Array
 from PIL import ImageOps
 
-from data_builders.images.radiograph import UnreadableError, opened
+from data_builders.errors import UnreadableError
+from data_builders.images.radiograph import opened
 
 
 def read_photograph(path: pathlib.Path, needed: int = 0) -> tuple[UInt8[Array, "h w 3"], float]:

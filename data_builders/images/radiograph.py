@@ -13,13 +13,11 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 from PIL import Image, ImageOps
 
+from data_builders.errors import UnreadableError
+
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 MAX_PIXELS = 100_000_000  # of a picture; no X-ray and hardly a photograph has more, and a bomb would
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-
-
-class UnreadableError(ValueError):
-    """A file that holds no usable picture; the message says why, and names neither folder nor patient."""
 
 
 def read_radiograph(path: pathlib.Path, inverted: bool = False) -> Float[Array, "h w"]:

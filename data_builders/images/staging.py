@@ -18,7 +18,8 @@ import tqdm
 from cranio_jax.errors import InputError
 from data_builders.images.burned_in import covered, find_text, paint_over
 from data_builders.images.photograph import read_photograph
-from data_builders.images.radiograph import UnreadableError, read_radiograph
+from data_builders.errors import UnreadableError
+from data_builders.images.radiograph import read_radiograph
 from data_builders.images.squares import Transform, fitting, moved, padding, take
 
 TEXT = ("paint_over", "refuse", "keep")

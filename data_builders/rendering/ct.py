@@ -15,7 +15,7 @@ from numpy import ndarray as Array
 from PIL import Image
 from scipy import ndimage
 
-from data_builders.images.radiograph import UnreadableError
+from data_builders.errors import UnreadableError
 from data_builders.rendering import surface, xray
 from data_builders.rendering.volume import VIEWS, Frame, Volume, voxel_for
 

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from cranio_jax.errors import InputError
-from data_builders.images.radiograph import UnreadableError, is_dicom, opened
+from data_builders.errors import UnreadableError
+from data_builders.images.radiograph import is_dicom, opened
 from data_builders.skull_face.manifest import NEEDED
 
 _VIEWS = {"frontal": "frontal front pa ap sf", "lateral": "lateral lat side profile ll rl ss"}
