@@ -67,7 +67,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Scores of the first `examples` validation pictures (data.validation_subjects) every so many steps while it trains.
     c.validation = dict(every=0, num_steps=5, examples=64)
     c.export = dict(weights="ema", dtype="float32")
-    c.reconstruct = dict(xrays="", view="frontal", sex="female", age=45.0, bmi_change=0.0, num_samples=4, batch_size=4)
+    c.reconstruct = dict(xrays="", inverted=False, view="frontal", sex="female", age=45.0, bmi_change=0.0, num_samples=4, batch_size=4)
     return c
 
 

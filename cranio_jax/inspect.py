@@ -7,7 +7,7 @@ import itertools
 import pathlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import ml_collections
@@ -27,6 +27,11 @@ SHOWN = 48  # pictures of a kind on the page
 THUMBNAIL = 160  # pixels
 LEGIBLE = 200  # pixels; in smaller pictures teeth and noses look like letters, and letters like nothing
 AGES = (0, 18, 30, 40, 50, 60, 70, 80, 121)
+SQUEEZED = 0.3  # of the range of greys: an X-ray whose middle 90 % of pixels use less
+BURNED_OUT = 0.3  # of an X-ray's pixels that are white
+GREYS = 48  # an X-ray has more different ones
+ENLARGED = 0.75  # of the record's side: an X-ray's file has more pixels along its longer one
+COMMON = 0.8  # of all X-rays: what is odd about more is told of all
 OUTLYING = 6.0  # deviations from the median, of the median absolute one
 
 
@@ -48,6 +53,7 @@ def inspect(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
         "painted_over": sum(bool(entry.masked or entry.boxes) for entry in xrays),
         "suspected_text": [entry.where for entry, boxes in zip(xrays, seen["text"], strict=True) if boxes],
         "odd_exposure": _odd_exposure(xrays, seen["exposure"]),
+        "remarks": _remarks(xrays, builder),
     }
     write_json(workdir / "inspect.json", found)
     with whole_file(workdir / "masked.csv") as file:
@@ -73,33 +79,79 @@ def _look_at(xrays: Sequence[Entry]) -> dict[str, Any]:
         rows, columns = (np.flatnonzero((picture > 8).any(axis)) for axis in (1, 0))
         inside = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else picture  # of black bars
         rim = np.concatenate([inside[:4].ravel(), inside[-4:].ravel(), inside[:, :4].ravel(), inside[:, -4:].ravel()])
-        exposure.append((picture.mean(), picture.std(), np.median(rim)))
-    return {"signature": np.stack(signatures), "text": text, "exposure": np.array(exposure)}
+        dark, bright = np.percentile(inside, [5, 95])
+        exposure.append(
+            Exposure(
+                mean=picture.mean(),
+                contrast=picture.std(),
+                rim=np.median(rim),
+                used=(bright - dark) / 255.0,
+                white=(inside == 255).mean(),
+                greys=len(np.unique(inside)),
+                enlarged=bool(entry.shape) and max(entry.shape) < ENLARGED * max(picture.shape),
+            )
+        )
+    return {"signature": np.stack(signatures), "text": text, "exposure": exposure}
 
 
-def _odd_exposure(xrays: Sequence[Entry], exposure: np.ndarray) -> list[dict[str, str]]:
-    """X-rays far darker, brighter or flatter than the others of their view, or bright at the rim and dark in the middle."""
+class Exposure(NamedTuple):
+    """Of an X-ray in a record.
+
+    Attributes:
+      mean, contrast: mean and standard deviation of its pixels, in [0, 255].
+      rim: the median at its rim, within black bars.
+      used: the part of the range of greys that the middle 90 % of its pixels use.
+      white: the share of its pixels that are white.
+      greys: how many different values it has.
+      enlarged: whether its file has fewer pixels than the record.
+    """
+
+    mean: float
+    contrast: float
+    rim: float
+    used: float
+    white: float
+    greys: int
+    enlarged: bool
+
+
+def _odd_exposure(xrays: Sequence[Entry], exposure: Sequence[Exposure]) -> list[dict[str, str]]:
+    """X-rays that are odd by themselves, and those far from the others of their view."""
     odd = []
     for view in sorted({entry.told["xray_view"] for entry in xrays}):
-        places = np.array([i for i, entry in enumerate(xrays) if entry.told["xray_view"] == view])
-        values = exposure[places]
+        places = [i for i, entry in enumerate(xrays) if entry.told["xray_view"] == view]
+        values = np.array([exposure[i][:2] for i in places])
         middle = np.median(values, 0)
         spread = np.maximum(1.4826 * np.median(np.abs(values - middle), 0), 2.0)
-        away = (values - middle) / spread
-        for place, (mean, contrast, _), (brightness, _, rim) in zip(places, away, values, strict=True):
-            why = [
-                word
-                for word, is_so in (
-                    ("dark", mean < -OUTLYING),
-                    ("bright", mean > OUTLYING),
-                    ("flat", contrast < -OUTLYING),
-                    ("bright at the rim: inverted?", rim > 128 and rim > brightness),
-                )
-                if is_so
-            ]
-            if why:
+        for place, away in zip(places, (values - middle) / spread, strict=True):
+            if why := [*_unlike_others(*away), *_odd_alone(exposure[place])]:
                 odd.append({"xray": xrays[place].where, "why": ", ".join(why)})
     return odd
+
+
+def _unlike_others(mean: float, contrast: float) -> list[str]:
+    """What is odd about an X-ray whose mean and contrast are so many deviations from the usual."""
+    words = {"dark": mean < -OUTLYING, "bright": mean > OUTLYING, "flat": contrast < -OUTLYING}
+    return [word for word, holds in words.items() if holds]
+
+
+def _odd_alone(seen: Exposure) -> list[str]:
+    """What is odd about an X-ray, whatever the others are like."""
+    words = {
+        "bright at the rim: inverted?": seen.rim > 128 and seen.rim > seen.mean,
+        "squeezed into few greys: padding, or a wrong window?": seen.used < SQUEEZED or seen.greys < GREYS,
+        "burned out: a wrong window?": seen.white > BURNED_OUT,
+        "its file has fewer pixels than the record": seen.enlarged,
+    }
+    return [word for word, holds in words.items() if holds]
+
+
+def _remarks(xrays: Sequence[Entry], builder: Any) -> dict[str, int]:
+    """What was corrected when the files were read, and in how many of them."""
+    counts = Counter(words for entry in xrays for words in entry.remarks)
+    for words, rows in ((builder.info.metadata or {}).get("remarks") or {}).items():
+        counts[words] = max(counts[words], len(rows))
+    return dict(counts.most_common())
 
 
 def _counts(entries: Sequence[Entry], xrays: Sequence[Entry]) -> dict[str, Any]:
@@ -151,6 +203,10 @@ def remarks(found: dict[str, Any]) -> str:
     lines.append(f"  near-duplicates of different subjects: {_some(same)}")
     odd = [f"{o['xray']} ({o['why']})" for o in found["odd_exposure"]]
     lines.append(f"  odd exposure: {_some(odd)}")
+    for words, count in Counter(why for o in found["odd_exposure"] for why in o["why"].split(", ")).items():
+        if count >= COMMON * found["xrays"]:
+            lines.append(f"  in {count} of {found['xrays']} X-rays: {words}")
+    lines += [f"  corrected in {count} files: {words}" for words, count in found["remarks"].items()]
     return "\n".join(lines)
 
 

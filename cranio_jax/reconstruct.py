@@ -1,51 +1,79 @@
 """X-ray files and a biometric profile to faces, their mean, their spread and a record."""
 
 import glob
+import os
 import pathlib
 import sys
+import unicodedata
 import zlib
+from collections import Counter
 
 import ml_collections
 import numpy as np
-from jaxtyping import UInt8
 
 from cranio_jax.errors import InputError
 from cranio_jax.generate import Generator
 from cranio_jax.pictures import write_png
 from cranio_jax.prompts import check_profile, make_prompt, make_tokenizer
 from cranio_jax.writers import write_json
-from data_builders.images.burned_in import find_text, paint_over
-from data_builders.images.radiograph import UnreadableError, read_radiograph
-from data_builders.images.squares import padding, take
+from data_builders.errors import UnreadableError
+from data_builders.images.prepare import PreparedXray, prepare_xray
 
 NOTICE = "A reconstructed face is a plausible hypothesis, not an identification."
 
 
-def read_xray(path: pathlib.Path, size: int) -> tuple[UInt8[np.ndarray, "size size 1"], int]:
-    """An X-ray of any kind of file, padded to a square; and in how many places text was found burned in and painted over.
+def read_xray(path: pathlib.Path, size: int, inverted: bool = False) -> PreparedXray:
+    """An X-ray of any kind of file, text painted over, padded to a square of `size` pixels.
 
     Raises InputError, naming the file, where it is missing, unreadable or no X-ray.
     """
     try:
-        picture = read_radiograph(path)
+        return prepare_xray(path, size, inverted)
     except UnreadableError as error:
         raise InputError(f"{path}: {error}") from None
-    boxes = find_text(picture)
-    small = take(paint_over(picture, boxes), padding(*picture.shape, size), size)
-    return np.round(np.clip(small, 0.0, 1.0) * 255.0).astype(np.uint8)[..., None], len(boxes)
 
 
-def find_xrays(pattern: str) -> list[pathlib.Path]:
-    """Files of a comma-separated list of paths and glob patterns."""
-    paths = []
-    for part in filter(None, (p.strip() for p in pattern.split(","))):
-        found = sorted(glob.glob(part))
-        if not found:
-            raise InputError(f"{part}: no such X-ray")
-        paths += [pathlib.Path(p) for p in found]
+def find_xrays(listed: str) -> list[pathlib.Path]:
+    """Files of a comma-separated list of paths and glob patterns.
+
+    What is there under its literal name is taken by it, commas and brackets included. Raises InputError.
+    """
+    parts = listed.split(",")
+    paths: list[pathlib.Path] = []
+    while parts:
+        # The longest literal name first: it may hold commas.
+        for count in range(len(parts), 0, -1):
+            if (path := _literal(",".join(parts[:count]).strip())) is not None:
+                paths.append(path)
+                break
+        else:
+            count = 1
+            if pattern := parts[0].strip():
+                paths += _matches(pattern)
+        parts = parts[count:]
     if not paths:
         raise InputError("reconstruct.xrays is empty; name one or more X-ray files")
-    return paths
+    return list(dict.fromkeys(paths))
+
+
+def _literal(name: str) -> pathlib.Path | None:
+    """The file of that name, its umlauts composed or not; None where there is none."""
+    for form in ("NFC", "NFD"):
+        for spelling in (name, unicodedata.normalize(form, name)):
+            path = pathlib.Path(spelling).expanduser()
+            if name and path.is_file():
+                return path
+    return None
+
+
+def _matches(pattern: str) -> list[pathlib.Path]:
+    """The files that a pattern finds. Raises InputError where there is none."""
+    if pathlib.Path(pattern).expanduser().is_dir():
+        raise InputError(f"reconstruct.xrays: {pattern} is a folder; name files, or {pattern.rstrip('/')}/*.png")
+    found = [path for path in map(pathlib.Path, sorted(glob.glob(os.path.expanduser(pattern)))) if path.is_file()]
+    if not found:
+        raise InputError(f"{pattern}: no such X-ray")
+    return found
 
 
 def heat(spread: np.ndarray) -> np.ndarray:
@@ -67,9 +95,12 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
         raise InputError(f"reconstruct.num_samples={r.num_samples} must be 1 or more")
     paths = find_xrays(r.xrays)
     size = config.data.settings.size
-    xrays, painted = zip(*(read_xray(path, size) for path in paths), strict=True)
-    if any(painted):
-        print(f"text or markers painted over in {sum(map(bool, painted))} of {len(paths)} X-rays", file=sys.stderr)
+    prepared = [read_xray(path, size, r.inverted) for path in paths]
+    xrays = [made.square[..., None] for made in prepared]
+    if painted := sum(made.masked > 0 for made in prepared):
+        print(f"text or markers painted over in {painted} of {len(paths)} X-rays", file=sys.stderr)
+    for words, count in Counter(words for made in prepared for words in made.remarks).items():
+        print(f"{count} of {len(paths)} X-rays: {words}", file=sys.stderr)
     generator = Generator(config, workdir, r.batch_size)
     prompt = make_prompt(config.prompt.template, r.view, r.sex, r.age, r.bmi_change, config.prompt.known_ages)
     ids = make_tokenizer(config)([prompt])[0]

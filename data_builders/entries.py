@@ -21,6 +21,7 @@ class Entry(NamedTuple):
       shape: height and width of the X-ray's file; None where they are not known.
       boxes: where text was painted over in the X-ray, `(left, top, right, bottom)` in its pixels.
       masked: how much of its file's picture that is; None where it is not known.
+      remarks: what was corrected when the X-ray was read.
     """
 
     where: str
@@ -33,6 +34,7 @@ class Entry(NamedTuple):
     shape: tuple[int, int] | None = None
     boxes: Sequence[Sequence[float]] = ()
     masked: float | None = None
+    remarks: Sequence[str] = ()
 
 
 TOLD = ("sex", "age", "bmi_change", "xray_view", "face_view")

@@ -1,8 +1,9 @@
-"""What builders of a user's own data have in common: a list, a secret, who is held out, and what happens to bad rows."""
+"""What builders of a user's own data share: a list, a secret, a split, bad rows."""
 
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
@@ -15,17 +16,20 @@ from data_builders.tables import stop_or_skip
 
 @dataclasses.dataclass
 class ListedConfig(tfds.core.BuilderConfig):
-    """Settings of data that a list names. The name is made from them and from the list, so that none shares a folder with another.
+    """Settings of data that a list names.
+
+    The name is made from them and from the list, so that no two share a folder.
 
     Attributes:
-      manifest: CSV or Parquet file.
+      manifest: CSV, Excel or Parquet file.
       root: folder that its paths start from and stay in; its own if empty.
       size: pixels along each side of X-rays and faces.
       pairing: one of PAIRINGS.
       seed: of what is drawn.
       split: 'seed', 'column' (the list's), or a text file that lists the test subjects.
       test_fraction: of the subjects, with split='seed'.
-      salt: file of the secret that pseudonyms are made with; beside the list if empty, and made if need be.
+      salt: file of the secret that pseudonyms are made with; beside the list if empty, and made
+        if need be.
       on_bad_row: 'stop', or 'skip' and say so in the metadata.
     """
 
@@ -52,7 +56,7 @@ class ListedConfig(tfds.core.BuilderConfig):
         if not 0 < self.test_fraction < 1:
             raise ValueError(f"test_fraction={self.test_fraction} is outside 0 to 1")
         if not self.manifest:
-            raise ValueError("manifest is empty; it names your list, a CSV or Parquet file")
+            raise ValueError("manifest is empty; it names your list, a CSV, Excel or Parquet file")
         if not self.name:
             digest = hashlib.sha256(repr(self.told()).encode())
             for path in (self.manifest_path, *([self.split_path] if self.split_path else [])):
@@ -63,8 +67,13 @@ class ListedConfig(tfds.core.BuilderConfig):
             self.name = f"{self.pairing}_{self.size}-{digest.hexdigest()[:10]}"
 
     def told(self) -> dict[str, Any]:
-        """Settings that make the data what they are, and stand in their metadata: none is a path."""
-        unsaid = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)} | {"manifest", "root", "salt", "split"}
+        """Returns the settings that make the data, as their metadata hold them; none is a path."""
+        unsaid = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)} | {
+            "manifest",
+            "root",
+            "salt",
+            "split",
+        }
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in unsaid}
         return own | {"split_by": "list" if self.split_path else self.split}
 
@@ -87,11 +96,17 @@ class ListedConfig(tfds.core.BuilderConfig):
         return read_salt(self.salt, self.manifest_path, f"data.{self.BLOCK}.salt")
 
     def bad_rows(self, problems: list[tuple[int, str]]) -> list[tuple[int, str]]:
-        """`(row number, words)` of rows that are left out. Raises InputError with all of them where they stop the build."""
+        """Returns `(row number, words)` of rows that are left out.
+
+        Raises InputError with all of them where they stop the build.
+        """
         return stop_or_skip(problems, self.manifest_path.name, self.on_bad_row, f"data.{self.BLOCK}.on_bad_row")
 
     def split_of(self, sexes: dict[str, str], listed: dict[str, str]) -> dict[str, str]:
-        """The split of each subject, from their sexes and what the list says. Raises InputError where one would be empty."""
+        """Returns the split of each subject, from their sexes and what the list says.
+
+        Raises InputError where one would be empty.
+        """
         if not sexes:
             raise InputError(f"no row of {self.manifest_path.name} can be used")
         if self.split == "column":
@@ -103,3 +118,11 @@ class ListedConfig(tfds.core.BuilderConfig):
         if missing := {"train", "test"} - set(found.values()):
             raise InputError(f"no subject is in the split {min(missing)!r}")
         return found
+
+
+def rows_by_words(remarks: Iterable[tuple[int, str]]) -> dict[str, list[int]]:
+    """Returns the rows that each remark was made on, from `(row number, words)`."""
+    rows: dict[str, set[int]] = {}
+    for number, words in remarks:
+        rows.setdefault(words, set()).add(number)
+    return {words: sorted(numbers) for words, numbers in rows.items()}

@@ -2,20 +2,29 @@
 
 import hashlib
 import pathlib
+import re
+import unicodedata
 from collections.abc import Iterable
 
 from cranio_jax.errors import InputError
+from data_builders.table_files import read_text, text_lines
 
 
 def by_seed(sexes: dict[str, str], test_fraction: float, seed: int) -> dict[str, str]:
-    """'train' or 'test' of each subject, each sex alike, from a seed: whatever the order they come in.
+    """Returns 'train' or 'test' for each subject, each sex alike, from a seed.
+
+    The order of the subjects doesn't matter.
 
     Args:
       sexes: of each subject.
       test_fraction: of the subjects that is held out, at least one and not all.
       seed: of the draw.
     """
-    draw = lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest()
+
+    def draw(name: str) -> bytes:
+        """Returns what subjects are ordered by."""
+        return hashlib.sha256(f"{seed} {name}".encode()).digest()
+
     ranks = []
     for sex in sorted(set(sexes.values())):
         members = sorted((name for name in sexes if sexes[name] == sex), key=draw)
@@ -27,17 +36,31 @@ def by_seed(sexes: dict[str, str], test_fraction: float, seed: int) -> dict[str,
 
 
 def by_list(subjects: Iterable[str], path: pathlib.Path) -> dict[str, str]:
-    """'test' for the subjects that a text file names, one a line, 'train' for the others. Raises InputError."""
+    """Returns 'test' for the subjects that a text file names, one a line, 'train' for the others.
+
+    The text is UTF-8, or UTF-16 with its mark. Quotes around a name and a heading `subject` are
+    ignored.
+    Raises InputError.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"split: {path} can't be read as a list of subjects ({type(error).__name__})") from None
-    subjects, named = set(subjects), {}
+        lines = text_lines(read_text(path))
+    except InputError as error:
+        raise InputError(f"split: the list of test subjects can't be read: {error}") from None
+    known = {_plain(name): name for name in subjects}
+    held_out = set()
     for number, line in enumerate(lines, 1):
-        if name := line.strip():
-            if name not in subjects:
-                raise InputError(f"{path.name}, line {number}: no subject of that name is in the data")
-            named[name] = number
-    if not named or len(named) == len(subjects):
-        raise InputError(f"{path.name} names {'nobody' if not named else 'everybody'}; it lists the test subjects, one a line")
-    return {name: "test" if name in named else "train" for name in sorted(subjects)}
+        name = _plain(line)
+        if name not in known and name.startswith('"') and name.endswith('"'):
+            name = _plain(name[1:-1].replace('""', '"'))
+        if name in known:
+            held_out.add(known[name])
+        elif name and (number > 1 or name.lower() != "subject"):
+            raise InputError(f"{path.name}, line {number}: no subject of that name is in the data")
+    if not held_out or len(held_out) == len(known):
+        raise InputError(f"{path.name} names {'everybody' if held_out else 'nobody'}; it lists the test subjects, one a line")
+    return {name: "test" if name in held_out else "train" for name in sorted(known.values())}
+
+
+def _plain(name: str) -> str:
+    """Returns a name as lists are read: one space between words, accents composed."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", name)).strip()

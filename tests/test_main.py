@@ -14,7 +14,7 @@ from PIL import Image
 from cranio_jax import controls, evaluate, reconstruct, report, train
 from cranio_jax.errors import InputError
 from cranio_jax.prompts import check_profile, make_prompt, word_tokenizer
-from cranio_jax.reconstruct import read_xray
+from cranio_jax.reconstruct import find_xrays, read_xray
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -105,9 +105,10 @@ def test_mean_faces_of_any_age():
 
 
 def test_xray_is_padded_not_stretched(xray_file, tmp_path):
-    got, painted = read_xray(xray_file, 30)
-    assert painted == 0
-    assert got.shape == (30, 30, 1) and got.dtype == np.uint8
+    made = read_xray(xray_file, 30)
+    got = made.square
+    assert made.masked == 0 and len(made.boxes) == 0
+    assert got.shape == (30, 30) and got.dtype == np.uint8
     assert got[:, :4].max() == 0 and got[:, -4:].max() == 0 and got[15, 15] > 100
     for suffix, mode in ((".jpg", "L"), (".tiff", "I;16"), (".png", "RGB")):
         picture = (
@@ -116,8 +117,38 @@ def test_xray_is_padded_not_stretched(xray_file, tmp_path):
             else Image.fromarray((np.asarray(Image.open(xray_file)) // 256).astype(np.uint8)).convert(mode)
         )
         picture.save(tmp_path / f"other{suffix}")
-        other, _ = read_xray(tmp_path / f"other{suffix}", 30)
+        other = read_xray(tmp_path / f"other{suffix}", 30).square
         assert np.abs(other.astype(int) - got).mean() < 3, suffix
+
+
+def test_bone_that_is_dark(tmp_path, xray_file):
+    pixels = np.asarray(Image.open(xray_file))
+    Image.fromarray(np.uint16(65535 - pixels)).save(tmp_path / "dark.png")
+    got, turned = read_xray(xray_file, 30), read_xray(tmp_path / "dark.png", 30, inverted=True)
+    assert np.abs(turned.square.astype(int) - got.square).mean() < 3
+
+
+def test_names_of_files_and_patterns(tmp_path, monkeypatch):
+    """A literal name is taken before it is a pattern or a list."""
+    monkeypatch.chdir(tmp_path)
+    names = ["a.png", "b.png", "case [7], left.png", "Doe, Jane.png", "M\u00fcller.png", "x[1].png", "x1.png"]
+    for name in names:
+        pathlib.Path(name).write_bytes(b"picture")
+    pathlib.Path("folder").mkdir()
+
+    def found(listed):
+        return [path.name for path in find_xrays(listed)]
+
+    assert found("a.png,b.png") == found(" a.png , b.png ,") == ["a.png", "b.png"]
+    assert found("case [7], left.png") == ["case [7], left.png"]
+    assert found("a.png,Doe, Jane.png,case [7], left.png") == ["a.png", "Doe, Jane.png", "case [7], left.png"]
+    assert found("x[1].png") == ["x[1].png"] and found("x?.png") == ["x1.png"]
+    assert found("Mu\u0308ller.png") == ["M\u00fcller.png"]
+    assert found("[ab].png,a.png") == ["a.png", "b.png"]
+    assert found(str(tmp_path / "*.png")) == sorted(names)
+    for listed, words in (("none.png", "none.png: no such X-ray"), ("folder", "folder is a folder"), (" , ", "is empty")):
+        with pytest.raises(InputError, match=words):
+            find_xrays(listed)
 
 
 def test_unreadable_xrays_are_named(tmp_path, xray_file):
@@ -125,10 +156,10 @@ def test_unreadable_xrays_are_named(tmp_path, xray_file):
         read_xray(tmp_path / "gone.png", 32)
     broken = tmp_path / "broken.png"
     broken.write_bytes(xray_file.read_bytes()[:500])
-    with pytest.raises(InputError, match="broken.png: not a readable picture"):
+    with pytest.raises(InputError, match="broken.png: damaged"):
         read_xray(broken, 32)
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(InputError, match="text.png: not a readable picture"):
+    with pytest.raises(InputError, match="text.png: "):
         read_xray(tmp_path / "text.png", 32)
     Image.new("L", (20, 20), 77).save(tmp_path / "flat.png")
     with pytest.raises(InputError, match="flat.png: all pixels have the value 77"):

@@ -1,8 +1,12 @@
-"""TFDS builder of pairs from CT archives: a head's volume gives its X-ray and its face. See README.md beside this file."""
+"""TFDS builder of pairs from CT archives: a head's volume gives its X-ray and its face.
+
+See README.md beside this file.
+"""
 
 import dataclasses
 import io
 import pathlib
+import sys
 from typing import Any, NamedTuple
 
 import cv2
@@ -11,15 +15,27 @@ import tensorflow_datasets as tfds
 
 from cranio_jax.errors import InputError
 from data_builders.errors import UnreadableError
-from data_builders.listed import ListedConfig
+from data_builders.listed import ListedConfig, rows_by_words
 from data_builders.pseudonyms import alias
 from data_builders.rendering import ct
 from data_builders.rendering.volume import VIEWS, Volume, voxel_for
 from data_builders.rendering.warp import virtual
 from data_builders.shards import shards
-from data_builders.tables import SEXES, SPLITS, Problem, check_filled, number_of, one_of, path_of, read_table
+from data_builders.tables import (
+    SEXES,
+    SPLITS,
+    Problem,
+    check_filled,
+    number_of,
+    one_of,
+    path_of,
+    read_table,
+)
+from data_builders.volumes import plausible
+from data_builders.volumes.scan import check_orientation
 
 NEEDED = ("subject", "volume", "age", "sex")
+OPTIONAL = ("split", "orientation", "hu_offset")
 
 
 @dataclasses.dataclass
@@ -27,9 +43,9 @@ class CtHeadsConfig(ListedConfig):
     """Settings of a cohort of CT heads, beside those of all lists.
 
     Attributes:
-      manifest: with the columns NEEDED and perhaps `split`; volumes are NIfTI, MetaImage or NRRD files, or folders of one DICOM
-        series each.
-      pairing: 'matched' (X-ray and face of the same view) or 'all_views' (each X-ray with each face).
+      manifest: with the columns NEEDED and perhaps `split`, `orientation` and `hu_offset`; volumes
+        are NIfTI, MetaImage, NRRD or enhanced DICOM files, or folders of one DICOM series each.
+      pairing: 'matched' (X-ray and face of one view) or 'all_views' (each X-ray with each face).
       variants: virtual subjects made of each training head, beside itself.
       turn, shift, bend: how different they are: degrees, mm, mm; see `rendering.warp.virtual`.
     """
@@ -48,7 +64,18 @@ class CtHeadsConfig(ListedConfig):
 
 
 class Row(NamedTuple):
-    """A head: its row in the manifest, whose it is, its file, years, 'female' or 'male', and the split that the manifest says."""
+    """A head of the manifest.
+
+    Attributes:
+      number: of its row.
+      subject: whose head it is.
+      volume: its file or folder.
+      age: years.
+      sex: 'female' or 'male'.
+      split: what the manifest says, or "".
+      orientation: where its axes lead if its file does not say so, such as `RAS`, or "".
+      hu_offset: added to its values to make them Hounsfield units.
+    """
 
     number: int
     subject: str
@@ -56,6 +83,12 @@ class Row(NamedTuple):
     age: float
     sex: str
     split: str
+    orientation: str = ""
+    hu_offset: float = 0.0
+
+    def examine(self, voxel: float) -> ct.Head:
+        """The head in cubes of `voxel` mm, and remarks. Raises UnreadableError."""
+        return ct.examine_head(self.volume, voxel, self.orientation, self.hu_offset)
 
 
 class Builder(tfds.core.ShardBasedBuilder):
@@ -72,7 +105,8 @@ class Builder(tfds.core.ShardBasedBuilder):
                 {
                     "id": tfds.features.Text(),
                     "subject": tfds.features.Text(),
-                    "head": tfds.features.Text(),  # whose CT it is: the subject itself, or whom a virtual one was made of
+                    # Whose CT it is: the subject's own, or the one a virtual subject was made of.
+                    "head": tfds.features.Text(),
                     "virtual": np.bool_,
                     "xray": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
                     "face": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
@@ -91,14 +125,22 @@ class Builder(tfds.core.ShardBasedBuilder):
         config = self.builder_config
         rows, problems = read_rows(config)
         # Whatever is wrong with a volume shows before hours are spent on the others.
-        problems += config.bad_rows(check_volumes(rows))
+        wrong_volumes, remarks = examine_volumes(rows)
+        problems += config.bad_rows(wrong_volumes)
+        for number, words in sorted(remarks.items()):
+            for remark in words:
+                print(f"{config.manifest_path.name}, row {number}: {remark}", file=sys.stderr)
         wrong = {number for number, _ in problems}
         rows = [row for row in rows if row.number not in wrong]
-        self.info.metadata.update(skipped_rows=sorted(wrong))
+        told = rows_by_words((number, words) for number in remarks for words in remarks[number])
+        self.info.metadata.update(skipped_rows=sorted(wrong), remarks=told)
         split_of = config.split_of({row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows})
         found, pairs = {}, len(VIEWS) ** (2 if config.pairing == "all_views" else 1)
         for name in sorted(set(split_of.values())):
-            own, variants = [row for row in rows if split_of[row.subject] == name], config.variants if name == "train" else 0
+            own, variants = (
+                [row for row in rows if split_of[row.subject] == name],
+                config.variants if name == "train" else 0,
+            )
             found[name] = shards(name, self._records(own, variants), len(own) * (1 + variants) * pairs, config.size)
         return found
 
@@ -107,7 +149,7 @@ class Builder(tfds.core.ShardBasedBuilder):
         secret = config.secret
         for row in rows:
             name = f"h{alias(secret, 'subject', row.subject)}"
-            head = ct.boxed(ct.read_head(row.volume, voxel_for(config.size)))
+            head = ct.boxed(row.examine(voxel_for(config.size)).volume)
             yield from _records(config, row, name, name, head)
             for number in range(1, variants + 1):
                 seed = np.random.SeedSequence([config.seed, int(name[1:], 16), number])
@@ -116,16 +158,23 @@ class Builder(tfds.core.ShardBasedBuilder):
 
 
 def read_rows(config: CtHeadsConfig) -> tuple[list[Row], list[tuple[int, str]]]:
-    """The manifest's rows, and those that are left out. Raises InputError with all that can't be meant where these stop it."""
-    _, lines = read_table(config.manifest_path, NEEDED)
+    """The manifest's rows, and those that are left out.
+
+    Raises InputError with all that can't be meant where these stop it.
+    """
+    _, lines = read_table(config.manifest_path, NEEDED, OPTIONAL)
     rows: list[Row] = []
     problems: list[tuple[int, str]] = []
     for number, values in lines:
         try:
             check_filled(values, (*NEEDED, "split") if config.split == "column" else NEEDED)
-            age, sex = number_of(values, "age", 0.0, 120.0, "years"), SEXES[one_of(values, "sex", SEXES)]
+            age, sex = (
+                number_of(values, "age", 0.0, 120.0, "years"),
+                SEXES[one_of(values, "sex", SEXES)],
+            )
             split = one_of(values, "split", SPLITS) if values.get("split") else ""
-            row = Row(number, values["subject"], path_of(values, "volume", config.root_path), age, sex, split)
+            volume = path_of(values, "volume", config.root_path)
+            row = Row(number, values["subject"], volume, age, sex, split, *_stated(values))
             for other in rows:
                 if other.volume == row.volume:
                     raise Problem(f"the same volume as in row {other.number}")
@@ -139,15 +188,33 @@ def read_rows(config: CtHeadsConfig) -> tuple[list[Row], list[tuple[int, str]]]:
     return rows, config.bad_rows(problems)
 
 
+def _stated(values: dict[str, str]) -> tuple[str, float]:
+    """What the list states that a file may not: `orientation` and `hu_offset`. Raises Problem."""
+    offset = number_of(values, "hu_offset", -70_000.0, 70_000.0, "HU") if values.get("hu_offset") else 0.0
+    try:
+        return check_orientation(values["orientation"]) if values.get("orientation") else "", offset
+    except ValueError as error:
+        raise Problem(str(error)) from None
+
+
 def check_volumes(rows: list[Row]) -> list[tuple[int, str]]:
     """Rows whose volumes are no heads."""
-    problems = []
+    return examine_volumes(rows)[0]
+
+
+def examine_volumes(rows: list[Row]) -> tuple[list[tuple[int, str]], dict[int, list[str]]]:
+    """Rows whose volumes are no heads with the reason, and remarks on the others by row number."""
+    problems: list[tuple[int, str]] = []
+    remarks: dict[int, list[str]] = {}
     for row in rows:
         try:
-            ct.read_head(row.volume, voxel=4.0)
+            if words := row.examine(plausible.COARSE).remarks:
+                remarks[row.number] = words
         except UnreadableError as error:
             problems.append((row.number, f"volume={row.volume.name!r}: {error}"))
-    return problems
+        except Exception as error:  # One volume never ends a build.
+            problems.append((row.number, f"volume={row.volume.name!r}: not readable ({type(error).__name__})"))
+    return problems, remarks
 
 
 def _png(picture: np.ndarray) -> io.BytesIO:

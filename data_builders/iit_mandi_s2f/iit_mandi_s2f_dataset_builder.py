@@ -1,6 +1,5 @@
 """TFDS builder of IIT_Mandi_S2F, a public set of skull X-rays with embeddings of faces in place of faces. See README.md."""
 
-import csv
 import dataclasses
 import io
 import pathlib
@@ -17,11 +16,11 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from cranio_jax.errors import InputError
-from data_builders.images.burned_in import covered, find_text, paint_over
 from data_builders.errors import UnreadableError
-from data_builders.images.radiograph import read_radiograph
-from data_builders.images.squares import padding, take
+from data_builders.images.prepare import squared_xray
+from data_builders.images.radiograph import Radiograph, load_radiograph
 from data_builders.shards import shards
+from data_builders.table_files import Fit, Line, read_sheet
 
 SUBJECTS = 51
 WIDTH = 128  # of an embedding
@@ -97,19 +96,17 @@ class Builder(tfds.core.ShardBasedBuilder):
 
     def _records(self, xrays, embeddings):
         size = self.builder_config.size
-        for (number, view), picture in sorted(xrays.items()):
-            boxes = find_text(picture)
-            square = take(np.asarray(paint_over(picture, boxes), np.float32), padding(*picture.shape, size), size)
-            pixels = np.uint8(np.rint(255.0 * np.clip(square, 0.0, 1.0)))
+        for (number, view), xray in sorted(xrays.items()):
+            made = squared_xray(xray, size)
             key = f"s{number}-{VIEWS[view]}"
             yield (
                 key,
                 {
                     "id": key,
                     "subject": f"s{number}",
-                    "xray": io.BytesIO(cv2.imencode(".png", pixels)[1].tobytes()),
+                    "xray": io.BytesIO(cv2.imencode(".png", made.square)[1].tobytes()),
                     "xray_view": VIEWS[view],
-                    "xray_masked": np.float32(covered(boxes, picture.shape).mean()),
+                    "xray_masked": np.float32(made.masked),
                     "embedding": embeddings[number],
                 },
             )
@@ -121,19 +118,20 @@ def read_embeddings(path: pathlib.Path) -> dict[str, Float[Array, "128"]]:
     A row is a name that holds the number (`007`, `7`, `007_ff.jpg`) and 128 numbers; a first row without a number in its
     name is a header. Raises InputError.
     """
-    try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path.name}: not a readable CSV file ({type(error).__name__})") from None
+    sheet = read_sheet(path, lambda names: Fit(len(names) > WIDTH, len(names)))
     found: dict[str, np.ndarray] = {}
-    for line, row in enumerate(rows, 1):
-        name, values = (row[0].strip() if row else ""), [value for value in row[1:] if value.strip()]
+    for line, row, problem in [Line(1, sheet.names), *sheet.lines]:
+        if problem:
+            raise InputError(f"{path.name}, row {line}: {problem}")
+        name, values = row[0].strip(), [value for value in row[1:] if value.strip()]
         number = re.match(r"\D{0,12}?(\d{1,3})(?!\d)", name)
+        if sheet.separator in (";", "\t"):
+            values = [value.replace(",", ".") for value in values]
         try:
             numbers = np.array(values, np.float32)
         except ValueError:
             numbers = np.array([np.nan])
-        if not any(row) or (line == 1 and not number):
+        if line == 1 and not number:
             continue
         if not number or len(numbers) != WIDTH or not np.isfinite(numbers).all():
             raise InputError(f"{path.name}, row {line}: expected a subject's number and {WIDTH} numbers")
@@ -144,8 +142,8 @@ def read_embeddings(path: pathlib.Path) -> dict[str, Float[Array, "128"]]:
     return found
 
 
-def read_xrays(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Float[Array, "h w"]]]:
-    """`((number, 'sf' or 'ss'), picture)` of every X-ray in the folder's zip, or else in the folder. Raises InputError."""
+def read_xrays(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Radiograph]]:
+    """`((number, 'sf' or 'ss'), X-ray)` of every X-ray in the folder's zip, or else in the folder. Raises InputError."""
     archives = sorted(folder.glob("*.zip"))
     if len(archives) > 1:
         raise InputError(f"{folder} holds {len(archives)} zip files; keep the one of the X-rays")
@@ -156,10 +154,12 @@ def read_xrays(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Float[Ar
         for path in sorted(folder.rglob("*")):
             if match := _NAME.fullmatch(path.name):
                 try:
-                    picture = read_radiograph(path)
+                    xray = load_radiograph(path)
+                    if _bone_dark(xray.picture):
+                        xray = load_radiograph(path, inverted=True)
                 except UnreadableError as error:
                     raise InputError(f"{path.name}: {error}") from None
-                yield (match[1], match[2].lower()), _bone_bright(picture)
+                yield (match[1], match[2].lower()), xray
 
 
 def _unpack(path: pathlib.Path, scratch: pathlib.Path) -> None:
@@ -175,12 +175,13 @@ def _unpack(path: pathlib.Path, scratch: pathlib.Path) -> None:
         raise InputError(f"{path.name}: not a readable zip file ({type(error).__name__})") from None
 
 
-def _bone_bright(picture: Float[Array, "h w"]) -> Float[Array, "h w"]:
-    """Some of the set's files are inverted, which a bright rim around a darker middle tells."""
+def _bone_dark(picture: Float[Array, "h w"]) -> bool:
+    """Returns True for an inverted file, of which the set has some: its rim is brighter than its middle."""
     edge = max(2, min(picture.shape) // 30)
-    rim = np.concatenate([picture[:edge].ravel(), picture[-edge:].ravel(), picture[:, :edge].ravel(), picture[:, -edge:].ravel()])
+    sides = picture[:edge], picture[-edge:], picture[:, :edge], picture[:, -edge:]
+    rim = np.median(np.concatenate([side.ravel() for side in sides]))
     inner = tuple(slice(n // 4, n - n // 4) for n in picture.shape)
-    return 1.0 - picture if np.median(rim) > max(0.5, float(np.median(picture[inner]))) else picture
+    return bool(rim > max(0.5, float(np.median(picture[inner]))))
 
 
 def check(embeddings: dict[str, Array], xrays: dict[tuple[str, str], Array]) -> None:

@@ -1,21 +1,35 @@
-"""Text and side markers burned into a radiograph: where they are.
+"""Text and side markers burned into a radiograph: where they are, and painting over them.
 
-In archives the patient's name, dates and an R or L stand in the pixels. They tell who it is, and a model can read them in
-place of the skull. What was drawn by a machine differs from what was X-rayed: its strokes are thin, they end within a
-pixel or two, and all of a line are of one brightness. A lone letter has to stand out clearly; a faint line is believed
-where it has several letters of the same brightness.
+In archives the patient's name, dates and an R or L stand in the pixels. They tell who it is, and a model can read them
+in place of the skull. A library finds lines of text and reads them; what is believed is decided here. It overlooks
+letters that stand alone, so these are looked for by their shape, and the library only confirms them.
 """
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray as Array
-from scipy import sparse
 
-WORKING_SIDE = 1024  # pixels; larger pictures are looked at on half or a third of their size
+from data_builders.images.text_reader import Line, read_letter, read_line, read_lines
+
+# All thresholds were chosen on real cephalograms and rendered X-rays; skull_face/README.md has the figures.
+_READING_SIDE = 640  # pixels of the longer side at which letters of 2 % of the height are read
+_LEGIBLE = 1.25  # pixels at which text is looked for, for each pixel of the record: a letter's height may be 5 pixels there
+_SCORE = 0.5  # of the recogniser, for three letters and more
+_LONE_SCORE = 0.75  # for one or two
+_MARKER_SCORE = 0.85  # for a shape that may be a side marker
+_TALLEST, _TALLEST_LONE = 0.15, 0.1  # of the longer side
+_LEVELLING = 24.0  # pixels: over which mean and contrast are made equal
+_LIKE_BONE = "01IOlmoQ"  # letters that teeth, notches of the film and edges of bone are taken for
+_EXTENDED_SCORE = 0.9
+_EXTENSIONS = 2  # by which a line is made longer at each end
+_ROUNDS = 3  # what stood close to text may be read only after that text is gone
+_SHAPE_SIDE = 1024  # pixels of the longer side at which lone letters are looked for
 _LEVELS = (0.06, 0.12, 0.25, 0.45)  # of contrast: a letter that touches bone stands alone at one of them
+_RIM = 6  # pixels around a box that its filling comes from, at least
+_MOST_LONE = 12  # shapes that are read; the crispest
 
 
 class Box(NamedTuple):
@@ -27,135 +41,177 @@ class Box(NamedTuple):
     right: int
 
 
-def find_text(picture: Float[Array, "h w"]) -> list[Box]:
-    """Boxes around lines of text and lone markers in a radiograph in [0, 1], bone bright."""
-    factor = max(1, -(-max(picture.shape) // WORKING_SIDE))
-    height, width = (n // factor * factor for n in picture.shape)
-    whole = np.asarray(picture[:height, :width], np.float32)
-    small = cv2.resize(whole, (width // factor, height // factor), interpolation=cv2.INTER_AREA) if factor > 1 else whole
-    # Rows and columns that did not fill a block belong to the last one.
-    stretch = lambda edge, last, whole: whole if factor * edge >= last else factor * edge
-    return [
-        Box(factor * b.top, factor * b.left, stretch(b.bottom, height, picture.shape[0]), stretch(b.right, width, picture.shape[1]))
-        for b in _lines(_shapes(small), small.shape)
-    ]
+def find_text(picture: Float[Array, "h w"], record: int = 512) -> list[Box]:
+    """Returns boxes around lines of text and lone markers in a radiograph in [0, 1], bone bright.
 
-
-class _Shapes(NamedTuple):
-    """Bright shapes, an entry each.
-
-    Attributes:
-      boxes: `(n, 4)`, as Box.
-      contrast: brightness over the surroundings, in [0, 1].
-      slope: how steeply it ends, brightness a pixel.
-      value: brightness.
-      stroke: half the width of the thickest stroke, relative to the height.
-      noise: of the whole picture.
+    Args:
+      picture: of any size.
+      record: pixels along the longer side at which the picture will be kept: text that is legible there is found.
     """
-
-    boxes: Array
-    contrast: Array
-    slope: Array
-    value: Array
-    stroke: Array
-    noise: float
-
-
-def _shapes(picture: Float[Array, "h w"]) -> _Shapes:
-    side = max(picture.shape)
-    reach = max(7, side // 50) | 1
-    contrast = picture - cv2.morphologyEx(picture, cv2.MORPH_OPEN, np.ones((reach, reach), np.uint8))
-    # The largest step to a neighbour: a stroke of one pixel has no slope in its middle otherwise.
-    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-    slope = np.maximum(cv2.dilate(picture, cross) - picture, picture - cv2.erode(picture, cross))
-    # Grain makes shapes of its own.
-    noise = np.percentile(np.abs((picture - cv2.blur(picture, (3, 3)))[::4, ::4]), 75)
-    rows = []
-    for level in (level for level in _LEVELS if level > 4.0 * noise):
-        _, labels, found, _ = cv2.connectedComponentsWithStats(cv2.compare(contrast, level, cv2.CMP_GT))
-        left, top, wide, high = found[:, :4].T
-        fits = (high >= 3) & (high <= 0.13 * side) & (wide >= 2) & (wide <= 0.5 * side)
-        fits[0] = False  # the background
-        for label in np.flatnonzero(fits):
-            box = Box(top[label], left[label], top[label] + high[label], left[label] + wide[label])
-            where = slice(box.top, box.bottom), slice(box.left, box.right)
-            own = labels[where] == label
-            if slope[where][own].max() < 0.04:
-                continue
-            framed = cv2.copyMakeBorder(own.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
-            depth = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-            deepest = depth.max()
-            core, edge = depth >= min(2.0, deepest), own & (depth < 1.5)
-            gain, steep = _ranked(contrast[where][core], 0.5), _ranked(slope[where][edge], 0.5)
-            rows.append((*box, gain, steep, _ranked(picture[where][own], 0.9), deepest / high[label]))
-    table = np.array(rows, np.float64).reshape(-1, 8)
-    return _Shapes(table[:, :4].astype(int), *table[:, 4:].T, noise)
-
-
-def _ranked(values: Float[Array, "n"], share: float) -> float:
-    """The value that `share` of the others lie below; numpy's quantiles take ten times as long on a letter's pixels."""
-    place = int(share * (len(values) - 1))
-    return float(np.partition(values, place)[place])
-
-
-def _lines(shapes: _Shapes, size: tuple[int, int]) -> list[Box]:
-    """Boxes of what must be lines of text or markers."""
-    top, left, bottom, right = shapes.boxes.T
-    height = bottom - top
-    glyph = (height >= max(4, 0.007 * max(size))) & (shapes.stroke < 0.32)
-    glyph &= (shapes.slope > 0.35 * shapes.contrast) & (shapes.slope > 0.06)
-    # Of a small picture's bones, those of the nose are nearly as steep.
-    over_bone = (max(size) <= 640) & (shapes.value - shapes.contrast > 0.4)
-    sure = glyph & (shapes.slope > np.where(over_bone, 0.28, 0.2)) & (shapes.contrast > 0.25)
-    # Nothing X-rayed is this crisp in a picture of many pixels; one that was shrunk is crisp all over.
-    sure |= (
-        (max(size) > 640)
-        & glyph
-        & (height > 12)
-        & (shapes.slope > 0.6 * shapes.contrast)
-        & (shapes.contrast > max(0.12, 10.0 * shapes.noise))
-    )
-    places = np.flatnonzero(glyph)
-    if not len(places):
-        return []
-    both = lambda pick, values: pick(values[places][:, None], values[places][None])
-    overlap = both(np.minimum, bottom) - both(np.maximum, top)
-    gap = both(np.maximum, left) - both(np.minimum, right)
-    low, high = both(np.minimum, height), both(np.maximum, height)
-    values = shapes.value[places]
-    alike = np.abs(values[:, None] - values[None]) < np.where(high > 12, 0.12, 0.35)
-    count, group = sparse.csgraph.connected_components((overlap >= 0.4 * low) & (high <= 2.3 * low) & (gap <= 1.7 * high) & alike)
-    found = []
-    for member in (np.flatnonzero(group == g) for g in range(count)):
-        columns = np.unique(np.concatenate([np.arange(left[i], right[i]) for i in places[member]]))
-        letters = 1 + np.count_nonzero(np.diff(columns) > 1)
-        even = np.ptp(np.percentile(values[member], [10, 90])) < 0.05
-        if sure[places[member]].any() or (letters >= 4 and even):
-            line = places[member]
-            found.append(_grown(shapes, line, size))
+    found: list[Box] = []
+    remaining = picture
+    for _ in range(_ROUNDS):
+        boxes = _words(remaining, record) + _lone_letters(remaining)
+        if not boxes:
+            break
+        found += boxes
+        remaining = paint_over(remaining, boxes)
     return found
 
 
-def _grown(shapes: _Shapes, line: Array, size: tuple[int, int]) -> Box:
-    """The box of a line with its dots and dashes, and with letters of its brightness that go on in bone."""
-    height, width = shapes.boxes[:, 2] - shapes.boxes[:, 0], shapes.boxes[:, 3] - shapes.boxes[:, 1]
-    tall, value = int(np.median(height[line])), np.median(shapes.value[line])
-    fits = (height <= 1.5 * tall) & (width <= 6 * tall) & (shapes.slope > 0.3 * shapes.contrast) & (shapes.slope > 0.05)
-    # A stroke of a pixel or two is never quite as bright as it was meant.
-    fits &= (np.abs(shapes.value - value) < (0.12 if tall > 12 else 0.35)) | (height < 0.5 * tall)
-    # As (top, left, -bottom, -right), so that the outermost is always the least.
-    edges = shapes.boxes * [1, 1, -1, -1]
-    box = edges[line].min(0)
-    while True:
-        within = (edges[:, [0, 2]] >= box[[0, 2]] - 0.4 * tall).all(1)
-        near = fits & within & (edges[:, 1] <= tall - box[3]) & (-edges[:, 3] >= box[1] - tall)
-        grown = np.minimum(box, edges[near].min(0)) if near.any() else box
-        if (grown == box).all():
-            break
-        box = grown
-    margin = max(2, round(0.2 * tall))
-    top, left, bottom, right = (int(edge) for edge in box * [1, 1, -1, -1] + np.array([-1, -1, 1, 1]) * margin)
-    return Box(max(top, 0), max(left, 0), min(bottom, size[0]), min(right, size[1]))
+def _words(picture: Float[Array, "h w"], record: int) -> list[Box]:
+    """Boxes around what the reader takes for text and we believe."""
+    longer, shorter = max(picture.shape), min(picture.shape)
+    side = max(_READING_SIDE, min(longer, round(_LEGIBLE * record)))
+    scale = max(side / longer, _READING_SIDE / 2 / shorter)
+    levelled = _levelled(_scaled(picture, scale))
+    found = []
+    for line in read_lines(levelled):
+        if not _believed(line, scale * longer):
+            line = _mirrored(line, levelled)
+        if _believed(line, scale * longer):
+            for part in _parts(_extended(line, levelled)):
+                found.append(_box(part / scale, picture.shape))
+    return found
+
+
+def _mirrored(line: Line, picture: UInt8[Array, "h w"]) -> Line:
+    """The line as it reads in a mirror: films are scanned from behind, too."""
+    corners = line.corners[[1, 0, 3, 2]]
+    if np.linalg.norm(corners[0] - corners[1]) < 2.0 * line.height:
+        return line  # too short for a word
+    return Line(corners, *read_line(picture, corners))
+
+
+def _levelled(picture: Float[Array, "h w"]) -> UInt8[Array, "h w"]:
+    """The picture with the same mean and contrast everywhere: faint letters stand out like bright ones."""
+    detail = picture - cv2.GaussianBlur(picture, (0, 0), _LEVELLING)
+    spread = np.sqrt(cv2.GaussianBlur(detail * detail, (0, 0), _LEVELLING))
+    return _bytes(0.5 + 0.2 * detail / (spread + 0.024))
+
+
+def _believed(line: Line, side: float) -> bool:
+    """Returns whether a line is text: teeth, a film's notches and whole heads are read as digits and an O."""
+    letters = [character for character in line.words if character.isalnum()]
+    if len(letters) > 1:
+        score = _SCORE if len(letters) > 2 else _LONE_SCORE
+        return line.height <= _TALLEST * side and line.score >= score
+    alone = len(letters) == 1 and letters[0] not in _LIKE_BONE
+    return alone and line.height <= _TALLEST_LONE * side and line.score >= _LONE_SCORE
+
+
+def _extended(line: Line, picture: UInt8[Array, "h w"]) -> Float[Array, "4 2"]:
+    """The line's corners, moved on along the line as long as more letters are read: those over bone are faint."""
+    corners, words = line.corners, line.words
+    along = line.height * (corners[1] - corners[0]) / np.linalg.norm(corners[1] - corners[0])
+    for first, second, step in ((1, 2, along), (0, 3, -along)):
+        for _ in range(_EXTENSIONS):
+            wider = corners.copy()
+            wider[[first, second]] += 1.5 * step
+            more, score = read_line(picture, wider)
+            if score < _EXTENDED_SCORE or not _continues(words, more):
+                break
+            corners, words = wider, more
+    return corners
+
+
+def _continues(words: str, more: str) -> bool:
+    """Returns whether `more` is `words` and a further letter, which no stroke of bone passes for."""
+    before, after = ("".join(filter(str.isalnum, text)) for text in (words, more))
+    return before in after and bool(set(after.replace(before, "", 1)) - set(_LIKE_BONE))
+
+
+def _parts(corners: Float[Array, "4 2"]) -> list[Float[Array, "4 2"]]:
+    """A slanting line cut into pieces, whose upright boxes cover little beside it."""
+    (left, top), (right, bottom) = corners.min(0), corners.max(0)
+    height = min(np.linalg.norm(corners[0] - corners[3]), np.linalg.norm(corners[0] - corners[1]))
+    pieces = int(np.clip(min(right - left, bottom - top) / max(height, 1.0), 1, 8))
+    if pieces == 1:
+        return [corners]
+    ends = np.linspace(0.0, 1.0, pieces + 1)
+    upper = corners[0] + ends[:, None] * (corners[1] - corners[0])
+    lower = corners[3] + ends[:, None] * (corners[2] - corners[3])
+    return [np.concatenate([upper[i : i + 2], lower[i : i + 2]]) for i in range(pieces)]
+
+
+def _box(corners: Float[Array, "4 2"], shape: tuple[int, int]) -> Box:
+    """The upright box around corners, a little larger: accents and the ends of strokes stand out of the reader's."""
+    (left, top), (right, bottom) = corners.min(0), corners.max(0)
+    margin = 1.0 + 0.12 * min(bottom - top, right - left)
+    return Box(
+        max(int(top - margin), 0),
+        max(int(left - margin), 0),
+        min(int(np.ceil(bottom + margin)), shape[0]),
+        min(int(np.ceil(right + margin)), shape[1]),
+    )
+
+
+def _lone_letters(picture: Float[Array, "h w"]) -> list[Box]:
+    """Boxes around letters that stand alone, as side markers do."""
+    scale = min(1.0, _SHAPE_SIDE / max(picture.shape))
+    small = _scaled(picture, scale)
+    found = []
+    for box in _letter_shapes(small):
+        margin = max(2, round(0.3 * (box.bottom - box.top)))
+        rows = slice(max(box.top - margin, 0), box.bottom + margin)
+        columns = slice(max(box.left - margin, 0), box.right + margin)
+        words, score = read_letter(_bytes(small[rows, columns]))
+        if words.strip(" .:-") in ("R", "L") and score >= _MARKER_SCORE:
+            corners = np.array([[box.left, box.top], [box.right, box.bottom]]) / scale
+            found.append(_box(corners, picture.shape))
+    return found
+
+
+def _letter_shapes(picture: Float[Array, "h w"]) -> list[Box]:
+    """Boxes around bright shapes of a letter's proportions with thin strokes and crisp ends, the crispest first."""
+    side = max(picture.shape)
+    reach = max(7, side // 50) | 1
+    background = cv2.morphologyEx(picture, cv2.MORPH_OPEN, np.ones((reach, reach), np.uint8))
+    contrast = picture - background
+    # The largest step to a neighbour: a stroke of one pixel has no slope in its middle otherwise.
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    slope = np.maximum(cv2.dilate(picture, cross) - picture, picture - cv2.erode(picture, cross))
+    noise = np.percentile(np.abs((picture - cv2.blur(picture, (3, 3)))[::4, ::4]), 75)
+    found: dict[Box, float] = {}
+    for level in _LEVELS:
+        if level <= 4.0 * noise:
+            continue
+        _, labels, statistics, _ = cv2.connectedComponentsWithStats(cv2.compare(contrast, level, cv2.CMP_GT))
+        left, top, width, height = statistics[:, :4].T
+        fits = (height >= max(5, 0.012 * side)) & (height <= 0.08 * side)
+        fits &= (width >= 0.25 * height) & (width <= 1.6 * height)
+        fits[0] = False  # the background
+        for label in np.flatnonzero(fits):
+            box = Box(top[label], left[label], top[label] + height[label], left[label] + width[label])
+            window = slice(box.top, box.bottom), slice(box.left, box.right)
+            crispness = _crispness(labels[window] == label, contrast[window], slope[window])
+            if crispness > 0:
+                found[box] = max(crispness, found.get(box, 0.0))
+    return sorted(found, key=lambda box: -found[box])[:_MOST_LONE]
+
+
+def _crispness(shape: Bool[Array, "h w"], contrast: Float[Array, "h w"], slope: Float[Array, "h w"]) -> float:
+    """How steeply a shape ends, relative to its contrast; 0 where it is too soft or too thick for a letter."""
+    framed = cv2.copyMakeBorder(shape.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
+    depth = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    core = shape & (depth >= min(2.0, depth.max()))
+    edge = shape & (depth < 1.5)
+    gain, steep = float(np.median(contrast[core])), float(np.median(slope[edge]))
+    thin = depth.max() < 0.34 * shape.shape[0]
+    return steep / gain if thin and steep > 0.05 and steep > 0.3 * gain else 0.0
+
+
+def _scaled(picture: Float[Array, "h w"], scale: float) -> Float[Array, "h2 w2"]:
+    """The picture at `scale` times its size."""
+    if scale == 1.0:
+        return np.asarray(picture, np.float32)
+    how = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_CUBIC
+    return cv2.resize(np.asarray(picture, np.float32), None, fx=scale, fy=scale, interpolation=how)
+
+
+def _bytes(picture: Float[Array, "h w"]) -> Array:
+    """A picture in [0, 1] as uint8."""
+    return np.uint8(np.rint(255.0 * np.clip(picture, 0.0, 1.0)))
 
 
 def covered(boxes: list[Box], shape: tuple[int, int]) -> Bool[Array, "h w"]:
@@ -167,20 +223,27 @@ def covered(boxes: list[Box], shape: tuple[int, int]) -> Bool[Array, "h w"]:
 
 
 def paint_over(picture: Float[Array, "h w"], boxes: list[Box]) -> Float[Array, "h w"]:
-    """The picture with each box filled from what is around it: nothing of its inside goes into the filling."""
+    """Returns the picture with each box filled smoothly from its rim; nothing of its inside is used."""
     hidden = covered(boxes, picture.shape)
-    painted = picture.copy()
-    painted[hidden] = 0.0
-    for box in boxes:
-        reach = 8
-        around = slice(max(box.top - reach, 0), box.bottom + reach), slice(max(box.left - reach, 0), box.right + reach)
-        inside, seen = hidden[around], painted[around]
-        if inside.all():
-            continue  # nothing to go by; black
-        # The label of each pixel is that of the nearest one outside.
-        _, labels = cv2.distanceTransformWithLabels(inside.view(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-        values = np.zeros(labels.max() + 1, seen.dtype)
-        values[labels[~inside]] = seen[~inside]
-        filled = cv2.GaussianBlur(values[labels], (0, 0), reach / 2)
-        painted[around] = np.where(inside, filled, seen)
+    painted = np.where(hidden, 0.0, picture).astype(picture.dtype)
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(hidden.view(np.uint8))
+    for label, (left, top, width, height, _) in enumerate(statistics[1:], 1):
+        rim = max(_RIM, height // 6)
+        rows = slice(max(top - rim, 0), top + height + rim)
+        columns = slice(max(left - rim, 0), left + width + rim)
+        seen = ~hidden[rows, columns]
+        if seen.any():  # else there is nothing to go by; black
+            window = painted[rows, columns]
+            filling = _spread(np.float32(window * seen), np.float32(seen))
+            painted[rows, columns] = np.where(labels[rows, columns] == label, filling, window)
     return painted
+
+
+def _spread(sums: Float[Array, "h w"], weights: Float[Array, "h w"]) -> Float[Array, "h w"]:
+    """Weighted values spread to where there are none, by way of pictures of half, a quarter ... of the size."""
+    values = sums / np.maximum(weights, 1e-6)
+    if min(sums.shape) <= 2:
+        return np.where(weights > 1e-3, values, sums.sum() / max(weights.sum(), 1e-6))
+    coarse = _spread(cv2.pyrDown(sums), cv2.pyrDown(weights))
+    share = np.minimum(2.0 * weights, 1.0)
+    return share * values + (1.0 - share) * cv2.pyrUp(coarse, dstsize=sums.shape[::-1])

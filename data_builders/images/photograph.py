@@ -1,32 +1,83 @@
 """A photograph of a face from any file, upright."""
 
+import contextlib
+import io
 import pathlib
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray as Array
-from PIL import ImageOps
+from PIL import Image, ImageCms
 
 from data_builders.errors import UnreadableError
-from data_builders.images.radiograph import opened
+from data_builders.images import files
+from data_builders.images.files import opened
+from data_builders.images.rasters import raster
 
 
 def read_photograph(path: pathlib.Path, needed: int = 0) -> tuple[UInt8[Array, "h w 3"], float]:
-    """A photograph in RGB, and how many pixels of the file one of its own is wide.
+    """Returns a photograph in sRGB, and how many pixels of the file one of its own is wide.
 
-    JPEG files of more than twice `needed` pixels come shrunk by a power of two, which spares most of the decoding.
-    Raises UnreadableError.
+    JPEG files of more than twice `needed` pixels are shrunk by a power of two while they are
+    decoded, which is faster.
+    Transparent parts become white. Raises UnreadableError.
     """
+    what = files.kind(path)
+    if what == "dicom":
+        raise UnreadableError("a DICOM file; a photograph in JPEG, PNG or TIFF is expected")
+    if what == "tiff":
+        pixels, step = _of_raster(path), 1.0
+    else:
+        pixels, step = _of_pillow(path, needed)
+    if (pixels == pixels[0, 0]).all():
+        raise UnreadableError("all pixels have one colour; this is no photograph")
+    return pixels, step
+
+
+def _of_pillow(path: pathlib.Path, needed: int) -> tuple[UInt8[Array, "h w 3"], float]:
     with opened(path) as file:
-        if getattr(file, "n_frames", 1) > 1:
-            raise UnreadableError(f"holds {file.n_frames} pictures; one photograph is expected")
+        files.check_single(file, "photograph")
         side = max(file.size)
         if needed:
             file.draft("RGB", tuple(2 * needed * n // side for n in file.size))
-        if file.mode in ("I", "F") or file.mode.startswith("I;16"):
-            raise UnreadableError("a photograph of more than 8 bit a colour; store it in 8")
-        ImageOps.exif_transpose(file, in_place=True)
-        pixels = np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
-    if (pixels == pixels[0, 0]).all():
-        raise UnreadableError("all pixels have one colour; this is no photograph")
-    return pixels, side / max(pixels.shape)
+        how = files.exif_orientation(file)
+        pixels = files.upright(np.asarray(_srgb(file)), how)
+    return np.ascontiguousarray(pixels), side / max(pixels.shape)
+
+
+def _srgb(file: Image.Image) -> Image.Image:
+    """Returns a picture of any mode in RGB of 8 bit, by its colour profile if it is usable."""
+    profile = file.info.get("icc_profile")
+    if file.mode.startswith("I;16"):
+        return Image.fromarray(np.uint8(np.asarray(file) >> 8)).convert("RGB")
+    if file.mode in ("I", "F"):
+        raise UnreadableError("a photograph of more than 16 bit a colour; store it in 8")
+    if "A" in file.mode or "a" in file.mode or "transparency" in file.info:
+        whole = file.convert("RGBA")
+        file = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
+    elif file.mode not in ("RGB", "L", "CMYK"):
+        file = file.convert("RGB")
+    # Most profiles are sRGB's own.
+    if profile and b"sRGB" not in profile.replace(b"\0", b""):
+        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            return ImageCms.profileToProfile(file, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    return file if file.mode == "RGB" else file.convert("RGB")
+
+
+def _of_raster(path: pathlib.Path) -> UInt8[Array, "h w 3"]:
+    """Returns a TIFF photograph of 8 or 16 bit a colour in 8."""
+    found = raster(path, "photograph")
+    array = found.array
+    if array.dtype == bool:
+        array = np.uint8(255) * array
+    if array.dtype == np.uint16:
+        array = np.uint8(array >> 8)
+    if array.dtype != np.uint8:
+        raise UnreadableError("a photograph of more than 16 bit a colour; store it in 8")
+    array = ~array if found.inverted else array
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if found.transparent is not None:
+        array = np.where(found.transparent[..., None], np.uint8(255), array)
+    return np.ascontiguousarray(array)

@@ -16,14 +16,14 @@ import numpy as np
 import tqdm
 
 from cranio_jax.errors import InputError
-from data_builders.images.burned_in import covered, find_text, paint_over
-from data_builders.images.photograph import read_photograph
 from data_builders.errors import UnreadableError
-from data_builders.images.radiograph import read_radiograph
-from data_builders.images.squares import Transform, fitting, moved, padding, take
+from data_builders.images.photograph import read_photograph
+from data_builders.images.prepare import TEXT, prepare_xray
+from data_builders.images.squares import Transform, fitting, padding, take
 
-TEXT = ("paint_over", "refuse", "keep")
-_VERSION = 2  # to be raised whenever the same file gives another picture
+__all__ = ["TEXT", "Job", "Ready", "UnreadableError", "stage"]
+
+_VERSION = 3  # to be raised whenever the same file gives another picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,7 @@ class Job:
       path: of the file.
       size: pixels along each side of the square.
       inverted: of an X-ray whether bone is dark in the file.
-      text: of an X-ray what to do with text burned in: 'paint_over' it, or 'refuse' where some is still found after that,
-        or 'keep' it.
+      text: of an X-ray what to do with text burned in: 'paint_over' it, 'refuse' the X-ray, or 'keep' it.
       landmarks: of a face to be aligned by them, LANDMARKS' ten numbers in pixels of the upright photograph.
     """
 
@@ -62,7 +61,8 @@ class Ready(NamedTuple):
       transform: from the square's pixels to the file's.
       height, width: of the file's picture.
       boxes: where text was painted over, `(left, top, right, bottom)` in the square.
-      masked: how much of the picture that is.
+      masked: the share of the picture that this is.
+      remarks: what was corrected in reading it, in constant words.
     """
 
     png: pathlib.Path
@@ -71,6 +71,7 @@ class Ready(NamedTuple):
     width: int
     boxes: list[list[float]]
     masked: float
+    remarks: tuple[str, ...] = ()
 
 
 def stage(jobs: Sequence[Job], folder: pathlib.Path, salt: bytes, say: str) -> list[Ready | str]:
@@ -79,33 +80,39 @@ def stage(jobs: Sequence[Job], folder: pathlib.Path, salt: bytes, say: str) -> l
     Raises InputError where the disk is full, or a worker was killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = [folder / job.key(salt) for job in jobs]
-    todo = {name: job for name, job in zip(names, jobs, strict=True) if not name.with_suffix(".json").exists()}
+    refused: dict[Job, str] = {}
+    names: dict[Job, pathlib.Path] = {}
+    for job in jobs:
+        try:
+            names[job] = folder / job.key(salt)
+        except OSError as error:
+            refused[job] = f"can't be read ({error.strerror})"
+    todo = {name: job for job, name in names.items() if not name.with_suffix(".json").exists()}
     cores = len(os.sched_getaffinity(0))
-    refused: dict[pathlib.Path, str] = {}
     if todo:
         try:
             with loky.ProcessPoolExecutor(min(cores, len(todo))) as pool:
                 done = pool.map(_make, todo.items(), chunksize=max(1, min(16, len(todo) // (4 * cores))))
-                for name, words in zip(todo, tqdm.tqdm(done, desc=say, total=len(todo), unit="pictures"), strict=True):
+                for job, words in zip(todo.values(), tqdm.tqdm(done, desc=say, total=len(todo), unit="pictures"), strict=True):
                     if words:
-                        refused[name] = words
+                        refused[job] = words
         except OSError as error:
             raise InputError(f"{folder} can't be written ({error.strerror}); make room and start again: what is finished is kept") from None
         except loky.process_executor.TerminatedWorkerError:
             raise InputError(
                 "a process that reads pictures was killed, perhaps for memory; start again: what is finished is kept"
             ) from None
-    return [refused.get(name) or _read(name) for name in names]
+    return [refused.get(job) or _read(names[job]) for job in jobs]
 
 
 def _read(name: pathlib.Path) -> Ready:
     told = json.loads(name.with_suffix(".json").read_text())
-    return Ready(name.with_suffix(".png"), np.array(told.pop("transform")), **told)
+    transform, remarks = np.array(told.pop("transform")), tuple(told.pop("remarks"))
+    return Ready(name.with_suffix(".png"), transform, remarks=remarks, **told)
 
 
 def _make(item: tuple[pathlib.Path, Job]) -> str:
-    """Makes a picture ready; returns why it can't be, or nothing."""
+    """Makes a picture ready; returns why it can't be, or nothing. Raises OSError where it can't be written."""
     name, job = item
     cv2.setNumThreads(1)  # the pool has a process for each core
     try:
@@ -114,6 +121,8 @@ def _make(item: tuple[pathlib.Path, Job]) -> str:
         return str(error)
     except MemoryError:
         return "needs more memory than there is"
+    except Exception as error:  # decoders raise many kinds; one file must not end the build
+        return f"damaged, or in a form that can't be decoded ({type(error).__name__})"
     _write(name.with_suffix(".png"), cv2.imencode(".png", picture)[1].tobytes())
     _write(name.with_suffix(".json"), json.dumps(told).encode())  # last: it says that the picture is whole
     return ""
@@ -131,20 +140,9 @@ def _write(path: pathlib.Path, content: bytes) -> None:
 
 
 def _xray(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
-    picture = read_radiograph(job.path, job.inverted)
-    height, width = picture.shape
-    boxes = [] if job.text == "keep" else find_text(picture)
-    masked = 0.0
-    if boxes:
-        masked, picture = np.count_nonzero(covered(boxes, picture.shape)) / picture.size, paint_over(picture, boxes)
-        if job.text == "refuse" and find_text(picture):
-            raise UnreadableError("text is found in the X-ray after what was found has been painted over; crop it or paint it over by hand")
-    transform = padding(height, width, job.size)
-    corners = np.array([[[b.left, b.top], [b.right, b.bottom]] for b in boxes], np.float64).reshape(-1, 2) - 0.5
-    told = {"transform": transform.tolist(), "height": height, "width": width, "masked": masked}
-    told["boxes"] = (moved(corners, transform) + 0.5).reshape(-1, 4).round(1).tolist()
-    square = take(np.asarray(picture, np.float32), transform, job.size)
-    return np.uint8(np.rint(255.0 * np.clip(square, 0.0, 1.0))), told
+    made = prepare_xray(job.path, job.size, job.inverted, job.text)._asdict()
+    told = made | {"transform": made["transform"].tolist(), "boxes": made["boxes"].round(1).tolist()}
+    return told.pop("square"), told
 
 
 def _face(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
@@ -163,4 +161,4 @@ def _face(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
     # As pixels of the file, of which the decoder may have made `step` one.
     whole = transform * step + np.array([[0, 0, (step - 1) / 2]] * 2)
     told = {"transform": whole.tolist(), "height": round(height * step), "width": round(width * step)}
-    return cv2.cvtColor(square, cv2.COLOR_RGB2BGR), told | {"boxes": [], "masked": 0.0}
+    return cv2.cvtColor(square, cv2.COLOR_RGB2BGR), told | {"boxes": [], "masked": 0.0, "remarks": ()}

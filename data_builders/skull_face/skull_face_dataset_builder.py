@@ -5,6 +5,7 @@ import hashlib
 import io
 import pathlib
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from cranio_jax.errors import InputError
 from data_builders.entries import Entry
 from data_builders.images.squares import moved
 from data_builders.images.staging import TEXT, Job, Ready, stage
-from data_builders.listed import ListedConfig
+from data_builders.listed import ListedConfig, rows_by_words
 from data_builders.pseudonyms import alias
 from data_builders.shards import shards
 from data_builders.skull_face.manifest import Face, Manifest, Row, Xray, read_manifest
@@ -29,7 +30,7 @@ class SkullFaceConfig(ListedConfig):
       pairing: of a subject each X-ray with each face of the same view ('matched') or of any ('all_views'), or the pairs that
         the manifest lists and no other ('listed').
       align: whether frontal faces are turned, scaled and cut by their landmarks; otherwise photographs are kept whole.
-      text: burned into X-rays: 'paint_over', or 'refuse' X-rays where some is still found after that, or 'keep'.
+      text: burned into X-rays: 'paint_over' it, 'refuse' X-rays with text, or 'keep' it.
     """
 
     BLOCK = "skull_face"
@@ -117,7 +118,8 @@ class Builder(tfds.core.ShardBasedBuilder):
         del dl_manager
         pairs, skipped, files = self.survey()
         # A list of rows is told, not what stood in them.
-        self.info.metadata.update(skipped_rows=sorted({number for number, _ in skipped}), files=files)
+        remarks = rows_by_words((pair.row, words) for pair in pairs for words in pair.ready_xray.remarks)
+        self.info.metadata.update(skipped_rows=sorted({number for number, _ in skipped}), files=files, remarks=remarks)
         parts = {name: [pair for pair in pairs if pair.split == name] for name in sorted({pair.split for pair in pairs})}
         size = self.builder_config.size
         return {name: shards(name, ((pair.key, _record(pair)) for pair in part), len(part), size) for name, part in parts.items()}
@@ -138,6 +140,7 @@ class Builder(tfds.core.ShardBasedBuilder):
                 (pair.ready_xray.height, pair.ready_xray.width),
                 pair.ready_xray.boxes,
                 pair.ready_xray.masked,
+                pair.ready_xray.remarks,
             )
 
     def survey(self) -> tuple[list[Pair], list[tuple[int, str]], str]:
@@ -191,6 +194,9 @@ class Builder(tfds.core.ShardBasedBuilder):
                 f"{100 * max(made.masked for made in painted):.1f} % of one; --config.job=inspect shows them",
                 file=sys.stderr,
             )
+        counts = Counter(words for told in xrays if told in ready for words in ready[told].remarks)
+        for words, count in counts.most_common():
+            print(f"{count} of {len(xrays)} X-rays: {words}", file=sys.stderr)
         return ready, problems
 
 
@@ -199,7 +205,7 @@ def _files_digest(manifest: Manifest) -> str:
     digest = hashlib.sha256()
     for row in manifest.rows:
         for picture in (row.xray, row.face):
-            stat = picture.path.stat()
+            stat = picture.path.stat()  # the manifest's problems name what is not there
             digest.update(f"{stat.st_size} {stat.st_mtime_ns};".encode())
     return "" if any("no such file" in words for _, words in manifest.problems) else digest.hexdigest()
 

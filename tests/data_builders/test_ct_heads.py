@@ -1,4 +1,6 @@
-"""CT heads as archives hold them: every format to the same volume, virtual heads that fold nothing, records, bad input."""
+"""CT heads: every format gives the same volume, virtual heads, records, remarks, bad input."""
+
+import re
 
 import nibabel
 import numpy as np
@@ -8,7 +10,12 @@ import SimpleITK
 from scipy import ndimage
 
 from cranio_jax.errors import InputError
-from data_builders.ct_heads.ct_heads_dataset_builder import Builder, make_config
+from data_builders.ct_heads.ct_heads_dataset_builder import (
+    Builder,
+    Row,
+    check_volumes,
+    make_config,
+)
 from data_builders.rendering import ct, warp
 from data_builders.rendering.volume import Volume
 
@@ -35,11 +42,18 @@ def write_series(folder, values, affine):
         data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = pydicom.uid.CTImageStorage
         data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = f"1.2.3.{k + 1}"
-        data.SeriesInstanceUID, data.StudyInstanceUID, data.FrameOfReferenceUID = "1.2.4", "1.2.5", "1.2.6"
+        data.SeriesInstanceUID, data.StudyInstanceUID, data.FrameOfReferenceUID = (
+            "1.2.4",
+            "1.2.5",
+            "1.2.6",
+        )
         data.PatientName, data.Modality, data.InstanceNumber = "Doe^Jane", "CT", k + 1
         # Rows run to the back, columns to the patient's left: the usual axial slice.
         data.Rows, data.Columns = values.shape[1], values.shape[0]
-        data.PixelSpacing, data.SliceThickness = [float(spacing[1]), float(spacing[0])], float(spacing[2])
+        data.PixelSpacing, data.SliceThickness = (
+            [float(spacing[1]), float(spacing[0])],
+            float(spacing[2]),
+        )
         data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
         place = affine @ [values.shape[0] - 1, values.shape[1] - 1, k, 1]
         data.ImagePositionPatient = [-place[0], -place[1], place[2]]
@@ -79,7 +93,8 @@ def test_every_format_gives_the_same_head(archive):
         assert other.values.shape == first.values.shape
         assert np.abs(other.values - first.values).mean() < 5.0, name
     solid = np.argwhere(first.values > -300) * 2.0 + first.origin
-    # The nose points to the front, the table behind is gone, nose and crown lie where the pictures want them.
+    # The nose points to the front, the table behind is gone, and nose and crown lie where the
+    # pictures expect them.
     assert np.abs(solid.max(0) - [0, 114, 120])[1:].max() < 2.5
     assert solid.min(0)[1] > 114 - 95 - 80
     nose = solid[solid[:, 1] > 105]
@@ -145,7 +160,10 @@ def small(monkeypatch):
 def test_records(archive, tmp_path, small):
     lines = ["Jane,a.nii.gz,61,f,train", "John,b.nii,40,m,test", "Joan,d,50,f,train"]
     config = make_config(
-        manifest=write_manifest(archive, *lines, header="subject,volume,age,sex,split"), size=32, variants=2, split="column"
+        manifest=write_manifest(archive, *lines, header="subject,volume,age,sex,split"),
+        size=32,
+        variants=2,
+        split="column",
     )
     builder = Builder(config=config, data_dir=tmp_path / "records")
     builder.download_and_prepare(file_format="array_record")
@@ -167,6 +185,50 @@ def test_records(archive, tmp_path, small):
             assert not [word for word in (b"Jane", b"Doe", str(tmp_path).encode()) if word in content], path
 
 
+def test_remarks_and_what_the_list_states(archive, tmp_path, small, capsys):
+    values, affine = head_like()
+    image = nibabel.Nifti1Image(values + np.int16(1024), affine)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nibabel.save(image, archive / "bare.nii.gz")
+    header = "subject,volume,age,sex,split,orientation,hu_offset"
+    lines = ["Jane,bare.nii.gz,61,f,train,ras,-1024", "John,c.mha,40,m,test,,"]
+
+    def build(*lines):
+        config = make_config(manifest=write_manifest(archive, *lines, header=header), size=32, split="column")
+        builder = Builder(config=config, data_dir=tmp_path / "records")
+        builder.download_and_prepare(file_format="array_record")
+        return builder.info.metadata
+
+    remarks = build(*lines)["remarks"]
+    ((words, rows),) = remarks.items()
+    assert rows == [3] and "identity directions" in words
+    assert f"heads.csv, row 3: {words}" in capsys.readouterr().err
+    for wrong, words in (
+        ("Jane,bare.nii.gz,61,f,train,,-1024", "row 2: volume='bare.nii.gz': does not state how"),
+        (
+            "Jane,bare.nii.gz,61,f,train,RAS,",
+            "row 2: volume='bare.nii.gz': does not hold Hounsfield",
+        ),
+        ("Jane,bare.nii.gz,61,f,train,RAT,-1024", "row 2: orientation='RAT' is not three letters"),
+        ("Jane,bare.nii.gz,61,f,train,RAS,air", "row 2: hu_offset='air' is not a number"),
+        ("Jane,a.nii.gz,61,f,train,LPS,", "row 2: volume='a.nii.gz': its header states"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            build(wrong, lines[1])
+
+
+def test_any_failure_is_one_bad_row(archive, monkeypatch):
+    def fail(path, *settings):
+        raise RecursionError(str(path))
+
+    monkeypatch.setattr(ct, "examine_head", fail)
+    rows = [Row(k, "x", archive / "a.nii.gz", 40.0, "female", "") for k in (2, 3)]
+    problems = check_volumes(rows)
+    assert [number for number, _ in problems] == [2, 3]
+    assert problems[0][1] == "volume='a.nii.gz': not readable (RecursionError)"
+
+
 def test_bad_volumes_and_rows(archive, tmp_path, small):
     (archive / "broken.nii.gz").write_bytes((archive / "a.nii.gz").read_bytes()[:3000])
     nibabel.save(nibabel.Nifti1Image(np.zeros((20, 20, 20), np.int16), np.eye(4)), archive / "air.nii")
@@ -177,7 +239,8 @@ def test_bad_volumes_and_rows(archive, tmp_path, small):
         f"s{i},{name},50,f" for i, name in enumerate(("broken.nii.gz", "air.nii", "flat.nii", "empty", "text.mha", "a.nii.gz", "b.nii"))
     ]
     build = lambda *lines, **settings: Builder(
-        config=make_config(manifest=write_manifest(archive, *lines), size=32, **settings), data_dir=tmp_path / "records"
+        config=make_config(manifest=write_manifest(archive, *lines), size=32, **settings),
+        data_dir=tmp_path / "records",
     ).download_and_prepare(file_format="array_record")
     with pytest.raises(InputError) as caught:
         build(*lines)
@@ -192,7 +255,11 @@ def test_bad_volumes_and_rows(archive, tmp_path, small):
         assert words in str(caught.value), words
     with pytest.raises(InputError, match=r"row 3: the same volume as in row 2") as caught:
         build("A,a.nii.gz,50,f", "B,a.nii.gz,40,m", "A,b.nii,40,m", "C,c.mha,450,m", "D,none.nii,40,m")
-    for words in ("row 4: the same subject as in row 2", "row 5: age=450 is outside", "row 6: volume='none.nii': no such file"):
+    for words in (
+        "row 4: the same subject as in row 2",
+        "row 5: age=450 is outside",
+        "row 6: volume='none.nii': no such file",
+    ):
         assert words in str(caught.value)
     build(*lines, on_bad_row="skip")
     for wrong, words in (

@@ -1,0 +1,106 @@
+"""X-rays from DICOM files."""
+
+import pathlib
+import zlib
+
+import pydicom
+from pydicom import uid
+from pydicom.dataset import Dataset
+
+from data_builders.errors import UnreadableError
+from data_builders.images import dicom_header as header
+from data_builders.images import files
+from data_builders.images.dicom_geometry import pixel_aspect
+from data_builders.images.dicom_pixels import PIXELS, coloured, decoded, stated_form
+from data_builders.images.dicom_values import meant
+from data_builders.images.grey import Grey
+from data_builders.images.grey_files import grey_pixels
+
+_SLICES = {
+    "CT": "a CT slice, no X-ray; CT series are read as volumes by ct_heads",
+    "MR": "an MR slice, no X-ray",
+    "PT": "a PET slice, no X-ray",
+    "NM": "a nuclear medicine picture, no X-ray",
+    "US": "an ultrasound picture, no X-ray",
+    "IVUS": "an ultrasound picture, no X-ray",
+    "OCT": "an optical tomography, no X-ray",
+    "OPT": "an optical tomography, no X-ray",
+    "SEG": "a segmentation, no X-ray",
+    "RTDOSE": "a dose, no X-ray",
+    "MG": "a mammogram, no X-ray of a head",
+}
+_CLASSES = {
+    "CT Image": "CT",
+    "MR Image": "MR",
+    "MR Color": "MR",
+    "Positron": "PT",
+    "PET Image": "PT",
+    "Nuclear": "NM",
+    "Ultrasound": "US",
+    "Tomography Image": "OPT",
+    "Segmentation": "SEG",
+    "RT Dose": "RTDOSE",
+    "Mammography": "MG",
+}
+
+
+def read(path: pathlib.Path) -> Grey:
+    """Returns the X-ray of a DICOM file. Raises UnreadableError."""
+    with files.readable():
+        _check_deflated(path)
+        data = pydicom.dcmread(path, force=True)
+        _check_xray(data)
+        remarks: list[str] = []
+        form = stated_form(data, remarks)
+        array = decoded(data, form)
+        if form.samples > 1 or form.photometric == "PALETTE COLOR":
+            pixels, more = grey_pixels(coloured(data, array))
+            aspect, ratios = pixel_aspect(data)
+            return Grey(pixels, aspect=aspect, remarks=(*remarks, *more, *ratios))
+        return meant(data, array, form, remarks)
+
+
+# Which objects are X-rays.
+
+
+def _check_deflated(path: pathlib.Path) -> None:
+    """Raises UnreadableError where a deflated file is a bomb, or cut off."""
+    with open(path, "rb") as file:
+        if uid.DeflatedExplicitVRLittleEndian.encode() not in file.read(4096):
+            return
+    meta = pydicom.filereader.read_file_meta_info(path)
+    with open(path, "rb") as file:
+        file.seek(132 + 12 + meta.FileMetaInformationGroupLength)
+        unpack = zlib.decompressobj(-zlib.MAX_WBITS)
+        room = 4 * files.MAX_PIXELS
+        while room > 0 and (packed := unpack.unconsumed_tail or file.read(1 << 16)):
+            room -= len(unpack.decompress(packed, 1 << 24))
+    if room <= 0:
+        raise UnreadableError("unpacks to more bytes than any X-ray has")
+    if not unpack.eof:
+        raise UnreadableError("damaged: its compressed content is cut off")
+
+
+def _check_xray(data: Dataset) -> None:
+    """Raises UnreadableError where a data set is no single X-ray."""
+    name = _class_name(data)
+    if not any(keyword in data for keyword in PIXELS):
+        raise UnreadableError(f"a DICOM file without a picture{f' ({name})' if name else ''}")
+    frames = header.integer(data, "NumberOfFrames", 1)
+    if frames > 1:
+        raise UnreadableError(f"a DICOM file of {frames} frames; one X-ray is expected")
+    modality = header.text(data, "Modality")
+    if not modality:
+        modality = next((value for words, value in _CLASSES.items() if words in name), "")
+    scout = modality == "CT" and "LOCALIZER" in map(str.upper, header.strings(data, "ImageType"))
+    if modality in _SLICES and not scout:
+        raise UnreadableError(_SLICES[modality])
+
+
+def _class_name(data: Dataset) -> str:
+    """Returns the standard's name of an object's class, '' where it has none."""
+    stated = header.strings(data, "SOPClassUID")
+    if not stated and getattr(data, "file_meta", None) is not None:
+        stated = header.strings(data.file_meta, "MediaStorageSOPClassUID")
+    name = uid.UID(stated[0]).name if stated else ""
+    return "" if name[:1].isdigit() else name

@@ -1,0 +1,139 @@
+"""DICOM's windows and tables of grey values (PS3.3 C.11.1 and C.11.2), as functions of arrays.
+
+Tables are read here and not by pydicom, which trusts their descriptors.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray as Array
+from pydicom.dataset import Dataset
+
+from data_builders.images import dicom_header as header
+
+_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A window from values to brightness in [0, 1]."""
+
+    centre: float
+    width: float
+    function: str
+
+    def __call__(self, values: Array) -> Array:
+        if self.function == "SIGMOID":
+            steepness = np.clip(-4.0 * (values - self.centre) / self.width, -500.0, 500.0)
+            return 1.0 / (1.0 + np.exp(steepness))
+        if self.function == "LINEAR_EXACT":
+            return np.clip((values - self.centre) / self.width + 0.5, 0.0, 1.0)
+        if self.width <= 1.0:
+            return np.where(np.isnan(values), np.nan, values > self.centre - 0.5)
+        return np.clip((values - (self.centre - 0.5)) / (self.width - 1.0) + 0.5, 0.0, 1.0)
+
+    @property
+    def whole_range_to(self) -> float | None:
+        """Returns the last value of a window over all values of some bits, None for others."""
+        bits = round(np.log2(self.width + 0.5))
+        if not 7 <= bits <= 15 or abs(self.width - 2**bits) > 1 or abs(self.centre - self.width / 2) > 2:
+            return None
+        return float(2**bits - 1)
+
+
+def windows(data: Dataset) -> tuple[list[Window], bool]:
+    """Returns the usable windows of a header, and whether it states any."""
+    centres, widths = header.numbers(data, "WindowCenter"), header.numbers(data, "WindowWidth")
+    function = header.text(data, "VOILUTFunction")
+    if function not in _FUNCTIONS:
+        function = "LINEAR"
+    pairs = zip(centres, widths, strict=False)
+    usable = [Window(c, w, function) for c, w in pairs if np.isfinite(c) and np.isfinite(w) and w > 0]
+    return usable, bool(centres or widths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of grey values.
+
+    The first entry belongs to the value `first` and all below it, the last to all above.
+    """
+
+    first: float
+    entries: Float[Array, "entries"]
+    short: bool = False
+
+    def __call__(self, values: Array) -> Array:
+        missing = np.isnan(values)
+        places = np.clip(np.where(missing, 0.0, values) - self.first, 0, len(self.entries) - 1)
+        return np.where(missing, np.nan, self.entries[places.astype(np.int64)])
+
+    def covers(self, values: Float[Array, "values"]) -> bool:
+        """Returns whether most values have an entry of their own."""
+        last = self.first + len(self.entries) - 1
+        return bool(np.mean((values >= self.first) & (values <= last)) > 0.5)
+
+    def spread(self) -> "Table":
+        """Returns the same table with entries from 0 to 1."""
+        low, high = self.entries.min(), self.entries.max()
+        return dataclasses.replace(self, entries=(self.entries - low) / max(high - low, 1.0))
+
+
+def table(item: Dataset, values: Float[Array, "values"], little: bool, keyword: str = "LUT") -> Table | None:
+    """Returns the table of an item, None where it can't be used.
+
+    Args:
+      item: with LUTDescriptor and LUTData, or others of that form.
+      values: a sample of those that the table is for; it decides whether the first entry's place is
+        signed.
+      little: whether words are little-endian.
+      keyword: what the names of both elements begin with.
+    """
+    descriptor = header.numbers(item, keyword + "Descriptor")
+    content = _bytes(item, keyword + "Data", little)
+    if len(descriptor) != 3 or not np.isfinite(descriptor).all() or not content:
+        return None
+    count, first, bits = (int(number) for number in descriptor)
+    count = (count & 0xFFFF) or 65536
+    entries = _entries(content, count, bits, little)
+    if entries.size == 0 or entries.min() == entries.max():
+        return None
+    return Table(_first(first, entries.size, values), entries, entries.size < count)
+
+
+def _first(stated: int, count: int, values: Float[Array, "values"]) -> float:
+    """Returns the value of the first entry: as stated, or its 16 bits with the other sign."""
+    other = stated - 65536 if stated >= 32768 else stated + 65536 if stated < 0 else stated
+    covered = [np.mean((values >= first) & (values < first + count)) for first in (stated, other)]
+    return float(other if covered[1] > covered[0] else stated)
+
+
+def _bytes(item: Dataset, keyword: str, little: bool) -> bytes:
+    """Returns a table's content as it was in the file, whatever its value representation."""
+    if keyword not in item:
+        return b""
+    value = item[keyword].value
+    if isinstance(value, bytes):
+        return value
+    words = np.atleast_1d(np.asarray(value if value is not None else [], np.int64))
+    return (words & 0xFFFF).astype("<u2" if little else ">u2").tobytes()
+
+
+def _entries(content: bytes, count: int, bits: int, little: bool) -> Float[Array, "entries"]:
+    """Returns a table's entries: words, or, with 8 bit, also bytes that are packed."""
+    words = np.frombuffer(content[: len(content) // 2 * 2], "<u2" if little else ">u2")
+    if bits <= 8:
+        packed = len(content) <= count + 1 and words.size < count
+        if packed and not (len(content) < count and words.max(initial=0) < 256):
+            return _packed(content, little, words)[:count].astype(np.float64)
+        if words.size < count and words.max(initial=0) >= 256:
+            return _packed(content, little, words)[:count].astype(np.float64)
+    return words[:count].astype(np.float64)
+
+
+def _packed(content: bytes, little: bool, words: Array) -> Array:
+    """Returns bytes in their order; in big-endian files they lie swapped in words."""
+    if little:
+        return np.frombuffer(content, np.uint8)
+    return words.astype("<u2").view(np.uint8)

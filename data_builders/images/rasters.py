@@ -1,0 +1,218 @@
+"""Arrays of pixels from PNG, TIFF, JPEG and other files of pictures, at full depth and upright.
+
+Pillow reads what it reads exactly. imagecodecs and tifffile read the rest, and they verify
+checksums.
+"""
+
+import logging
+import math
+import pathlib
+from typing import NamedTuple
+
+import imagecodecs
+import numpy as np
+import tifffile
+from jaxtyping import Bool
+from numpy import ndarray as Array
+from PIL import Image
+
+from data_builders.errors import UnreadableError
+from data_builders.images import files
+
+logging.getLogger("tifffile").disabled = True  # it repeats what is raised, and may quote names
+
+_GREY_MODES = ("1", "L", "I", "F")
+_MOST_PAGES = 1000
+
+
+class Raster(NamedTuple):
+    """A picture as a file holds it, upright.
+
+    Attributes:
+      array: `(h, w)` grey, or `(h, w, 3)` red, green and blue, of any numeric type.
+      transparent: which pixels are more than half transparent, or None.
+      inverted: whether the file says that low values are bright.
+      aspect: a pixel's height over its width, NaN where the file doesn't say.
+    """
+
+    array: Array
+    transparent: Bool[Array, "h w"] | None = None
+    inverted: bool = False
+    aspect: float = np.nan
+
+
+def raster(path: pathlib.Path, wanted: str) -> Raster:
+    """Returns the one picture of a file; `wanted` names it in messages. Raises UnreadableError."""
+    what = files.kind(path)
+    if what == "dicom":
+        raise UnreadableError(f"a DICOM file; a {wanted} in PNG, JPEG or TIFF is expected")
+    with files.readable():
+        if what == "tiff":
+            return _tiff(path, wanted)
+        if what == "jpeg" and _is_special_jpeg(path):
+            return _special_jpeg(path)
+        with files.opened(path) as file:
+            files.check_single(file, wanted)
+            found = _decoded(path, file, what)
+            how, aspect = files.exif_orientation(file), files.stated_aspect(file)
+        return _turned(found._replace(aspect=aspect), how)
+
+
+def _turned(found: Raster, how: int) -> Raster:
+    """Returns a raster upright. Raises UnreadableError where it is none."""
+    shape = found.array.shape
+    if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or 0 in shape:
+        raise UnreadableError(f"holds an array of shape {shape} in place of one picture")
+    transparent = found.transparent
+    if transparent is not None:
+        transparent = files.upright(transparent, how)
+    aspect = 1.0 / found.aspect if how >= 5 else found.aspect
+    return Raster(files.upright(found.array, how), transparent, found.inverted, aspect)
+
+
+def _decoded(path: pathlib.Path, file: Image.Image, what: str) -> Raster:
+    """Returns the pixels of an opened picture."""
+    if what == "png":
+        return _with_channels(imagecodecs.png_decode(path.read_bytes()))
+    if what == "jpeg2000":
+        return _with_channels(imagecodecs.jpeg2k_decode(path.read_bytes()))
+    if file.mode in _GREY_MODES or file.mode.startswith("I;16"):
+        return Raster(np.asarray(file))
+    if "A" in file.mode or "a" in file.mode or "transparency" in file.info:
+        return _with_channels(np.asarray(file.convert("RGBA")))
+    return Raster(np.asarray(file if file.mode == "RGB" else file.convert("RGB")))
+
+
+def _with_channels(array: Array) -> Raster:
+    """Returns an array of 1, 3, or with transparency 2 or 4 channels as a raster."""
+    if array.ndim == 2:
+        return Raster(array)
+    channels = array.shape[2]
+    colours = array[..., 0] if channels < 3 else array[..., :3]
+    if channels % 2:
+        return Raster(colours)
+    opaque = array[..., -1]
+    return Raster(colours, opaque <= np.iinfo(opaque.dtype).max // 2)
+
+
+# JPEG that Pillow doesn't read: 12 bit, lossless, JPEG-LS.
+
+
+def frame_size(code: bytes) -> tuple[int, int, int, int]:
+    """Returns a JPEG stream's kind (the last byte of its SOF marker), precision, height and width.
+
+    Of JPEG 2000 the kind is 0x51. Raises UnreadableError where it has no header.
+    """
+    start = code[:4096].find(b"\xff\x4f\xff\x51")
+    if start >= 0:
+        right, bottom, left, top = (int.from_bytes(code[start + i : start + i + 4], "big") for i in (8, 12, 16, 20))
+        return 0x51, (code[start + 42] & 0x7F) + 1, bottom - top, right - left
+    place = 2
+    while place + 9 < len(code):
+        marker = code[place + 1]
+        if marker == 0xFF:
+            place += 1
+        elif (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
+            height, width = (int.from_bytes(code[place + i : place + i + 2], "big") for i in (5, 7))
+            return marker, code[place + 4], height, width
+        else:
+            place += 2 + int.from_bytes(code[place + 2 : place + 4], "big")
+    raise UnreadableError("damaged: its JPEG stream has no header")
+
+
+def check_end(code: bytes) -> None:
+    """Raises UnreadableError where a JPEG stream lacks its end, as one that was cut off does."""
+    if code[-64:].rstrip(b"\0\xff")[-2:] != b"\xff\xd9":
+        raise UnreadableError("damaged: its JPEG stream is cut off")
+
+
+def _is_special_jpeg(path: pathlib.Path) -> bool:
+    with open(path, "rb") as file:
+        marker, precision, _, _ = frame_size(file.read(1 << 20))
+    return precision != 8 or marker not in (0xC0, 0xC1, 0xC2)
+
+
+def _special_jpeg(path: pathlib.Path) -> Raster:
+    content = path.read_bytes()
+    marker, _, height, width = frame_size(content)
+    files.check_size(width, height)
+    check_end(content)
+    decode = imagecodecs.jpegls_decode if marker == 0xF7 else imagecodecs.jpeg8_decode
+    return _turned(Raster(decode(content)), 1)
+
+
+# TIFF.
+
+
+def _tiff(path: pathlib.Path, wanted: str) -> Raster:
+    with tifffile.TiffFile(path) as file:
+        page = _main_page(file, wanted)
+        files.check_size(page.imagewidth, page.imagelength * max(1, page.imagedepth))
+        if page.imagedepth > 1:
+            raise UnreadableError(f"holds {page.imagedepth} pictures; one {wanted} is expected")
+        counts = page.databytecounts
+        if not all(counts) or not all(page.dataoffsets) or len(counts) < math.prod(page.chunked):
+            raise UnreadableError("damaged: parts of its picture are missing")
+        found = _page(page)
+        how = files.orientation(_tag(page, 274))
+        aspect = files.density_aspect(_ratio(_tag(page, 282)), _ratio(_tag(page, 283)))
+    return _turned(found._replace(aspect=aspect), how)
+
+
+def _main_page(file: tifffile.TiffFile, wanted: str) -> tifffile.TiffPage:
+    """Returns the picture that the others are thumbnails or masks of."""
+    if (file.imagej_metadata or {}).get("images", 1) > 1:
+        raise UnreadableError(f"holds {file.imagej_metadata['images']} pictures; one {wanted} is expected")
+    if len(file.pages) > _MOST_PAGES:
+        raise UnreadableError(f"holds {len(file.pages)} pictures; one {wanted} is expected")
+    pages = [page.aspage() for page in file.pages]
+    full = [page for page in pages if not page.subfiletype & 5] or pages
+    main = max(full, key=lambda page: page.imagewidth * page.imagelength)
+    area = main.imagewidth * main.imagelength
+    others = [page for page in full if page is not main and page.imagewidth * page.imagelength > area / 2]
+    if others:
+        raise UnreadableError(f"holds {len(others) + 1} pictures; one {wanted} is expected")
+    return main
+
+
+def _page(page: tifffile.TiffPage) -> Raster:
+    """Returns a page's pixels: grey, or in colours that its palette or its channels give."""
+    if page.photometric not in (0, 1, 2, 3, 6) or (page.photometric == 6 and page.compression not in (6, 7)):
+        return _by_pillow(page)
+    array = page.asarray(maxworkers=1)
+    if page.planarconfig == 2 and page.samplesperpixel > 1:
+        array = np.moveaxis(array, 0, -1)
+    if page.photometric == 3:
+        return Raster(np.moveaxis(page.colormap[:, array], 0, -1))
+    colours = 3 if page.photometric in (2, 6) else 1
+    transparent = None
+    if array.ndim == 3:
+        extra = [i for i, meaning in enumerate(page.extrasamples) if meaning in (1, 2)]
+        if extra:
+            opaque = array[..., colours + extra[0]]
+            transparent = opaque <= (np.iinfo(opaque.dtype).max // 2 if opaque.dtype.kind in "ui" else 0.5)
+        array = array[..., :3] if colours == 3 else array[..., 0]
+    return Raster(array, transparent, page.photometric == 0)
+
+
+def _by_pillow(page: tifffile.TiffPage) -> Raster:
+    """Returns a page in CMYK, Lab or uncompressed YCbCr as red, green and blue."""
+    with Image.open(page.parent.filehandle.path) as file:
+        file.seek(page.index)
+        turn = file.tag_v2.get(274)
+        array = np.asarray(file.convert("RGB"))
+    # Pillow has turned it upright.
+    back = {6: 8, 8: 6}.get(turn, files.orientation(turn))
+    return Raster(files.upright(array, back))
+
+
+def _tag(page: tifffile.TiffPage, code: int):
+    tag = page.tags.get(code)
+    return None if tag is None else tag.value
+
+
+def _ratio(value) -> float | None:
+    """Returns TIFF's resolution, a fraction, as a number."""
+    if isinstance(value, tuple) and len(value) == 2:
+        return value[0] / value[1] if value[1] else None
+    return value

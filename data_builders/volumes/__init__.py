@@ -1,0 +1,1 @@
+"""CT volumes of hospitals and archives: values, an affine and remarks, or a refusal."""

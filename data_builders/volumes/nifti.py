@@ -1,0 +1,204 @@
+"""NIfTI-1, NIfTI-2 and Analyze files, alone or as pairs, plain or compressed."""
+
+import pathlib
+import warnings
+
+import nibabel
+import numpy as np
+from jaxtyping import Float
+from nibabel.spatialimages import HeaderDataError
+from nibabel.spm99analyze import Spm99AnalyzeHeader
+from numpy import ndarray as Array
+
+from data_builders.errors import UnreadableError
+from data_builders.volumes import stored
+from data_builders.volumes.scan import Scan
+
+HEADER = 544  # bytes: the longest header
+UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}
+TEMPLATES = (3, 4)  # sform codes of places in a template brain
+MM = (80.0, 2500.0)  # what a scan of a person measures
+
+
+def is_nifti(head: bytes) -> bool:
+    """Returns True if a file that begins with `head` has a NIfTI or Analyze header."""
+    sizes = (348, 540)
+    return len(head) >= 348 and any(int.from_bytes(head[:4], order) in sizes for order in ("little", "big"))
+
+
+def read_nifti(path: pathlib.Path) -> Scan:
+    """Reads a file, or the header of a pair. Raises UnreadableError."""
+    try:
+        return _read(path)
+    except UnreadableError as error:
+        words = str(error)
+        known = ("holds an array", "unpacks to", "not a readable")
+        raise UnreadableError(words if words.startswith(known) else f"not a readable NIfTI file: it {words}") from None
+    except (HeaderDataError, ValueError, OverflowError, EOFError) as error:
+        raise UnreadableError(f"not a readable NIfTI file ({type(error).__name__})") from None
+
+
+def _read(path: pathlib.Path) -> Scan:
+    with path.open("rb") as file:
+        packing = packing_of(file)
+        head, chunks = stored.beginning(stored.pieces(file, packing), HEADER)
+        if not is_nifti(head):
+            raise UnreadableError("has no NIfTI header")
+        header, pair = _header(head)
+        shape, dtype = stored.volume_shape(_shape(header)), _dtype(header)
+        offset = _offset(header, pair)
+        if not pair:
+            size = path.stat().st_size
+            raw = stored.values_of(chunks, dtype, shape, skip=offset, packed=size)
+    if pair:
+        raw = _pair_values(path, dtype, shape, offset)
+    slope, intercept = header.get_slope_inter()
+    values = raw if slope is None else _scaled(raw, slope, intercept or 0.0)
+    affine, missing, remarks = _affine(header, shape)
+    return Scan(values, affine, remarks, missing)
+
+
+def packing_of(file) -> str:
+    """How an open file is packed, by its first bytes."""
+    packed = file.read(2) == stored.GZIP
+    file.seek(0)
+    return "zlib" if packed else ""
+
+
+def _header(head: bytes):
+    """The parsed header, and True if the values lie in a second file."""
+    little = int.from_bytes(head[:4], "little") in (348, 540)
+    endianness = "<" if little else ">"
+    if 540 in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")):
+        if head[4:7] not in (b"n+2", b"ni2"):
+            raise UnreadableError("has a header without the letters n+2")
+        return nibabel.Nifti2Header(head[:540], endianness, check=False), head[4:7] == b"ni2"
+    if head[344:347] in (b"n+1", b"ni1"):
+        return nibabel.Nifti1Header(head[:348], endianness, check=False), head[344:347] == b"ni1"
+    return Spm99AnalyzeHeader(head[:348], endianness, check=False), True
+
+
+def _shape(header) -> tuple[int, ...]:
+    dim = [int(n) for n in header["dim"]]
+    if not 1 <= dim[0] <= 7:
+        raise UnreadableError(f"has a damaged header: dim[0] is {dim[0]}")
+    return tuple(dim[1 : 1 + dim[0]])
+
+
+def _dtype(header) -> np.dtype:
+    code = int(header["datatype"])
+    try:
+        dtype = header._data_type_codes.dtype[code].newbyteorder(header.endianness)
+    except KeyError:
+        raise UnreadableError(f"has a datatype ({code}) that nobody knows") from None
+    if dtype.kind not in "iuf" or not dtype.itemsize:
+        name = header._data_type_codes.label[code]
+        raise UnreadableError(f"holds {name} values in place of CT numbers")
+    return dtype
+
+
+def _offset(header, pair: bool) -> int:
+    offset = float(header["vox_offset"])
+    if not offset and not pair:
+        return header.single_vox_offset
+    lowest = 0 if pair else header.single_vox_offset
+    if not np.isfinite(offset) or offset != int(offset) or not lowest <= offset < 1e8:
+        raise UnreadableError(f"has a damaged header: vox_offset is {offset:g}")
+    return int(offset)
+
+
+def _pair_values(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> Array:
+    """The values beside a header; pairs are named alike but for .hdr and .img."""
+    name = path.name.lower().removesuffix(".gz").removesuffix(".hdr")
+    wanted = [f"{name}.img", f"{name}.img.gz"]
+    images = sorted(other for other in path.parent.iterdir() if other.name.lower() in wanted)
+    if not images:
+        raise UnreadableError("is a header alone; the .img file beside it is missing")
+    with images[0].open("rb") as file:
+        chunks = stored.pieces(file, packing_of(file))
+        return stored.values_of(chunks, dtype, shape, skip=offset, packed=images[0].stat().st_size)
+
+
+def _scaled(raw: Array, slope: float, intercept: float) -> Float[Array, "i j k"]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return raw.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _affine(header, shape: tuple[int, ...]) -> tuple[Float[Array, "4 4"], str, list[str]]:
+    """The affine in mm, the field that is missing, and remarks."""
+    zooms = np.abs(np.asarray(header["pixdim"][1:4], float))
+    if not isinstance(header, nibabel.Nifti1Header):
+        return np.diag([*zooms, 1.0]), "an Analyze header has no field for it", []
+    remarks: list[str] = []
+    sform, qform = _sform(header), _qform(header)
+    missing = "" if sform is not None or qform is not None else "sform_code and qform_code are 0"
+    affine = _chosen(sform, qform, int(header["sform_code"]), remarks)
+    if affine is not None and qform is None and not _same_sizes(affine, zooms):
+        remarks.append("pixdim and the sform have other voxel sizes; the sform was followed")
+    if affine is None:
+        affine = np.diag([*zooms, 1.0])
+    factor = _unit(int(header["xyzt_units"]) & 7, np.linalg.norm(affine[:3, :3], axis=0) * shape, remarks)
+    affine[:3] *= factor
+    return affine, missing, remarks
+
+
+def _same_sizes(affine: Float[Array, "4 4"], zooms: Float[Array, "3"]) -> bool:
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.allclose(lengths, zooms, rtol=0.03))
+
+
+def _sform(header) -> Float[Array, "4 4"] | None:
+    return np.asarray(header.get_sform(), float) if header["sform_code"] > 0 else None
+
+
+def _qform(header) -> Float[Array, "4 4"] | None:
+    if header["qform_code"] <= 0:
+        return None
+    if header["pixdim"][0] not in (-1, 1):
+        header["pixdim"][0] = 1
+    header["pixdim"][1:4] = np.abs(header["pixdim"][1:4])
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            return np.asarray(header.get_qform(), float)
+    except (ValueError, HeaderDataError):
+        if header["sform_code"] > 0:
+            return None
+        raise UnreadableError("has a damaged header: quatern_b, _c and _d are no rotation") from None
+
+
+def _chosen(sform, qform, code: int, remarks: list[str]) -> Float[Array, "4 4"] | None:
+    """The transform to follow: the sform, unless it leads to a template's proportions."""
+    template = "places in a template brain (sform_code 3 or 4)"
+    if sform is None or qform is None:
+        if sform is not None and code in TEMPLATES:
+            remarks.append(f"states {template} only: sizes and angles may be the template's")
+        return qform if sform is None else sform
+    lengths = [np.linalg.norm(matrix[:3, :3], axis=0) for matrix in (sform, qform)]
+    if not np.isfinite(lengths).all() or np.min(lengths) <= 0:
+        return sform if np.isfinite(sform).all() and lengths[0].min() > 0 else qform
+    cosines = (sform[:3, :3] / lengths[0] * qform[:3, :3] / lengths[1]).sum(0)
+    angle = np.rad2deg(np.arccos(np.clip(cosines.min(), -1, 1)))
+    if angle > 45:
+        raise UnreadableError(f"contradicts itself: sform and qform lie {angle:.0f} degrees apart. Set one of their codes to 0")
+    differ = np.abs(np.log(lengths[0] / lengths[1])).max() > np.log(1.03)
+    if differ and code in TEMPLATES:
+        remarks.append(f"states {template}; the scanner's (qform) were followed")
+        return qform
+    if differ:
+        raise UnreadableError("contradicts itself: sform and qform have other voxel sizes. Set one of their codes to 0")
+    if angle > 3:
+        remarks.append(f"sform and qform lie {angle:.0f} degrees apart; the sform was followed")
+    return sform
+
+
+def _unit(unit: int, extents: Array, remarks: list[str]) -> float:
+    """Millimetres in the header's unit, where that gives a person's size."""
+    if unit not in UNITS:
+        return 1.0
+    name, factor = UNITS[unit]
+    if MM[0] <= extents.max() * factor <= MM[1]:
+        remarks.append(f"voxel sizes in {name} were taken to mm")
+        return factor
+    remarks.append(f"xyzt_units says {name}, the voxel sizes are in mm: mm were taken")
+    return 1.0
