@@ -268,7 +268,7 @@ def test_a_build_that_is_killed_goes_on(cohort, tmp_path):
     (cohort.folder / "people.salt").write_text("a secret that stays the same\n")
     code = (
         "from data_builders.skull_face.skull_face_dataset_builder import *\n"
-        f"Builder(config=make_config(manifest={str(manifest)!r}, size=64), data_dir={str(tmp_path / 'records')!r})"
+        f"Builder(config=make_config(manifest={str(manifest)!r}, size=64, text='keep'), data_dir={str(tmp_path / 'records')!r})"
         ".download_and_prepare(file_format='array_record')"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
