@@ -11,9 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
 
 from cranio_jax import cluster
 from cranio_jax.errors import InputError
@@ -92,6 +89,9 @@ class Writer:
                 workdir.mkdir(parents=True, exist_ok=True)
                 self._lines = _Lines(workdir / "metrics.jsonl")
                 if isinstance(workdir, pathlib.Path):
+                    # Imported here: where torch is installed, it imports that, which takes seconds.
+                    from tensorboardX.event_file_writer import EventsWriter
+
                     # Not SummaryWriter: its thread dies of a full disk, and whoever logs then waits for it for ever.
                     (workdir / "tensorboard").mkdir(exist_ok=True)
                     self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
@@ -112,15 +112,21 @@ class Writer:
             if self._lines:
                 self._lines.add(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
             if self._board:
+                from tensorboardX import summary
+
                 self._event(step, *(summary.scalar(name, value) for name, value in values.items()))
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """Logs a picture `(height, width, 3)`, uint8."""
         with self._written():
             if self._board:
+                from tensorboardX import summary
+
                 self._event(step, summary.image(name, picture, dataformats="HWC"))
 
     def _event(self, step: int, *summaries: Any) -> None:
+        from tensorboardX.proto import event_pb2
+
         for told in summaries:
             self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=told))
         self._board.flush()

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 from data_builders.errors import UnreadableError
-from data_builders.images import dicom, files, grey_files
+from data_builders.images import files, grey_files
 from data_builders.images.contrast import stretched
 from data_builders.images.files import is_dicom, opened
 
@@ -53,7 +53,11 @@ def load_radiograph(path: pathlib.Path, inverted: bool = False) -> Radiograph:
         X-ray.
     """
     path = pathlib.Path(path)
-    reader = dicom if is_dicom(path) else grey_files
+    reader = grey_files
+    if is_dicom(path):
+        from data_builders.images import dicom  # pydicom takes a third of a second
+
+        reader = dicom
     image = reader.read(path)
     with files.readable():
         picture, remarks = stretched(image, inverted)

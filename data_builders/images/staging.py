@@ -77,7 +77,7 @@ class Ready(NamedTuple):
 def stage(jobs: Sequence[Job], folder: pathlib.Path, salt: bytes, say: str) -> list[Ready | str]:
     """What each job made, or the words for why it made nothing; what `folder` holds already is not made again.
 
-    Raises InputError where the disk is full, or a worker was killed.
+    Raises InputError where the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     refused: dict[Job, str] = {}
@@ -88,21 +88,51 @@ def stage(jobs: Sequence[Job], folder: pathlib.Path, salt: bytes, say: str) -> l
         except OSError as error:
             refused[job] = f"can't be read ({error.strerror})"
     todo = {name: job for job, name in names.items() if not name.with_suffix(".json").exists()}
-    cores = len(os.sched_getaffinity(0))
     if todo:
+        try:
+            refused |= _all_made(todo, say)
+        except OSError as error:
+            raise InputError(f"{folder} can't be written ({error.strerror}); make room and start again: what is finished is kept") from None
+    return [refused.get(job) or _read(names[job]) for job in jobs]
+
+
+def _all_made(todo: dict[pathlib.Path, Job], say: str) -> dict[Job, str]:
+    """Makes pictures on all cores; returns why some can't be. Raises OSError where they can't be written."""
+    cores = len(os.sched_getaffinity(0))
+    refused: dict[Job, str] = {}
+    bar = tqdm.tqdm(desc=say, total=len(todo), unit="pictures")
+    with bar:
         try:
             with loky.ProcessPoolExecutor(min(cores, len(todo))) as pool:
                 done = pool.map(_make, todo.items(), chunksize=max(1, min(16, len(todo) // (4 * cores))))
-                for job, words in zip(todo.values(), tqdm.tqdm(done, desc=say, total=len(todo), unit="pictures"), strict=True):
+                for job, words in zip(todo.values(), done, strict=True):
+                    bar.update()
                     if words:
                         refused[job] = words
-        except OSError as error:
-            raise InputError(f"{folder} can't be written ({error.strerror}); make room and start again: what is finished is kept") from None
         except loky.process_executor.TerminatedWorkerError:
-            raise InputError(
-                "a process that reads pictures was killed, perhaps for memory; start again: what is finished is kept"
-            ) from None
-    return [refused.get(job) or _read(names[job]) for job in jobs]
+            left = {name: job for name, job in todo.items() if not name.with_suffix(".json").exists() and job not in refused}
+            bar.reset(len(left))
+            refused |= _made_one_by_one(left, bar)
+    return refused
+
+
+def _made_one_by_one(todo: dict[pathlib.Path, Job], bar: tqdm.tqdm) -> dict[Job, str]:
+    """As `_all_made`, after a worker died: in one process, so that it shows which picture ends it."""
+    refused: dict[Job, str] = {}
+    waiting = list(todo.items())
+    while waiting:
+        with loky.ProcessPoolExecutor(1) as pool:
+            while waiting:
+                item = waiting.pop(0)
+                bar.update()
+                try:
+                    words = pool.submit(_make, item).result()
+                except loky.process_executor.TerminatedWorkerError:
+                    refused[item[1]] = "ends the program that decodes it, perhaps for memory"
+                    break
+                if words:
+                    refused[item[1]] = words
+    return refused
 
 
 def _read(name: pathlib.Path) -> Ready:

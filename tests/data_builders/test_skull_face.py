@@ -300,6 +300,26 @@ def test_a_disk_that_is_full(cohort, tmp_path):
     assert not list((tmp_path / "staged").iterdir())
 
 
+def test_a_file_that_ends_its_decoder_is_one_bad_row(cohort, tmp_path, monkeypatch):
+    """The system ends a process that takes too much memory; here one file does it to whoever reads it."""
+    path = cohort.folder / "deadly.png"
+    Image.fromarray(np.uint8(255 * skull(1))).save(path)
+    jobs = [staging.Job("xray", path.with_name(f"{n}.png"), 32, text="keep") for n in range(4)]
+    for number, job in enumerate(jobs):
+        job.path.write_bytes(path.read_bytes())
+        os.utime(job.path, (number, number))
+    monkeypatch.setattr(staging, "_make", _make_or_die)
+    found = staging.stage(jobs, tmp_path / "staged", b"salt", "X-rays")
+    assert [isinstance(made, staging.Ready) for made in found] == [True, True, False, True]
+    assert found[2] == "ends the program that decodes it, perhaps for memory"
+
+
+def _make_or_die(item, make=staging._make):
+    if item[1].path.name == "2.png":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make(item)
+
+
 def test_settings_that_can_not_be_meant(cohort, tmp_path):
     for wrong, words in (
         (dict(pairing="best"), "pairing='best' is not one of matched, all_views, listed"),
