@@ -78,13 +78,12 @@ def _look_at(xrays: Sequence[Entry]) -> dict[str, Any]:
         text.append(find_text(picture / np.float32(255.0)) if max(picture.shape) >= LEGIBLE else [])
         rows, columns = (np.flatnonzero((picture > 8).any(axis)) for axis in (1, 0))
         inside = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else picture  # of black bars
-        rim = np.concatenate([inside[:4].ravel(), inside[-4:].ravel(), inside[:, :4].ravel(), inside[:, -4:].ravel()])
         dark, bright = np.percentile(inside, [5, 95])
         exposure.append(
             Exposure(
                 mean=picture.mean(),
                 contrast=picture.std(),
-                rim=np.median(rim),
+                rim=_rim(inside),
                 used=(bright - dark) / 255.0,
                 white=(inside == 255).mean(),
                 greys=len(np.unique(inside)),
@@ -94,12 +93,21 @@ def _look_at(xrays: Sequence[Entry]) -> dict[str, Any]:
     return {"signature": np.stack(signatures), "text": text, "exposure": exposure}
 
 
+def _rim(picture: np.ndarray) -> float:
+    """The median around the middle, without the outermost pixels: scanned films have white edges."""
+    outer, inner = (int(part * min(picture.shape)) for part in (0.05, 0.12))
+    ring = np.zeros(picture.shape, bool)
+    ring[outer : picture.shape[0] - outer, outer : picture.shape[1] - outer] = True
+    ring[inner : picture.shape[0] - inner, inner : picture.shape[1] - inner] = False
+    return float(np.median(picture[ring])) if ring.any() else 0.0
+
+
 class Exposure(NamedTuple):
     """Of an X-ray in a record.
 
     Attributes:
       mean, contrast: mean and standard deviation of its pixels, in [0, 255].
-      rim: the median at its rim, within black bars.
+      rim: the median around its middle, within black bars.
       used: the part of the range of greys that the middle 90 % of its pixels use.
       white: the share of its pixels that are white.
       greys: how many different values it has.
@@ -254,7 +262,9 @@ def _page(found: dict[str, Any], entries: Sequence[Entry], xrays: Sequence[Entry
         )
         head = "".join(f"<th>{html.escape(split)}</th>" for split in splits)
         tables += f"<table><tr><th>{html.escape(what)}</th>{head}</tr>{rows}</table>"
-    parts.append(f'<div class=curves style="align-items:flex-start">{tables}</div><pre>{html.escape(remarks(found))}</pre>')
+    parts.append(
+        f'<div class=curves style="align-items:flex-start">{tables}</div><pre style="white-space:pre-wrap">{html.escape(remarks(found))}</pre>'
+    )
 
     section = lambda title, words, pictures: f"<h2>{html.escape(title)}</h2><p class=small>{html.escape(words)}</p>{_figures(pictures)}"
     if painted:

@@ -4,6 +4,7 @@ import html
 import json
 import re
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -83,6 +84,18 @@ def test_records_that_are_there(config, tmp_path):
     found = inspect.inspect(config, tmp_path)
     assert found["pairs"] == 24 * 18 and found["xrays"] == 48 and found["counts"]["subjects, sex"]["train"] == {"female": 10, "male": 10}
     assert not found["missing"] and "masked" in (tmp_path / "masked.csv").read_text()
+
+
+def test_real_films_are_not_taken_for_inverted(shared_data):
+    files = sorted((shared_data / "xrays").glob("*.jpg"))[::3]
+    if not files:
+        pytest.skip("the cephalograms are not here")
+    pictures = [cv2.resize(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE), (206, 256), interpolation=cv2.INTER_AREA) for file in files]
+
+    def suspected(pictures):
+        return sum(inspect._rim(picture) > max(128, picture.mean()) for picture in pictures)
+
+    assert suspected(pictures) <= 1 and suspected([255 - picture for picture in pictures]) >= 8
 
 
 def test_signatures():

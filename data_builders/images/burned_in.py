@@ -50,8 +50,10 @@ def find_text(picture: Float[Array, "h w"], record: int = 512) -> list[Box]:
     """
     found: list[Box] = []
     remaining = picture
-    for _ in range(_ROUNDS):
-        boxes = _words(remaining, record) + _lone_letters(remaining)
+    for number in range(_ROUNDS):
+        boxes = _words(remaining, record)
+        if number == 0:
+            boxes += _lone_letters(remaining)
         if not boxes:
             break
         found += boxes
@@ -179,7 +181,7 @@ def _letter_shapes(picture: Float[Array, "h w"]) -> list[Box]:
         _, labels, statistics, _ = cv2.connectedComponentsWithStats(cv2.compare(contrast, level, cv2.CMP_GT))
         left, top, width, height = statistics[:, :4].T
         fits = (height >= max(5, 0.012 * side)) & (height <= 0.08 * side)
-        fits &= (width >= 0.25 * height) & (width <= 1.6 * height)
+        fits &= (width >= 0.3 * height) & (width <= 1.2 * height)
         fits[0] = False  # the background
         for label in np.flatnonzero(fits):
             box = Box(top[label], left[label], top[label] + height[label], left[label] + width[label])
