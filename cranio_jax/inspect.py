@@ -262,10 +262,8 @@ def _page(found: dict[str, Any], entries: Sequence[Entry], xrays: Sequence[Entry
         )
         head = "".join(f"<th>{html.escape(split)}</th>" for split in splits)
         tables += f"<table><tr><th>{html.escape(what)}</th>{head}</tr>{rows}</table>"
-    parts.append(
     parts.append(f'<div class=curves style="align-items:flex-start">{tables}</div>')
     parts.append(f'<pre style="white-space:pre-wrap">{html.escape(remarks(found))}</pre>')
-    )
 
     section = lambda title, words, pictures: f"<h2>{html.escape(title)}</h2><p class=small>{html.escape(words)}</p>{_figures(pictures)}"
     if painted:
