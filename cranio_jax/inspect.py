@@ -75,7 +75,8 @@ def _look_at(xrays: Sequence[Entry]) -> dict[str, Any]:
     for entry in tqdm.tqdm(xrays, desc="looking", unit="X-rays"):
         picture = _decoded(entry.xray())[..., 0]
         signatures.append(signature(picture))
-        text.append(find_text(picture / np.float32(255.0)) if max(picture.shape) >= LEGIBLE else [])
+        side = max(picture.shape)
+        text.append(find_text(picture / np.float32(255.0), side) if side >= LEGIBLE else [])
         rows, columns = (np.flatnonzero((picture > 8).any(axis)) for axis in (1, 0))
         inside = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else picture  # of black bars
         dark, bright = np.percentile(inside, [5, 95])

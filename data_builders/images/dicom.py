@@ -102,5 +102,5 @@ def _class_name(data: Dataset) -> str:
     stated = header.strings(data, "SOPClassUID")
     if not stated and getattr(data, "file_meta", None) is not None:
         stated = header.strings(data.file_meta, "MediaStorageSOPClassUID")
-    name = uid.UID(stated[0]).name if stated else ""
-    return "" if name[:1].isdigit() else name
+    # Only a name that the standard lists: a damaged header may hold the patient's there.
+    return uid.UID(stated[0]).name if stated and stated[0] in uid.UID_dictionary else ""

@@ -14,6 +14,8 @@ from pydicom.errors import InvalidDicomError
 
 from data_builders.errors import UnreadableError
 
+MODALITIES = frozenset("CR DX ES IO KO MG MR NM OT PR PT PX RF RTDOSE RTSTRUCT SC SEG SR US XA XC".split())
+
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 IMAGES = "1.2.840.10008.5.1.4.1.1.2"  # CT
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # secondary captures
@@ -331,4 +333,5 @@ def counted(count: int, noun: str) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(name for name in names if re.fullmatch("[A-Z]{2,8}", name))) or "unknown"
+    """Those of MODALITIES: a damaged header may hold a person's name there."""
+    return ", ".join(sorted(set(names) & MODALITIES)) or "unknown"

@@ -139,9 +139,9 @@ def read_nrrd(path: pathlib.Path) -> Scan:
 def _nrrd_layout(header) -> Layout:
     encoding, kind = str(header["encoding"]).lower(), _NRRD_TYPES.get(str(header["type"]).lower())
     if kind is None:
-        raise UnreadableError(f"holds {header['type']} values in place of CT numbers")
+        raise UnreadableError("holds values of another `type` than CT numbers have")
     if encoding not in PACKINGS and encoding not in TEXT:
-        raise UnreadableError(f"has the encoding {encoding!r}; save it as raw or gzip")
+        raise UnreadableError("has an `encoding` that can't be read; save it as raw or gzip")
     if np.dtype(kind).itemsize > 1 and encoding not in TEXT and header.get("endian") not in ("little", "big"):
         raise UnreadableError("does not state the order of its bytes (endian)")
     if int(header.get("line skip", header.get("lineskip", 0))):

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import struct
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from data_builders.skull_face.manifest import read_manifest
 from tests.data_builders.synthetic_xray import head
 
 PATIENT = "Nobody^Synthetic"
+_MISTAKE = re.compile(r"\((Attribute|Name|UnboundLocal|Assertion)Error\)")
 
 
 def valid_files() -> dict[str, bytes]:
@@ -173,6 +175,9 @@ def outcome(name: str, content: bytes, folder: pathlib.Path) -> str:
         return "TRACEBACK " + traceback.format_exc(limit=-2).strip().replace("\n", " | ")
     if any(PATIENT in str(said) for said in (words, *(warning.message for warning in told))):
         return f"NAMES THE PATIENT {words}"
+    # Whatever is raised becomes a sentence, and would hide a mistake of the program's own.
+    if mistake := _MISTAKE.search(words):
+        return f"MISTAKE OF THE PROGRAM {mistake[0]}"
     if words:
         return "refused" if len(words) < 1200 and str(folder.parent) not in words else f"NO SENTENCE {words[:200]}"
     return "read" if sound(name, content) else "READ IN SPITE OF ITS CHECKSUM"

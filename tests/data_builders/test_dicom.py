@@ -16,6 +16,7 @@ from synthetic_xray import HEAD, HEIGHT, WIDTH, alike, head
 from data_builders.errors import UnreadableError
 from data_builders.images import grey
 from data_builders.images.radiograph import load_radiograph, read_radiograph
+from data_builders.rendering import ct
 
 V12 = np.rint(HEAD * 4000)
 
@@ -719,3 +720,24 @@ def test_a_deflated_bomb_is_not_unpacked(written, monkeypatch):
         read_radiograph(path)
     with pytest.raises(UnreadableError, match="more pixels than any X-ray"):
         read_radiograph(written(dataset(large)))
+
+
+@pytest.mark.parametrize("stated", ["Doe^Jane", "DOE", "1.2.840.10008.5.1.4.1.1.1.1   PN Doe^Jane"])
+def test_no_header_value_gets_into_a_message(tmp_path, stated):
+    """A damaged length makes an element swallow those behind it, the patient's name among them."""
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    data.SOPInstanceUID = "1.2.3"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data.SOPClassUID = data.Modality = stated
+        data.save_as(tmp_path / "none.dcm")
+        data.Rows, data.Columns, data.BitsAllocated, data.PixelRepresentation = 8, 8, 16, 0
+        data.SamplesPerPixel, data.PixelData = 1, bytes(128)
+        data.save_as(tmp_path / "image.dcm")
+    for name in ("none.dcm", "image.dcm"):
+        for read in (read_radiograph, lambda path: ct.read_head(path, 4.0)):
+            with pytest.raises(UnreadableError) as caught:
+                read(tmp_path / name)
+            assert "doe" not in str(caught.value).lower()

@@ -1,6 +1,6 @@
 """X-rays with words burned into them, and whether a word can still be read.
 
-`python -m tests.data_builders.text_pictures FOLDER [COUNT]` measures the detector on cephalograms (JPEG files in FOLDER)
+`python -m tests.data_builders.text_pictures FOLDER [COUNT] [SEED]` measures the detector on cephalograms (JPEG files in FOLDER)
 and on rendered X-rays. The README of skull_face has its figures.
 """
 
@@ -156,12 +156,16 @@ def remaining(picture: np.ndarray, words: list[Word]) -> tuple[list[Word], float
     for top, left, bottom, right in (word.box for word in words):
         margin = (bottom - top) // 2
         hidden[max(top - margin, 0) : bottom + margin, max(left - margin, 0) : right + margin] = False
-    # What can't be seen before can't be found, and the reader sees more than people do.
-    seen = [word for word in words if word.contrast >= VISIBLE and legible(picture, word)]
-    return [word for word in seen if legible(painted, word)], float(hidden.mean())
+    left = [word for word in words if legible(picture, word) and legible(painted, word)]
+    return left, float(hidden.mean())
 
 
-def main(folder: str, count: str = "500") -> None:
+def visible(words: list[Word]) -> list[Word]:
+    """Those that stand out from what is behind them."""
+    return [word for word in words if word.contrast >= VISIBLE]
+
+
+def main(folder: str, count: str = "500", seed: str = "0") -> None:
     """Prints what is painted of X-rays without text, and what remains of words in others."""
     files = sorted(pathlib.Path(folder).glob("*.jpg"))
     cephalograms = [cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) / np.float32(255) for file in files]
@@ -177,7 +181,7 @@ def main(folder: str, count: str = "500") -> None:
             flush=True,
         )
     left, wide, total = [], [], 0
-    for picture, words in drawn([*cephalograms, *phantoms((1, 5, 9, 12))], int(count)):
+    for picture, words in drawn([*cephalograms, *phantoms((1, 5, 9, 12))], int(count), int(seed)):
         total += 1
         lost, share = remaining(picture, words)
         wide.append(share)
@@ -185,7 +189,9 @@ def main(folder: str, count: str = "500") -> None:
             left.append(lost)
             print(f"picture {total}, {max(picture.shape)} px: {lost}", flush=True)
     beside = np.mean(np.array(wide) > 0.02)
-    print(f"{len(left)} of {total} pictures with a legible word left; over 2 % painted beside words in {beside:.1%}")
+    standing_out = sum(bool(visible(words)) for words in left)
+    print(f"{len(left)} of {total} pictures with a legible word left, {standing_out} with one that stands out;", end=" ")
+    print(f"over 2 % painted beside words in {beside:.1%}")
 
 
 if __name__ == "__main__":
