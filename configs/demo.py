@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     c.method.controlnet = dict(conditioning_embedding_out_channels=(16, 32, 64))
     c.method.text_encoder = dict(
-        vocab_size=200, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=16
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=20
     )
 
     c.train.update(

@@ -1,13 +1,21 @@
 """Biometrics to text, and text to token ids."""
 
-from collections.abc import Callable, Sequence
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import ml_collections
 import numpy as np
 import tokenizers
+from jaxtyping import Int
 
 from cranio_jax.errors import InputError
-from cranio_jax.pretrained import open_pipeline
+from cranio_jax.pretrained import open_pipeline, open_tokenizer
+
+Encode = Callable[[list[str], bool], list[list[int]]]
+
+CLIP_LENGTH = 77
 
 VIEWS = ("frontal", "lateral")
 SEXES = ("female", "male")
@@ -16,8 +24,17 @@ WORDS = (
     ("<pad>", "<start>", "<end>", "<unknown>", ",", "-", "a", "an", "of", "the", "with", "at", "and", "in", "photo", "portrait")
     + ("face", "head", "person", "man", "woman", "male", "female", "view", "frontal", "lateral", "year", "years", "old", "aged")
     + ("weight", "bmi", "percent", "less", "usual", "more", "below", "above", "change", "skull", "x", "ray", "none")
-    + tuple(str(n) for n in range(121))
+    + tuple(str(n) for n in range(201))
 )
+
+
+# Two profiles that differ in one attribute alone.
+_CONTRASTS = {
+    "view": (("frontal", "female", 45, 0), ("lateral", "female", 45, 0)),
+    "sex": (("frontal", "female", 45, 0), ("frontal", "male", 45, 0)),
+    "age": (("frontal", "female", 0, 0), ("frontal", "female", 120, 0)),
+    "bmi": (("frontal", "female", 45, -10), ("frontal", "female", 45, 10)),
+}
 
 
 def check_profile(view: str, sex: str, age: float, bmi_change: float) -> None:
@@ -55,28 +72,136 @@ def make_prompt(template: str, view: str, sex: str, age: float, bmi_change: floa
         raise InputError(f"prompt.template={template!r} names a field other than view, sex, noun, age, bmi ({error})") from None
 
 
-def word_tokenizer(length: int) -> Callable[[Sequence[str]], np.ndarray]:
-    """A tokenizer over WORDS: `texts -> (len(texts), length)` int32."""
+class PromptTokenizer:
+    """Turns texts into token ids `(len(texts), length)`, int32, and changes none of what they say.
+
+    A text that needs more than `length` tokens, or that holds a word which the tokenizer doesn't
+    know, is refused with InputError: cut or unknown words would be lost in silence.
+    """
+
+    def __init__(self, length: int, pad: int, encode: Encode, unknown: int | None, limit: int, size: int):
+        """Makes a tokenizer.
+
+        Args:
+          length: tokens of a prompt, both marks included.
+          pad: the id that fills up short prompts.
+          encode: texts to lists of ids; with the marks if asked for.
+          unknown: the id of what is not in the vocabulary; None if everything is.
+          limit: the most tokens that the text encoder takes.
+          size: how many ids there are.
+        """
+        self.size = size
+        self.length = length
+        self._pad = pad
+        self._encode = encode
+        self._unknown = unknown
+        self._limit = limit
+
+    def __call__(self, texts: Sequence[str], field: str = "prompt.template") -> Int[np.ndarray, "texts length"]:
+        """Returns the ids. `field` names the setting that the texts come from, for errors."""
+        texts = list(texts)
+        ids = np.full((len(texts), self.length), self._pad, np.int32)
+        for row, text, tokens in zip(ids, texts, self._encode(texts, True), strict=True):
+            self._check(text, tokens, field)
+            row[: len(tokens)] = tokens
+        return ids
+
+    def _check(self, text: str, tokens: Sequence[int], field: str) -> None:
+        if len(tokens) > self.length:
+            cure = f"Set prompt.length={len(tokens)}" if len(tokens) <= self._limit else "Shorten it"
+            raise InputError(
+                f"prompt.length={self.length}: {text!r} needs {len(tokens)} tokens. {cure}, or "
+                f"change {field}; the text encoder takes {self._limit}."
+            )
+        if self._unknown is not None and self._unknown in tokens[1:-1]:
+            words = [w for w in re.findall(r"\w+|[^\w\s]", text) if self._unknown in self._encode([w], False)[0]]
+            raise InputError(
+                f"{field}: the tokenizer doesn't know {', '.join(map(repr, words or [text]))}. Use other words, or a pretrained tokenizer."
+            )
+
+
+def word_tokenizer(length: int) -> PromptTokenizer:
+    """Returns a tokenizer over WORDS."""
+    unknown = WORDS.index("<unknown>")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unknown>"))
     tokenizer.normalizer = tokenizers.normalizers.Lowercase()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", WORDS.index("<start>")), ("<end>", WORDS.index("<end>"))]
-    )
-    tokenizer.enable_padding(length=length, pad_id=WORDS.index("<pad>"), pad_token="<pad>")
-    tokenizer.enable_truncation(length)
-    return lambda texts: np.array([e.ids for e in tokenizer.encode_batch(list(texts))], np.int32)
+    marks = [(mark, WORDS.index(mark)) for mark in ("<start>", "<end>")]
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<start> $A <end>", special_tokens=marks)
+
+    def encode(texts: list[str], marks: bool) -> list[list[int]]:
+        return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=marks)]
+
+    return PromptTokenizer(length, WORDS.index("<pad>"), encode, unknown, limit=1024, size=len(WORDS))
 
 
-def make_tokenizer(config: ml_collections.ConfigDict) -> Callable[[Sequence[str]], np.ndarray]:
-    """`config.prompt`'s tokenizer, 'words' (packaged) or 'pretrained' (the checkpoint's): `texts -> (len(texts), length)` int32."""
+def pretrained_tokenizer(folder: pathlib.Path, length: int) -> PromptTokenizer:
+    """Returns the tokenizer of a checkpoint's folder, in the layout of transformers.
+
+    Raises InputError if it is not CLIP's, or can't be read.
+    """
+    loaded = open_tokenizer(folder)
+
+    def encode(texts: list[str], marks: bool) -> list[list[int]]:
+        return loaded(texts, add_special_tokens=marks, verbose=False)["input_ids"]
+
+    # A folder that doesn't state the limit gets transformers' "infinite".
+    limit = min(loaded.model_max_length, CLIP_LENGTH)
+    return PromptTokenizer(length, loaded.pad_token_id, encode, loaded.unk_token_id, limit, len(loaded))
+
+
+def make_tokenizer(config: ml_collections.ConfigDict) -> PromptTokenizer:
+    """Returns `config.prompt`'s tokenizer, after checking that the template says all it should.
+
+    'words' is packaged, 'pretrained' is the checkpoint's. Raises InputError where prompts of the
+    template would be cut, hold unknown words, or have the same ids for different profiles.
+    Attributes that the template leaves out on purpose are named in `config.prompt.omits`.
+    """
     name, length = config.prompt.tokenizer, config.prompt.length
-    if name == "words":
-        return word_tokenizer(length)
-    if name != "pretrained" or not config.pretrained.model:
+    folder = None
+    if name == "pretrained" and config.pretrained.model:
+        folder = open_pipeline(config.pretrained).folders["tokenizer"]
+    elif name != "words":
         raise InputError(f"prompt.tokenizer={name!r}: expected 'words', or 'pretrained' with pretrained.model set")
-    from transformers import AutoTokenizer
+    p = config.prompt
+    if foreign := set(p.omits) - set(_CONTRASTS):
+        expected = ", ".join(_CONTRASTS)
+        raise InputError(f"prompt.omits: {min(foreign)!r} is unknown. Use some of {expected}.")
+    return _checked(folder, length, p.template, tuple(p.known_ages), tuple(p.omits))
 
-    loaded = AutoTokenizer.from_pretrained(open_pipeline(config.pretrained).folders["tokenizer"])
-    options = dict(padding="max_length", max_length=length, truncation=True, return_tensors="np")
-    return lambda texts: loaded(list(texts), **options)["input_ids"].astype(np.int32)
+
+@functools.lru_cache(maxsize=8)
+def _checked(
+    folder: pathlib.Path | None,
+    length: int,
+    template: str,
+    known_ages: tuple[float, ...],
+    omits: tuple[str, ...],
+) -> PromptTokenizer:
+    tokenizer = pretrained_tokenizer(folder, length) if folder else word_tokenizer(length)
+    # Each attribute on its own changes the prompt, unless it is left out on purpose.
+    for attribute, (one, other) in _CONTRASTS.items():
+        alike = make_prompt(template, *one, known_ages) == make_prompt(template, *other, known_ages)
+        if alike and attribute not in omits:
+            raise InputError(
+                f"prompt.template={template!r}: faces that differ in {attribute} alone get the same "
+                f"prompt. Add {{{attribute}}}, or name it in prompt.omits to leave it out."
+            )
+        if attribute in omits and not alike:
+            raise InputError(f"prompt.omits: prompt.template names {attribute}. Take it out of one.")
+    # Different prompts have different ids.
+    texts = sorted({make_prompt(template, *profile, known_ages) for profile in _profiles()})
+    first: dict[bytes, str] = {}
+    for text, ids in zip(texts, tokenizer(texts), strict=True):
+        other = first.setdefault(ids.tobytes(), text)
+        if other != text:
+            raise InputError(
+                f"prompt.template: {other!r} and {text!r} have the same token ids. Change it, so that the tokenizer tells them apart."
+            )
+    return tokenizer
+
+
+def _profiles() -> Iterator[tuple[str, str, float, float]]:
+    """Yields view, sex, age and BMI change: all ages with one change, all changes with one age."""
+    pairs = [(age, -10) for age in range(121)] + [(45, change) for change in range(-60, 201)]
+    yield from ((view, sex, *pair) for view in VIEWS for sex in SEXES for pair in pairs)
