@@ -1,6 +1,21 @@
 """Noise schedules and samplers."""
 
-from cranio_jax.diffusion.samplers import SAMPLERS, guided, sample, steps
+from cranio_jax.diffusion.guidance import control_steps, guided, rescaled
+from cranio_jax.diffusion.samplers import SAMPLERS, sample, steps
 from cranio_jax.diffusion.schedules import PREDICTIONS, NoiseSchedule, loss_weight, make_schedule
+from cranio_jax.diffusion.settings import checked_steps, scheduler_config
 
-__all__ = ["PREDICTIONS", "SAMPLERS", "NoiseSchedule", "guided", "loss_weight", "make_schedule", "sample", "steps"]
+__all__ = [
+    "PREDICTIONS",
+    "SAMPLERS",
+    "NoiseSchedule",
+    "checked_steps",
+    "control_steps",
+    "guided",
+    "loss_weight",
+    "make_schedule",
+    "rescaled",
+    "sample",
+    "scheduler_config",
+    "steps",
+]

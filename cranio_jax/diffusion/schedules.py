@@ -54,12 +54,20 @@ class NoiseSchedule(NamedTuple):
 
     def to_x0(self, output: Float[Array, "b *n"], x_t: Float[Array, "b *n"], timesteps: Int[Array, "b"]) -> Float[Array, "b *n"]:
         """The clean sample that the network's output implies."""
-        if self.prediction == "sample":
-            return output
         alpha, sigma = self.alpha_sigma(timesteps, x_t.ndim)
-        if self.prediction == "epsilon":
-            return (x_t - sigma * output) / alpha
-        return alpha * x_t - sigma * output
+        return clean_sample(self.prediction, output, x_t, alpha, sigma)
+
+
+def clean_sample(prediction: str, output: Array, x_t: Array, alpha: Array, sigma: Array) -> Array:
+    """Returns the clean sample that a network's output implies at a noise level.
+
+    `output` and `x_t` are `(batch, ...)`; `alpha` and `sigma` are scalars or broadcast to them.
+    """
+    if prediction == "sample":
+        return output
+    if prediction == "epsilon":
+        return (x_t - sigma * output) / alpha
+    return alpha * x_t - sigma * output
 
 
 def make_schedule(

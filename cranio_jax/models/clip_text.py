@@ -1,6 +1,7 @@
 """CLIP's text encoder (Radford et al. 2021; OpenCLIP's in Stable Diffusion 2)."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -114,8 +115,8 @@ class CLIPEncoder(nnx.Module):
     def __init__(self, c: CLIPTextConfig, *, dtype=None, rngs: nnx.Rngs):
         self.layers = nnx.List([CLIPEncoderLayer(c, dtype=dtype, rngs=rngs) for _ in range(c.num_hidden_layers)])
 
-    def __call__(self, hidden):
-        for layer in self.layers:
+    def __call__(self, hidden, skip: int = 0):
+        for layer in itertools.islice(self.layers, len(self.layers) - skip):
             hidden = layer(hidden)
         return hidden
 
@@ -129,5 +130,9 @@ class CLIPTextModel(nnx.Module):
         self.encoder = CLIPEncoder(c, dtype=dtype, rngs=rngs)
         self.final_layer_norm = nnx.LayerNorm(c.hidden_size, epsilon=c.layer_norm_eps, dtype=dtype, rngs=rngs)
 
-    def __call__(self, input_ids: Int[Array, "batch length"]) -> Float[Array, "batch length dim"]:
-        return self.final_layer_norm(self.encoder(self.embeddings(input_ids)))
+    def __call__(self, input_ids: Int[Array, "batch length"], skip: int = 0) -> Float[Array, "batch length dim"]:
+        """Returns a vector for each token.
+
+        The last `skip` layers are left out, as by diffusers' `clip_skip`; the final norm is not.
+        """
+        return self.final_layer_norm(self.encoder(self.embeddings(input_ids), skip))

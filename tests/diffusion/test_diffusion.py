@@ -116,7 +116,7 @@ def test_second_order_beats_first_order():
 
 
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
-@pytest.mark.parametrize("sampler", diffusion.SAMPLERS)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm++2m"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_sampler_steps_agree_with_diffusers(sampler, spacing, prediction):
     """The whole trajectory of a nonlinear denoiser, without fresh noise."""
