@@ -9,7 +9,8 @@ def records() -> dict:
     """Which records: what all builders ask for, and a block for each of what it alone does. See data_builders/README.md."""
     return dict(
         builder="cranio_phantom",
-        data_dir="",  # TFDS's own folder if empty
+        data_dir="",  # TFDS's own folder if empty; gs://BUCKET/FOLDER has a local copy
+        cache_dir="",  # where such copies lie: ~/.cache/cranio_jax if empty
         settings=dict(size=64, pairing="matched", seed=0),
         cranio_phantom=dict(subjects=120, skin_spread=0.06, hair_spread=1.0, depth_spread=1.0),
         skull_face=dict(manifest="", root="", salt="", align=False, text="paint_over", **_SPLIT),
@@ -33,26 +34,37 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.update(cached_variants=0, validation_subjects=0)
     # The paper's augmentations, and one of ours: a smooth displacement that X-ray and face share, in parts of the picture.
     c.augment = dict(flip=0.5, rotation=5.0, brightness=0.15, contrast=0.20, erase=0.05, bend=0.0)
-    # The wording is ours; the paper names the biometrics only. tokenizer: "words", or "pretrained" for the checkpoint's.
-    c.prompt = dict(template="portrait of a {noun}, {view} view, {age} years old, {bmi}", tokenizer="words", length=16, known_ages=())
-    # A diffusers folder or hub id of Stable Diffusion 1.x or 2.x, and perhaps of a ControlNet; empty: from scratch.
-    c.pretrained = dict(model="", controlnet="", revision="")
+    # The wording is ours; the paper names the biometrics only. tokenizer: "words", or "pretrained" for the checkpoint's. A run
+    # refuses a template whose prompts need more than `length` tokens (18 here), or hold words that the tokenizer doesn't know.
+    c.prompt = dict(template="portrait of a {noun}, {view} view, {age} years old, {bmi}", tokenizer="words", length=20, known_ages=())
+    c.prompt.omits = ()  # of view, sex, age and bmi, what the template leaves out on purpose
+    # Stable Diffusion 1.x or 2.x, and perhaps a ControlNet and an autoencoder in place of its own:
+    # a diffusers folder, a hub id, or a single file as CivitAI has them; empty: from scratch. LoRA
+    # files (with commas between them) are merged; a `unet_lora` that fits starts from one. A single
+    # file needs CLIP's tokenizer, a folder or hub id; empty: OpenAI's, through the hub's cache.
+    c.pretrained = dict(
+        model="", controlnet="", vae="", tokenizer="", lora="", lora_scale=1.0, revision=""
+    )
     c.mesh = dict(data=-1, fsdp=1)
 
     c.train = dict(batch_size=16, num_steps=1000, stop_at=0, accumulate=1, log_every=20, checkpoint_every=500, keep=2, keep_period=0)
     c.train.update(
         learning_rate=1e-4, schedule="constant", warmup_steps=100, b1=0.9, b2=0.999, weight_decay=1e-5, clip_norm=1.0, ema_decay=0.999
     )
+    c.train.remat = False  # activations of U-Net and ControlNet are computed again for the gradients: less memory, more time
+    c.train.init_from = ""  # the workdir of another run, with whose weights this one starts
 
     c.sampling = dict(sampler="ddim", num_steps=50, spacing="trailing", eta=0.0, guidance_scale=7.5, controlnet_scale=1.0, clip=0.0)
+    # As in diffusers; the X-ray leads from control_start to control_end, as parts of the steps.
+    c.sampling.update(negative_prompt="", clip_skip=0, guidance_rescale=0.0, control_start=0.0, control_end=1.0)
     c.sampling.temperature = 1.0  # factor of all noise; see cranio_jax/diffusion/samplers.py
     c.evaluate = dict(batch_size=40, num_samples=4, keep_faces=True, max_subjects=0, bootstrap=10_000, pictures=8)
     # Files of feature networks, comma-separated, with wildcards: each is recognised, and brings its metrics. What published
     # embedders of faces see is `crop`: top, left, height and width, as parts of the picture.
     c.evaluate.update(weights="", crop=(0.2, 0.2, 0.65, 0.6), kernel_subset=100, kernel_rounds=100, inception_splits=10)
-    # Two folders of pictures of the same names in place of a checkpoint; `names` finds (?P<subject>...), (?P<view>...) and
-    # (?P<variant>...) in a name.
-    c.evaluate.update(generated="", reference="", names="")
+    # Two folders of pictures in place of a checkpoint. Those of the same names are compared in pairs, if `paired` and if all
+    # names agree, else the folders as sets; `names` finds (?P<subject>...), (?P<view>...) and (?P<variant>...) in a name.
+    c.evaluate.update(generated="", reference="", names="", paired=True)
     # Protocols: faces of the 'same' view or 'any', 'all' real faces of a subject or 'one'; more people for the gallery.
     c.evaluate.retrieval = dict(protocols=("same/all", "same/one", "any/all", "any/one"), ks=(1, 5, 10))
     c.evaluate.retrieval.distractors = records() | dict(builder="", split="train")
@@ -61,6 +73,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.method = ml_collections.ConfigDict()
     # Rates of networks that shall not go at train.learning_rate; the rank of 'unet_lora', whose alpha is the same.
     c.method.update(learning_rates={}, lora_rank=16)
+    # Fields of diffusers' and transformers' config.json that differ from the published ones.
+    c.method.update(unet={}, controlnet={}, vae={}, text_encoder={}, scheduler={})
     c.method.losses = dict(lpips=0.0, identity=0.0, gate="quadratic", gate_limit=200, warmup_steps=0, every=1, decode_batch=0)
     c.method.losses.update(trunk="vgg", trunk_file="", heads_file="", embedder_file="", decoder="")
     c.method.losses.update(crop=(0.2, 0.2, 0.65, 0.6), lateral_identity=False)

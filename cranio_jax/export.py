@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from cranio_jax import __version__, data, pretrained, tables
+from cranio_jax import __version__, buckets, data, pretrained, tables
 from cranio_jax.errors import InputError
 from cranio_jax.reconstruct import NOTICE
 from cranio_jax.state import restore
@@ -17,14 +17,11 @@ from cranio_jax.writers import write_json
 
 TYPES = ("float32", "float16")
 WEIGHTS = ("ema", "raw")
+_INDEX = "model_index.json"
 
 
-def export(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """Writes the newest checkpoint as a StableDiffusionControlNetPipeline, with a model card; returns the folder.
-
-    What was not trained is copied from the published files, tensor for tensor. Raises InputError where the model
-    is not of Stable Diffusion's making, or the folder exists.
-    """
+def check_export(config: ml_collections.ConfigDict) -> None:
+    """Raises InputError if `config.export` is wrong, or the model is not of Stable Diffusion's making."""
     e = config.export
     for name, value, known in (("weights", e.weights, WEIGHTS), ("dtype", e.dtype, TYPES)):
         if value not in known:
@@ -35,21 +32,32 @@ def export(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
         )
     if not config.pretrained.model:
         raise InputError("job=export writes a diffusers pipeline, whose tokenizer and autoencoder come from pretrained.model; set it")
+
+
+def export(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """Writes the newest checkpoint as a StableDiffusionControlNetPipeline, with a model card; returns the folder.
+
+    What was not trained is copied from the published files, tensor for tensor. Raises InputError where the model
+    is not of Stable Diffusion's making, or the folder exists.
+    """
+    check_export(config)
+    e = config.export
     folder = workdir / "export" / f"{e.weights}_{e.dtype}"
-    if folder.exists():
+    if (folder / _INDEX).exists():  # an export to a bucket may have been interrupted
         raise InputError(f"{folder} exists; remove it to export again")
     method, _, state, frozen, step = restore(config, workdir)
     params = (method.generation_params(state) if e.weights == "ema" else state["params"]) | frozen
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix="."))
-    try:
-        _write(scratch, method, params, e.dtype)
-        (scratch / "README.md").write_text(_card(config, workdir, method, step))
-        scratch.chmod(0o755)
-        scratch.rename(folder)
-    except BaseException:
-        shutil.rmtree(scratch)
-        raise
+    with buckets.local_folder(folder.parent, last=_INDEX) as parent:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = pathlib.Path(tempfile.mkdtemp(dir=parent, prefix="."))
+        try:
+            _write(scratch, method, params, e.dtype)
+            (scratch / "README.md").write_text(_card(config, workdir, method, step))
+            scratch.chmod(0o755)
+            scratch.rename(parent / folder.name)
+        except BaseException:
+            shutil.rmtree(scratch)
+            raise
     return folder
 
 
@@ -58,20 +66,33 @@ def _write(folder: pathlib.Path, method: Any, params: dict[str, Any], dtype: str
     for part in (name for name in method.networks if name in method.settings):
         write_json(folder / part / "config.json", method.settings[part])
         if part in published and part not in method.trained:
-            with pretrained.open_weights(published[part]) as tensors:
+            with method.pipeline.open(part) as tensors:
                 pretrained.save(folder / part, part, pretrained.renamed(tensors), dtype)
         else:
             pretrained.save(folder / part, part, pretrained.tensors_of(params[part]), dtype)
     if "unet_lora" in params:
         pretrained.save(folder, "unet_lora", pretrained.tensors_of(params["unet_lora"]), dtype)
     shutil.copytree(published["tokenizer"], folder / "tokenizer", ignore=shutil.ignore_patterns(".*"))
-    write_json(folder / "scheduler" / "scheduler_config.json", method.settings["scheduler"])
+    scheduler = method.scheduler_config
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     kinds = {"controlnet": "ControlNetModel", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
     index = {part: ["diffusers", kind] for part, kind in kinds.items()}
     index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
-    index |= {"scheduler": ["diffusers", method.settings["scheduler"].get("_class_name", "DDIMScheduler")]}
+    index |= {"scheduler": ["diffusers", scheduler["_class_name"]]}
     index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
-    write_json(folder / "model_index.json", index | {"_class_name": "StableDiffusionControlNetPipeline", "requires_safety_checker": False})
+    write_json(folder / _INDEX, index | {"_class_name": "StableDiffusionControlNetPipeline", "requires_safety_checker": False})
+
+
+def _sampling(s: ml_collections.ConfigDict, scheduler: dict[str, Any]) -> str:
+    """How the scored faces were sampled: settings that a diffusers user passes to the call."""
+    line = (
+        f"- sampled with {s.num_steps} steps of {s.sampler} (`scheduler/`: {scheduler['_class_name']}), "
+        f"guidance {s.guidance_scale:g}, weight of the ControlNet {s.controlnet_scale:g}, "
+        f"temperature {s.temperature:g}"
+    )
+    usual = {"eta": 0.0, "clip": 0.0, "clip_skip": 0, "guidance_rescale": 0.0}
+    usual |= {"control_start": 0.0, "control_end": 1.0, "negative_prompt": ""}
+    return line + "".join(f", {name} `{s[name]}`" for name, value in usual.items() if s[name] != value)
 
 
 def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any, step: int) -> str:
@@ -88,8 +109,7 @@ def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any,
         f"{t.weight_decay:g}, EMA {t.ema_decay:g}; weights here: {config.export.weights}, {config.export.dtype}",
         f"- prompt: `{config.prompt.template}`; the X-ray, bone bright, in three equal channels, is the ControlNet's picture",
         *(["- the U-Net's additions are apart: `pipeline.load_lora_weights(FOLDER)`"] if "unet_lora" in method.trained else []),
-        f"- sampled with {config.sampling.num_steps} steps of {config.sampling.sampler}, guidance {config.sampling.guidance_scale:g}, "
-        f"weight of the ControlNet {config.sampling.controlnet_scale:g}, temperature {config.sampling.temperature:g}",
+        _sampling(config.sampling, method.scheduler_config),
     ]
     if results.exists():
         found = json.loads(results.read_text())

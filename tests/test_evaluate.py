@@ -59,7 +59,7 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
         "ssim",
         "psnr/head",
         "ssim/head",
-        "lpips/squeeze",
+        "lpips/squeeze (unpublished heads)",
         "identity/iresnet18",
         "frechet/squeeze",
         "kernel/squeeze",
@@ -119,9 +119,9 @@ def test_the_judge_is_not_the_teacher(config, weights):  # noqa: F811
     config.evaluate.retrieval.ks = (1,)
     who = [{"subject": f"s{i // 4}", "view": "frontal", "variant": str(i)} for i in range(72)]
     with pytest.raises(InputError, match="embedder.safetensors is what method.losses.embedder_file was trained to please, or its twin"):
-        evaluate._features(config, who)
+        evaluate._features(config, who, (32, 32))
     config.method.losses.identity = 0.0
-    assert evaluate._features(config, who).embedders
+    assert evaluate._features(config, who, (32, 32)).embedders
 
 
 def test_validation_while_training(config, weights, tmp_path):  # noqa: F811
@@ -133,7 +133,7 @@ def test_validation_while_training(config, weights, tmp_path):  # noqa: F811
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = {line["step"]: line for line in lines if "validation/psnr" in line}
     assert list(found) == [2, 4] and found[2]["validation/psnr"] != found[4]["validation/psnr"]
-    assert set(found[2]) > {"validation/lpips/squeeze", "validation/identity/iresnet18", "validation/psnr/head"}
+    assert set(found[2]) > {"validation/lpips/squeeze (unpublished heads)", "validation/identity/iresnet18", "validation/psnr/head"}
 
 
 def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path):
@@ -187,7 +187,7 @@ def pair_config(folders, weights):  # noqa: F811
     from configs import common
 
     c = common.get_config()
-    c.evaluate.update(generated=str(folders[0]), reference=str(folders[1]), batch_size=8, weights=f"{weights}/*.safetensors", bootstrap=100)
+    c.evaluate.update(generated=str(folders[0]), reference=str(folders[1]), batch_size=7, weights=f"{weights}/*.safetensors", bootstrap=100)
     c.evaluate.update(kernel_subset=6, kernel_rounds=10, names=r"(?P<subject>s\d+)_(?P<view>[a-z]+)")
     c.evaluate.retrieval.ks = (1, 3)
     return c
@@ -208,8 +208,83 @@ def test_two_folders(pair_config, folders, tmp_path):
     # A set beside itself.
     pair_config.evaluate.reference = str(folders[0])
     same = evaluate.evaluate(pair_config, tmp_path / "w")["rows"]["generated"]
-    assert same["ssim"]["mean"] == pytest.approx(1, abs=1e-6) and same["lpips/squeeze"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert same["ssim"]["mean"] == pytest.approx(1, abs=1e-6)
+    assert same["lpips/squeeze (unpublished heads)"]["mean"] == pytest.approx(0, abs=1e-9)
     assert same["frechet/squeeze"]["mean"] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (30, 8), (16, 16)])
+def test_small_pictures(pair_config, tmp_path, size):
+    c, rng, made = pair_config.evaluate, np.random.default_rng(0), []
+    for field in ("generated", "reference"):
+        made.append(rng.integers(0, 256, (3, *size, 3), np.uint8))
+        (tmp_path / field).mkdir()
+        for i, picture in enumerate(made[-1]):
+            Image.fromarray(picture).save(tmp_path / field / f"s{i}_frontal.png")
+        c[field] = str(tmp_path / field)
+    c.update(kernel_subset=2, weights=c.weights.replace("*", "trunk"))
+    if min(size) < 17:
+        words = f"trunk squeeze needs pictures of at least 17 x 17 pixels, not {size[0]} x {size[1]}"
+        with pytest.raises(InputError, match=words):
+            evaluate.evaluate(pair_config, tmp_path / "w")
+        assert not (tmp_path / "w").exists()
+    c.weights = ""
+    results = evaluate.evaluate(pair_config, tmp_path / "w")
+    row, (a, b) = results["rows"]["generated"], np.float64(made)
+    psnr = 20 * np.log10(255) - 10 * np.log10(((a - b) ** 2).mean((1, 2, 3)))
+    assert row["psnr"]["mean"] == pytest.approx(psnr.mean(), rel=1e-5)
+    needs = f"pictures of at least 11 x 11 pixels, not {size[0]} x {size[1]}"
+    assert ("ssim" in row) == (min(size) >= 11)
+    assert results["not_computed"].get("ssim") == (None if "ssim" in row else needs)
+
+
+def test_folders_that_do_not_pair(pair_config, folders, tmp_path):
+    c, made, workdir = pair_config.evaluate, folders[0], tmp_path / "w"
+    paired = evaluate.evaluate(pair_config, workdir)
+    # The same two sets, of which nothing is said in pairs.
+    c.paired = False
+    row = evaluate.evaluate(pair_config, workdir)["rows"]["generated"]
+    assert set(row) == {"frechet/squeeze", "kernel/squeeze"}
+    for metric, value in row.items():
+        assert value["mean"] == pytest.approx(paired["rows"]["generated"][metric]["mean"], rel=1e-4)
+    # A name that one folder lacks.
+    c.paired = True
+    (made / "sub" / "s0_frontal_1.png").unlink()
+    results = evaluate.evaluate(pair_config, workdir)
+    assert set(results["rows"]["generated"]) == set(row)
+    words = (workdir / "table.md").read_text()
+    assert "11 names are in both folders, of 11 generated and 12 real pictures; not all" in words
+    assert "psnr, ssim, lpips and identity: not computed, needs pictures that pair" in words
+    assert "11 generated, 12 real" in report.report(pair_config, workdir).read_text()
+    assert "NaN" not in (workdir / "results.json").read_text()
+
+
+def test_folders_that_can_not_be_compared(pair_config, folders, tmp_path):
+    c, made = pair_config.evaluate, folders[0]
+    one = made / "sub" / "s0_frontal_1.png"
+
+    def refused(words):
+        with pytest.raises(InputError, match=words):
+            evaluate.evaluate(pair_config, tmp_path / "w")
+        assert not (tmp_path / "w").exists()
+
+    one.rename(made / "other.png")
+    named, c.weights = c.weights, ""
+    refused("evaluate.weights='': 11 names are in both folders, .* no network for these is there")
+    c.update(weights=named, kernel_subset=13)
+    refused("evaluate.kernel_subset=13 images don't fit in the 12 of the smaller folder")
+    c.update(kernel_subset=12, batch_size=0)
+    refused("evaluate.batch_size=0: a batch holds at least one example")
+    c.batch_size = 7
+    Image.new("RGB", (20, 30)).save(made / "other.png")
+    refused(r"pictures are of 2 sizes, from \(30, 20\) to \(40, 32\)")
+    (made / "other.png").write_text("no picture")
+    refused("other.png: not a readable picture")
+    for path in sorted(made.rglob("*.*")):
+        path.unlink()
+    refused("evaluate.generated='.*made' holds no picture")
+    Image.new("RGB", (32, 40)).save(one)
+    refused("evaluate.generated='.*made' holds one picture")
 
 
 def test_wrong_folders(pair_config, folders, tmp_path):
@@ -233,12 +308,11 @@ def test_wrong_folders(pair_config, folders, tmp_path):
     refused("is no regular expression")
     c.names = ""
     (made / "sub" / "more.png").write_bytes((made / "sub" / "s0_frontal_1.png").read_bytes())
-    refused("made holds 'sub/more', .*true does not")
     (true / "sub" / "more.txt").write_text("no picture")
     refused("more.txt: not a readable picture")
     (true / "sub" / "more.txt").unlink()
     Image.new("RGB", (32, 41)).save(true / "sub" / "more.png")
-    refused(r"more.png is \(40, 32\), more.png \(41, 32\); all pictures must be of one size")
+    refused(r"more.png is \(40, 32\), more.png \(41, 32\); pictures that are compared in pairs must be of one size")
     broken = (made / "sub" / "s0_frontal_1.png").read_bytes()
     for folder in folders:
         (folder / "sub" / "more.png").write_bytes(broken[: len(broken) // 2])

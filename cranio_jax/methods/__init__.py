@@ -20,6 +20,7 @@ class Method(Protocol):
     """
 
     needs_faces: bool  # whether a step reads the faces even where latents stand in for them
+    remat: bool  # whether a step computes activations twice to save memory
     needs_subjects: bool  # whether a step wants to know whose face it is, as `subject_index`
 
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> Tree:
@@ -59,4 +60,9 @@ def make_method(config: ml_collections.ConfigDict) -> Method:
     methods |= {"siamese": siamese.Siamese, "arcface": arcface.ArcFace}
     if config.method.name not in methods:
         raise InputError(f"method.name={config.method.name!r} is not one of {', '.join(methods)}")
+    if config.train.remat and config.method.name != "cranio_diff":
+        raise InputError(
+            f"train.remat=True: method.name={config.method.name!r} has no U-Net and ControlNet to "
+            "compute again. Set train.remat=False."
+        )
     return methods[config.method.name](config)

@@ -3,6 +3,7 @@
 It generates nothing. It scores identity where no published ArcFace weights are at hand, or stands in the loss.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -63,16 +64,23 @@ class ArcFace(FromScratch):
             self.network = Network(models.make_embedder(self.settings, dtype=self.dtype))
         except ValueError as error:
             raise InputError(f"method.{error}") from None
-        self.classes = len(data.subjects(data.make_builder(config.data), "train", config))
-        if self.classes < 2:
-            raise InputError("an embedder learns to tell people apart, and the split 'train' holds one subject")
+        self._whole_config = config
         if config.train.accumulate != 1:
             raise InputError(f"train.accumulate={config.train.accumulate}; batch norms want the whole batch at once, so it must be 1")
         self.optimizer = optimizer.make_optimizer(config.train, {})
 
+    @functools.cached_property
+    def classes(self) -> int:
+        """How many people there are to tell apart. Builds the records. Raises InputError for one."""
+        builder = data.make_builder(self._whole_config.data)
+        count = len(data.subjects(builder, "train", self._whole_config))
+        if count < 2:
+            raise InputError("an embedder learns to tell people apart, and the split 'train' holds one subject")
+        return count
+
     def init(self, key: Array, loaded: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """`(state, frozen)` of fresh parameters; `statistics` are those of the batch norms."""
-        made = self.network.init(jax.random.fold_in(key, 0))
+        made = (loaded or {}).get("embedder") or self.network.init(jax.random.fold_in(key, 0))
         statistics = {path: p for path, p in made.items() if is_statistic(path)}
         embedder = {path: p for path, p in made.items() if path not in statistics}
         wide = jax.eval_shape(self._embed, made, jnp.zeros((1, self.config.height, self.config.width, 3))).shape[1]

@@ -9,6 +9,8 @@ import jax
 class FromScratch:
     """See `cranio_jax.methods.Method`; a subclass has `init`, `train_step`, `generation_params`, and `generate` or `embed`."""
 
+    remat = False
+
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> dict[str, Any]:
         """Nothing."""
         return {}

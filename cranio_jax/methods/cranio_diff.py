@@ -64,11 +64,15 @@ class CranioDiff:
         rank = m.lora_rank if "unet_lora" in self.trained else 0
         if rank < 1 and "unet_lora" in self.trained:
             raise InputError(f"method.lora_rank={rank}; expected 1 or more")
-        self.pipeline = pretrained.open_pipeline(config.pretrained)
-        self.empty_prompt = make_tokenizer(config)([""])
+        self.pipeline = pretrained.open_pipeline(config.pretrained, rank)
+        tokenizer = make_tokenizer(config)
+        self.empty_prompt = tokenizer([""])
+        self.negative_prompt = tokenizer([self.sampling.negative_prompt], "sampling.negative_prompt")
         given = {part: self.pipeline.settings.get(part, {}) | dict(m.get(part) or {}) for part in (*NETWORKS, "scheduler")}
+        self.pipeline.check(given)
         try:
-            self.schedule = diffusion.make_schedule(**{name: given["scheduler"][name] for name in SCHEDULE if name in given["scheduler"]})
+            noise = {name: given["scheduler"][name] for name in SCHEDULE if name in given["scheduler"]}
+            self.schedule = diffusion.make_schedule(**noise)
             unet = models.UNet2DConditionConfig.from_mapping(given["unet"])
             control = models.ControlNetConfig.from_mapping(given["unet"] | given["controlnet"])
             text = models.CLIPTextConfig.from_mapping(given["text_encoder"])
@@ -81,16 +85,20 @@ class CranioDiff:
         mine = {name: v for name, v in dataclasses.asdict(control).items() if name not in ("out_channels", "up_block_types")}
         self.settings = given | {"controlnet": mine | given["controlnet"]}
         # diffusers' defaults where the file is silent
-        self.sampler_ends = {name: given["scheduler"].get(name, usual) for name, usual in (("steps_offset", 0), ("set_alpha_to_one", True))}
+        ends = {name: given["scheduler"].get(name, usual) for name, usual in (("steps_offset", 0), ("set_alpha_to_one", True))}
+        self.table = diffusion.checked_steps(self.sampling, self.schedule, text.num_hidden_layers, **ends)
+        self.scheduler_config = diffusion.scheduler_config(self.sampling, noise, **ends)
         agreement = [(f"ControlNet's {n}", getattr(control, n), f"U-Net's {n}", getattr(unet, n)) for n in SHARED]
         agreement += [("text encoder's hidden_size", text.hidden_size, "U-Net's cross_attention_dim", unet.cross_attention_dim)]
         for ours, value, theirs, wanted in agreement:
             if value != wanted:
                 raise InputError(f"the {ours} is {value}, the {theirs} {wanted}; they must agree")
         with_lora = lambda model, rngs: models.add_lora(model, rank, rngs=rngs) if rank else model
+        self.remat = config.train.remat
+        kw = dict(remat=self.remat, dtype=self.dtype)
         self.networks = {
-            "controlnet": Network(lambda rngs: models.ControlNetModel(control, dtype=self.dtype, rngs=rngs)),
-            "unet": Network(lambda rngs: with_lora(models.UNet2DConditionModel(unet, dtype=self.dtype, rngs=rngs), rngs)),
+            "controlnet": Network(lambda rngs: models.ControlNetModel(control, rngs=rngs, **kw)),
+            "unet": Network(lambda rngs: with_lora(models.UNet2DConditionModel(unet, rngs=rngs, **kw), rngs)),
             "text_encoder": Network(lambda rngs: models.CLIPTextModel(text, dtype=self.dtype, rngs=rngs)),
         }
         if m.codec == "patch":
@@ -114,6 +122,10 @@ class CranioDiff:
             raise InputError(
                 f"prompt.length={config.prompt.length} is more than the text encoder's {text.max_position_embeddings} positions"
             )
+        if tokenizer.size > text.vocab_size:
+            raise InputError(
+                f"method.text_encoder.vocab_size={text.vocab_size}: the tokenizer has {tokenizer.size} ids. Set it to that or more."
+            )
         if idle := set(m.learning_rates) - set(self.trained):
             raise InputError(f"method.learning_rates names {min(idle)!r}, which method.trained does not")
         self.optimizer = optimizer.make_optimizer(config.train, m.learning_rates)
@@ -126,27 +138,32 @@ class CranioDiff:
                 loaded[name] = self._load_features(name, mesh)
             elif self.pipeline.name and not (frozen_only and name in self.trained):
                 loaded[name] = self._load(name, mesh)
+        if "unet_lora" in self.pipeline.folders and not frozen_only:
+            loaded["unet"] |= self._load("unet_lora", mesh)
         return loaded
 
     def _load(self, name: str, mesh: jax.sharding.Mesh) -> Params:
-        shapes = {path: shape for path, shape in self.networks[name].shapes().items() if not models.is_lora(path)}
+        additions = name == "unet_lora"
+        shapes = self.networks["unet" if additions else name].shapes()
+        shapes = {path: shape for path, shape in shapes.items() if models.is_lora(path) == additions}
         dtype = self._kept_as(name)
         folders = self.pipeline.folders
         # Without one of its own, a ControlNet grows from the U-Net's encoder; what that lacks is drawn by `init`.
-        where = folders.get(name, folders["unet"])
-        with pretrained.open_weights(where) as tensors:
+        source = name if name in folders else "unet"
+        with self.pipeline.open(source) as tensors:
             if name not in folders:
                 shapes, tensors = pretrained.pick(shapes, tensors)
-            return pretrained.load(shapes, tensors, self._shardings(shapes, mesh), f"{self.pipeline.name}'s {where.name}", dtype)
+            what = f"{self.pipeline.name}'s {source}"
+            return pretrained.load(shapes, tensors, self._shardings(shapes, mesh), what, dtype)
 
     def _load_features(self, name: str, mesh: jax.sharding.Mesh) -> Params:
         params, shapes = {}, self.networks[name].shapes()
-        for prefix, before, file in self.feature_files[name]:
-            part = {path: shape for path, shape in shapes.items() if path.startswith(prefix)}
-            with pretrained.open_weights(file) as tensors:
-                # One file holds the heads of all trunks, another a classifier that no distance needs.
-                tensors = {key.removeprefix(before): t for key, t in tensors.items() if key.removeprefix(before).startswith(prefix)}
-                params |= pretrained.load(part, tensors, self._shardings(part, mesh), file.name, self.dtype)
+        for prefix, part, network, file in self.feature_files[name]:
+            own = {path: shape for path, shape in shapes.items() if path.startswith(prefix)}
+            opened = pretrained.open_part(file, part, network) if part else pretrained.open_weights(file)
+            with opened as tensors:
+                places = self._shardings(own, mesh)
+                params |= pretrained.load(own, tensors, places, file.name, self.dtype)
         return params
 
     def _shardings(self, shapes: dict[str, tuple[int, ...]], mesh: jax.sharding.Mesh):
@@ -159,10 +176,14 @@ class CranioDiff:
         if settings.lpips:
             if settings.trunk not in models.TRUNKS:
                 raise InputError(f"method.losses.trunk={settings.trunk!r} is not one of {', '.join(models.TRUNKS)}")
+            models.check_side(settings.trunk, self.size, self.size)
             self.networks["lpips"] = Network(lambda rngs: models.LPIPS(settings.trunk, dtype=self.dtype, rngs=rngs))
-            self.feature_files["lpips"] = [("features.", "", "trunk_file"), ("lin", settings.trunk + ".", "heads_file")]
+            self.feature_files["lpips"] = [
+                ("features.", "trunk", settings.trunk, "trunk_file"),
+                ("lin", "heads", settings.trunk, "heads_file"),
+            ]
         if settings.identity:
-            self.feature_files["embedder"] = [("", "", "embedder_file")]
+            self.feature_files["embedder"] = [("", "embedder", "", "embedder_file")]
         if self.feature_files and settings.decoder:
             if self.config.codec != "vae":
                 raise InputError("method.losses.decoder stands in for an autoencoder's; it needs method.codec='vae'")
@@ -171,17 +192,20 @@ class CranioDiff:
             except ValueError as error:
                 raise InputError(f"method.losses.decoder: {error}") from None
             self.networks["light_decoder"] = Network(lambda rngs: models.TinyDecoder(tiny, dtype=self.dtype, rngs=rngs))
-            self.feature_files["light_decoder"] = [("decoder.", "", "decoder")]
+            self.feature_files["light_decoder"] = [("decoder.", "", "", "decoder")]
         for name, files in self.feature_files.items():
-            for i, (prefix, before, field) in enumerate(files):
+            for i, (*which, field) in enumerate(files):
                 if not settings[field]:
                     raise InputError(f"method.losses.{field} is empty; name the file of weights, or set the weight of the {name} term to 0")
-                files[i] = prefix, before, pathlib.Path(settings[field]).expanduser()
+                files[i] = (*which, pathlib.Path(settings[field]).expanduser())
         if settings.identity:
-            embedder = pretrained.open_embedder(self.feature_files["embedder"][0][2])
+            file = self.feature_files["embedder"][0][-1]
+            embedder = pretrained.open_embedder(file)
+            self.feature_files["embedder"] = [("", "embedder", embedder.settings["network"], file)]
             self.networks["embedder"] = embedder.network(self.dtype)
             # One trained here says what it was trained to see; published ones want aligned faces.
             self.aligns, self.crop = embedder.crop is None, embedder.crop or settings.crop
+            losses.crop_box(self.crop, self.size, self.size)
 
     def _kept_as(self, name: str) -> jnp.dtype:
         """Masters are float32; what is never updated is kept in the type it is used in."""
@@ -214,8 +238,8 @@ class CranioDiff:
     def _latents(self, params, batch) -> Float[Array, "b h w d"]:
         return self._codec(params).encode(batch["face"].astype(self.dtype) / 127.5 - 1.0)
 
-    def _context(self, params, prompt_ids: Int[Array, "b n"]) -> Float[Array, "b n d"]:
-        return self._bind("text_encoder", params)(jnp.asarray(prompt_ids))
+    def _context(self, params, prompt_ids: Int[Array, "b n"], skip: int = 0) -> Float[Array, "b n d"]:
+        return self._bind("text_encoder", params)(jnp.asarray(prompt_ids), skip)
 
     @property
     def needs_faces(self) -> bool:
@@ -227,7 +251,7 @@ class CranioDiff:
         found = {}
         for field, name in (("latents", "vae"), ("context", "text_encoder")):
             if name in self.networks and name not in self.trained:
-                weights = pretrained.sha256(self.pipeline.folders[name]) if self.pipeline.name else f"drawn from seed {self.seed}"
+                weights = self.pipeline.hash(name) if self.pipeline.name else f"drawn from seed {self.seed}"
                 settings = {key: value for key, value in self.settings[name].items() if not key.startswith("_")}
                 found[field] = {"network": settings, "weights": weights, "dtype": self.dtype.name}
         return found
@@ -239,13 +263,16 @@ class CranioDiff:
 
     def _denoiser(self, params, xray: UInt8[Array, "b H W 1"], scale: float):
         unet, control = (self._bind(name, params) for name in ("unet", "controlnet"))
-        picture = jnp.repeat(xray.astype(self.dtype) / 255.0, 3, axis=-1)
+        picture = xray.astype(self.dtype) / 255.0
 
-        def denoise(x, timesteps, context):
+        def denoise(x, timesteps, context, control_strength=1.0):
             copies = x.shape[0] // picture.shape[0]  # guidance runs both prompts in one batch
             pictures = jnp.concatenate([picture] * copies)
             x, context = x.astype(self.dtype), context.astype(self.dtype)
-            down, middle = control(x, timesteps, context, pictures, scale)
+            strength = scale * control_strength
+            if isinstance(strength, jax.Array):
+                strength = strength.astype(self.dtype)
+            down, middle = control(x, timesteps, context, pictures, strength)
             return unet(x, timesteps, context, down, middle).astype(self.exact)
 
         return denoise
@@ -335,19 +362,29 @@ class CranioDiff:
         side = self.size // self.factor
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["id_hash"])
         noise = jax.vmap(lambda k: jax.random.normal(k, (side, side, self.channels)))(keys)
-        context, unconditional = self._context(params, batch["prompt_ids"]), None
+        # Layers of the text encoder are skipped for the prompt only, as by diffusers.
+        context, unconditional = self._context(params, batch["prompt_ids"], s.clip_skip), None
         if s.guidance_scale != 1.0:
-            unconditional = jnp.broadcast_to(self._context(params, self.empty_prompt), context.shape)
+            unconditional = jnp.broadcast_to(self._context(params, self.negative_prompt), context.shape)
         denoise = self._denoiser(params, batch["xray"], s.controlnet_scale)
-        denoise = diffusion.guided(denoise, context, unconditional, s.guidance_scale)
-        table = diffusion.steps(self.schedule, s.sampler, s.num_steps, s.spacing, eta=s.eta, **self.sampler_ends)
-        latents = diffusion.sample(denoise, noise, table, self.schedule, keys, clip=s.clip or None, temperature=s.temperature)
+        denoise = diffusion.guided(denoise, context, unconditional, s.guidance_scale, s.guidance_rescale)
+        control = diffusion.control_steps(s.num_steps, s.control_start, s.control_end)
+        latents = diffusion.sample(
+            denoise,
+            noise,
+            self.table,
+            self.schedule,
+            keys,
+            clip=s.clip or None,
+            temperature=s.temperature,
+            per_step=None if control.all() else control,
+        )
         return jnp.clip(self._codec(params).decode(latents.astype(self.dtype)).astype(jnp.float32), -1.0, 1.0)
 
     def weight_hashes(self) -> dict[str, str]:
         """SHA-256 of the published files behind each network."""
-        files = {name: path for name, path in self.pipeline.folders.items() if name in self.networks}
-        files |= {f"{name}: {prefix}": path for name, parts in self.feature_files.items() for prefix, _, path in parts}
+        files = {name: path for name, path in self.pipeline.folders.items() if name in self.networks or name.startswith("lora")}
+        files |= {f"{name}: {prefix}": path for name, parts in self.feature_files.items() for prefix, *_, path in parts}
         return {name: pretrained.sha256(path) for name, path in files.items()}
 
     def parameter_count(self) -> dict[str, int]:

@@ -50,7 +50,7 @@ class Siamese(FromScratch):
 
     def init(self, key: Array, loaded: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """`(state, frozen)` of fresh parameters; `statistics` are those of the batch norms."""
-        made = self.network.init(key)
+        made = (loaded or {}).get("twin") or self.network.init(key)
         statistics = {path: p for path, p in made.items() if is_statistic(path)}
         params = {"twin": {path: p for path, p in made.items() if path not in statistics}}
         state = {"step": jnp.zeros((), jnp.int32), "params": params, "statistics": statistics}

@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 
 from cranio_jax import losses, models, pretrained, sharding
 from cranio_jax.errors import InputError
-from cranio_jax.metrics.images import MS_SSIM_SIDE, ms_ssim, psnr, ssim
+from cranio_jax.metrics.images import MS_SSIM_SIDE, SSIM_SIDE, ms_ssim, psnr, ssim
 from cranio_jax.models.functional import Network
 
 # Which files the metrics that everybody asks for need.
@@ -64,47 +64,59 @@ class Features:
         self._crop = crop
         self.embedders: dict[str, pretrained.Embedder] = {}
         self.sha256: dict[str, str] = {}
-        self._files: dict[str, list[pathlib.Path]] = {}
+        # Which files each network is read from, and as what.
+        self._files: dict[str, list[tuple[pathlib.Path, pretrained.Kind]]] = {}
         self._networks: dict[str, Network] = {}
-        parts: dict[str, set[str]] = {"inception": set(), "trunk": set(), "heads": set()}
-
-        def note(title: str, network: str, file: pathlib.Path, digest: str) -> None:
-            if title in self.sha256:
-                raise InputError(f"evaluate.weights: {file.name} is a second {title}; name one")
-            self.sha256[title] = digest
-            self._files.setdefault(network, []).append(file)
-
         for file in find_weights(weights):
             digest = pretrained.check_hash(file)
             for kind in pretrained.kinds_of(file):
-                if kind.part == "embedder":
-                    embedder = pretrained.open_embedder(file)
-                    self.embedders[embedder.name], self._networks[embedder.name] = embedder, embedder.network()
-                    note(embedder.name, embedder.name, file, digest)
-                else:
-                    parts[kind.part].add(kind.network)
-                    note(kind.title, kind.network, file, digest)
-        self.has_inception = bool(parts["inception"])
-        self.trunks = tuple(sorted(parts["trunk"]))
-        self.heads = tuple(trunk for trunk in self.trunks if trunk in parts["heads"])
-        for trunk in parts["heads"] - parts["trunk"]:  # of a file with the heads of all
-            del self.sha256[f"LPIPS's heads for {trunk}"]
+                self._add(file, kind, digest)
+        # A file with the heads of all trunks may hold some that no trunk is there for.
+        for trunk in set(self._kinds("heads")) - set(self._kinds("trunk")):
+            del self.sha256[self._kinds("heads")[trunk].title], self._files[trunk]
+        self.has_inception = bool(self._kinds("inception"))
+        self.trunks = tuple(sorted(self._kinds("trunk")))
+        self.heads = tuple(trunk for trunk in self.trunks if trunk in self._kinds("heads"))
         if self.has_inception:
             self._networks["inception"] = Network(lambda rngs: models.FIDInception(rngs=rngs))
         for trunk in self.trunks:
             self._networks[trunk] = Network(lambda rngs, trunk=trunk: models.LPIPS(trunk, rngs=rngs))
+
+    def _add(self, file: pathlib.Path, kind: pretrained.Kind, digest: str) -> None:
+        title, network = kind.title, kind.network
+        if kind.part == "embedder":
+            embedder = pretrained.open_embedder(file)
+            title = network = embedder.name
+            self.embedders[network] = embedder
+            self._networks[network] = embedder.network()
+        held = [k for _, k in self._files.get(network, []) if k.part == kind.part]
+        if held or title in self.sha256:
+            raise InputError(f"evaluate.weights: {file.name} is a second {title}; name one")
+        self.sha256[title] = digest
+        self._files.setdefault(network, []).append((file, kind))
+
+    def _kinds(self, part: str) -> dict[str, pretrained.Kind]:
+        """The networks of which the files hold this part."""
+        kinds = [kind for held in self._files.values() for _, kind in held]
+        return {kind.network: kind for kind in kinds if kind.part == part}
+
+    def lpips_name(self, trunk: str) -> str:
+        """The name of the metric, which says so where the heads are not the published ones."""
+        published = self._kinds("heads")[trunk].published
+        return f"lpips/{trunk}" + ("" if published else " (unpublished heads)")
 
     def load(self, mesh: jax.sharding.Mesh) -> dict[str, dict[str, Array]]:
         """Parameters by network, on every device."""
         everywhere, loaded = sharding.replicated(mesh), {}
         for name, network in self._networks.items():
             loaded[name] = {}
-            for file in self._files[name]:
-                with pretrained.open_weights(file) as tensors:
-                    # One file may hold the heads of all trunks, each behind the trunk's name.
-                    own = {key.removeprefix(f"{name}."): t for key, t in tensors.items()}
-                    shapes, own = pretrained.pick(network.shapes(), own)
-                    loaded[name] |= pretrained.load(shapes, own, dict.fromkeys(shapes, everywhere), file.name)
+            for file, kind in self._files[name]:
+                with pretrained.open_part(file, kind.part, kind.network) as own:
+                    shapes = network.shapes()
+                    if kind.part in ("trunk", "heads"):
+                        shapes, own = pretrained.pick(shapes, own)
+                    places = dict.fromkeys(shapes, everywhere)
+                    loaded[name] |= pretrained.load(shapes, own, places, file.name)
             for path, shape in network.shapes().items():
                 if path not in loaded[name]:  # a trunk without heads, which then are not called
                     loaded[name][path] = jax.jit(lambda shape=shape: jnp.zeros(shape), out_shardings=everywhere)()
@@ -116,7 +128,7 @@ class Features:
         return ({"inception": 2048} if self.has_inception else {}) | {trunk: models.TRUNKS[trunk][1][-1] for trunk in self.trunks}
 
     @in_full_precision
-    def embed(self, params: Any, pictures: UInt8[Array, "b h w 3"]) -> dict[str, Float[Array, "b d"]]:
+    def embed(self, params: Any, pictures: Num[Array, "b h w 3"]) -> dict[str, Float[Array, "b d"]]:
         """Each embedder's vectors."""
         x, found = pictures.astype(jnp.float32) / 127.5 - 1.0, {}
         for name, embedder in self.embedders.items():
@@ -125,8 +137,11 @@ class Features:
         return found
 
     @in_full_precision
-    def describe(self, params: Any, pictures: UInt8[Array, "b h w 3"]) -> dict[str, Any]:
-        """What the networks make of pictures: `(batch, width)` features and vectors by network, `logits`, and `taps` by trunk."""
+    def describe(self, params: Any, pictures: Num[Array, "b h w 3"]) -> dict[str, Any]:
+        """What the networks make of pictures: `(batch, width)` features and vectors by network, `logits`, and `taps` by trunk.
+
+        Pictures are in [0, 255]. Raises InputError if they are too small for one of the networks.
+        """
         found = self.embed(params, pictures) | {"taps": {}}
         if self.has_inception:
             found["inception"], found["logits"] = self._networks["inception"].bind(params["inception"])(pictures)
@@ -140,9 +155,25 @@ class Features:
 
     def pair_metrics(self, height: int, width: int, masked: bool) -> list[str]:
         """The names of what `compare` gives for pictures of that size."""
-        names = ["psnr", "ssim"] + (["ms-ssim"] if min(height, width) >= MS_SSIM_SIDE else [])
-        names += ["psnr/head", "ssim/head"] if masked else []
-        return names + [f"lpips/{trunk}" for trunk in self.heads] + list(self.embedders)
+        side = min(height, width)
+        least = {"psnr": 1, "ssim": SSIM_SIDE, "ms-ssim": MS_SSIM_SIDE}
+        least |= {"psnr/head": 1, "ssim/head": SSIM_SIDE} if masked else {}
+        names = [name for name in least if side >= least[name]]
+        return names + [self.lpips_name(trunk) for trunk in self.heads] + list(self.embedders)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises InputError if pictures of that many pixels are too small for one of the networks."""
+        for trunk in self.trunks:
+            models.check_side(trunk, height, width)
+        for embedder in self.embedders.values():
+            losses.crop_box(embedder.crop or self._crop, height, width)
+
+    @staticmethod
+    def left_out(height: int, width: int) -> dict[str, str]:
+        """Returns what the metrics that need no weights would need at that size, by their names."""
+        if min(height, width) >= SSIM_SIDE:
+            return {}
+        return {"ssim": f"pictures of at least {SSIM_SIDE} x {SSIM_SIDE} pixels, not {height} x {width}"}
 
     @in_full_precision
     def compare(self, params: Any, a: Any, b: Any, faces: Any, truth: Any, where: Any = None) -> dict[str, Float[Array, "b"]]:
@@ -155,12 +186,14 @@ class Features:
           where: `(batch, height, width, 1)`, not 0 at the true head, if that is known.
         """
         x, y = (pictures.astype(jnp.float32) / 255.0 for pictures in (faces, truth))
-        found = {"psnr": psnr(x, y), "ssim": ssim(x, y)}
-        if min(x.shape[1:3]) >= MS_SSIM_SIDE:
-            found["ms-ssim"] = ms_ssim(x, y)
+        names = self.pair_metrics(*x.shape[1:3], where is not None)
+        everywhere = {"psnr": psnr, "ssim": ssim, "ms-ssim": ms_ssim}
+        found = {name: metric(x, y) for name, metric in everywhere.items() if name in names}
         if where is not None:
             where = (where > 0).astype(jnp.float32)
-            found |= {"psnr/head": psnr(x, y, where), "ssim/head": ssim(x, y, where)}
+            inside = {"psnr/head": psnr, "ssim/head": ssim}
+            found |= {name: metric(x, y, where) for name, metric in inside.items() if name in names}
         for trunk in self.heads:
-            found[f"lpips/{trunk}"] = self._networks[trunk].bind(params[trunk]).distance(a["taps"][trunk], b["taps"][trunk])
+            network = self._networks[trunk].bind(params[trunk])
+            found[self.lpips_name(trunk)] = network.distance(a["taps"][trunk], b["taps"][trunk])
         return found | {name: 1.0 - losses.cosine_distance(a[name], b[name]) for name in self.embedders}

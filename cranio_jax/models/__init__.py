@@ -10,7 +10,7 @@ from cranio_jax.models.clip_text import CLIPTextConfig, CLIPTextModel
 from cranio_jax.models.controlnet import ControlNetConfig, ControlNetModel
 from cranio_jax.models.inception import FIDInception
 from cranio_jax.models.lora import add_lora, is_lora
-from cranio_jax.models.lpips import LPIPS, TRUNKS
+from cranio_jax.models.lpips import LPIPS, TRUNKS, check_side
 from cranio_jax.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from cranio_jax.models.unet import UNet2DConditionConfig, UNet2DConditionModel
 
@@ -30,6 +30,7 @@ __all__ = [
     "UNet2DConditionConfig",
     "UNet2DConditionModel",
     "add_lora",
+    "check_side",
     "is_lora",
     "make_embedder",
 ]

@@ -41,14 +41,21 @@ class IBasicBlock(nnx.Module):
         return short + self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
 
 
-IRESNET_LAYERS = {18: (2, 2, 2, 2), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}
+# Blocks of each stage.
+IRESNET_LAYERS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 14, 3),
+    100: (3, 13, 30, 3),
+    200: (6, 26, 60, 6),
+}
 
 
 class IResNet(nnx.Module):
     """insightface's network: faces to 512 numbers; published for 112 x 112 pixels and 64 channels."""
 
     def __init__(self, layers: int, channels: int = 64, height: int = 112, width: int = 112, *, dtype=None, rngs: nnx.Rngs):
-        """`layers` is 18, 50 or 100; `height` and `width` are multiples of 16."""
+        """`layers` is one of IRESNET_LAYERS; `height` and `width` are multiples of 16."""
         kw = dict(dtype=dtype, rngs=rngs)
         self.height, self.width = height, width
         self.conv1 = conv(3, channels, use_bias=False, **kw)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 
 from cranio_jax.models.layers import Conv, batch_norm
 
@@ -164,8 +164,8 @@ class FIDInception(nnx.Module):
         self.Mixed_7c = _block_e(2048, _greatest, **kw)
         self.fc = nnx.Linear(2048, 1008, **kw)
 
-    def __call__(self, pictures: UInt8[Array, "b h w 3"]) -> tuple[Float[Array, "b 2048"], Float[Array, "b 1008"]]:
-        """Features and logits of pictures of any size."""
+    def __call__(self, pictures: Num[Array, "b h w 3"]) -> tuple[Float[Array, "b 2048"], Float[Array, "b 1008"]]:
+        """Features and logits of pictures of any size, in [0, 255]."""
         x = (tensorflow_resize(pictures.astype(jnp.float32)) - 128.0) / 128.0
         x = _shrunk(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
         x = _shrunk(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from cranio_jax.errors import InputError
 from cranio_jax.models.layers import NoLayer, ReLU, conv
 
 # The published heads were fitted behind this scaling of pictures in [-1, 1].
@@ -65,6 +66,17 @@ def _squeezenet(**kw) -> tuple[list, tuple[int, ...]]:
 
 TRUNKS = {"vgg": (_vgg16, (64, 128, 256, 512, 512)), "alex": (_alexnet, (64, 192, 384, 256, 256))}
 TRUNKS["squeeze"] = (_squeezenet, (64, 128, 256, 384, 384, 512, 512))
+# The shortest side, in pixels, of a picture that pooling leaves something of.
+LEAST_SIDES = {"vgg": 16, "alex": 31, "squeeze": 17}
+
+
+def check_side(trunk: str, height: int, width: int) -> None:
+    """Raises InputError if pictures of that many pixels are too small for LPIPS with a trunk."""
+    if min(height, width) < (least := LEAST_SIDES[trunk]):
+        raise InputError(
+            f"LPIPS with the trunk {trunk} needs pictures of at least {least} x {least} pixels, "
+            f"not {height} x {width}. Use larger pictures, or leave this network out."
+        )
 
 
 def _unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -91,6 +103,7 @@ class LPIPS(nnx.Module):
 
     def __init__(self, trunk: str, *, dtype=None, rngs: nnx.Rngs):
         """`trunk` is 'vgg', 'alex' or 'squeeze'."""
+        self.trunk = trunk
         make, widths = TRUNKS[trunk]
         layers, self.taps = make(dtype=dtype, rngs=rngs)
         self.features = nnx.List(layers)
@@ -98,7 +111,11 @@ class LPIPS(nnx.Module):
             setattr(self, f"lin{i}", Head(width, dtype=dtype, rngs=rngs))
 
     def describe(self, picture: Float[Array, "b h w 3"]) -> list[Array]:
-        """What the trunk's taps hold for pictures in [-1, 1]."""
+        """Returns what the trunk's taps hold for pictures in [-1, 1].
+
+        Raises InputError if the pictures are too small for the trunk.
+        """
+        check_side(self.trunk, *picture.shape[1:3])
         hidden, found = (picture - _SHIFT[None, None, None]) / _SCALE[None, None, None], []
         for i, layer in enumerate(self.features):
             hidden = layer(hidden)

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cranio_jax.models.config import from_mapping, per_block
+from cranio_jax.models.config import collapsed, from_mapping, per_block
 from cranio_jax.models.layers import (
     ACTIVATIONS,
     Downsample2D,
@@ -20,7 +21,8 @@ from cranio_jax.models.layers import (
     timestep_embedding,
 )
 
-# Fields of published UNets and ControlNets that this family holds constant. `...` means: of no effect here.
+# Fields of published UNets and ControlNets that this family holds constant. `...` means: of no
+# effect here; a tuple holds values that mean the same.
 FIXED = {
     "sample_size": ...,
     "upcast_attention": ...,  # attention logits are always computed in float32
@@ -49,10 +51,34 @@ FIXED = {
     "conv_out_kernel": 3,
     "resnet_skip_time_act": False,
     "resnet_out_scale_factor": 1.0,
-    "mid_block_only_cross_attention": None,
+    "mid_block_only_cross_attention": (None, False),
     "cross_attention_norm": None,
     "reverse_transformer_layers_per_block": None,
 }
+
+
+PER_BLOCK = (
+    "layers_per_block",
+    "cross_attention_dim",
+    "attention_head_dim",
+    "num_attention_heads",
+    "transformer_layers_per_block",
+    "only_cross_attention",
+)
+
+
+class Attentions(NamedTuple):
+    """A transformer's settings.
+
+    Attributes:
+      heads: of each attention.
+      context: the width of the vectors that it attends to.
+      layers: how many transformer blocks follow each other.
+    """
+
+    heads: int
+    context: int
+    layers: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +87,8 @@ class UNet2DConditionConfig:
 
     `attention_head_dim` is the number of heads, whatever its name says, unless
     `num_attention_heads` is given (a historical accident that the checkpoints keep).
+    Fields that may be lists have an entry for each block of the encoder; a list of equal entries
+    is kept as the one value.
     """
 
     in_channels: int = 4
@@ -68,13 +96,13 @@ class UNet2DConditionConfig:
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    layers_per_block: int = 2
-    cross_attention_dim: int = 1280
+    layers_per_block: int | tuple[int, ...] = 2
+    cross_attention_dim: int | tuple[int, ...] = 1280
     attention_head_dim: int | tuple[int, ...] = 8
     num_attention_heads: int | tuple[int, ...] | None = None
-    transformer_layers_per_block: int = 1
+    transformer_layers_per_block: int | tuple[int, ...] = 1
     use_linear_projection: bool = False
-    only_cross_attention: bool = False
+    only_cross_attention: bool | tuple[bool, ...] = False
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     act_fn: str = "silu"
@@ -86,45 +114,89 @@ class UNet2DConditionConfig:
         blocks = len(self.block_out_channels)
         for name in ("down_block_types", "up_block_types"):
             if len(getattr(self, name)) != blocks:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries, block_out_channels has {blocks}")
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries, block_out_channels has {blocks}"
+                )
+        for name in PER_BLOCK:
+            values = per_block(getattr(self, name), blocks, name)
+            if any(isinstance(value, (list, tuple)) for value in values):
+                raise ValueError(
+                    f"{name}={list(values)}: a list within the list is not implemented"
+                )
+            if name == "cross_attention_dim":
+                # Blocks without attention never use theirs; the middle block uses the last.
+                kinds = zip(
+                    values, self.down_block_types, reversed(self.up_block_types), strict=True
+                )
+                used = [v for v, *kind in kinds if "CrossAttn" in " ".join(kind)] + [values[-1]]
+                values = tuple(used) if len(set(used)) == 1 else values
+            object.__setattr__(self, name, collapsed(values))
         if self.only_cross_attention:
-            raise ValueError("only_cross_attention=True is not implemented")
+            raise ValueError(f"only_cross_attention={self.only_cross_attention} is not implemented")
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> "UNet2DConditionConfig":
         """Reads the content of a config.json; ValueError names a field that is not implemented."""
         return from_mapping(cls, fields, FIXED)
 
+    def _per_block(self, name: str) -> tuple:
+        return per_block(getattr(self, name), len(self.block_out_channels), name)
+
     @property
-    def heads(self) -> tuple[int, ...]:
-        """Attention heads of each resolution."""
-        return per_block(self.num_attention_heads or self.attention_head_dim, len(self.block_out_channels))
+    def layers(self) -> tuple[int, ...]:
+        """Residual blocks of each block of the encoder; the decoder's have one more."""
+        return self._per_block("layers_per_block")
+
+    @property
+    def attentions(self) -> tuple["Attentions", ...]:
+        """The transformer at each resolution; the middle block has the last."""
+        heads = "num_attention_heads" if self.num_attention_heads else "attention_head_dim"
+        fields = (heads, "cross_attention_dim", "transformer_layers_per_block")
+        return tuple(map(Attentions, *(self._per_block(name) for name in fields)))
+
+
+def run(layer: nnx.Module, *inputs: Array, remat: bool) -> Array:
+    """Returns what a layer makes of its inputs.
+
+    With `remat` the backward pass computes the layer's activations again, and only its inputs are
+    kept in memory until then.
+    """
+
+    def apply(*inputs):
+        return layer(*inputs)
+
+    return jax.checkpoint(apply)(*inputs) if remat else layer(*inputs)
 
 
 class DownBlock2D(nnx.Module):
-    """Residual blocks, each followed by a transformer where `heads` is given, then a downsampler."""
+    """Residual blocks, each followed by a transformer where `attentions` is given; a downsampler."""
 
-    def __init__(self, c, features_in: int, features: int, heads: int | None, downsample: bool, *, dtype=None, rngs: nnx.Rngs):
-        dim_time = 4 * c.block_out_channels[0]
-        self.resnets = nnx.List(
-            [
-                ResnetBlock2D(
-                    features_in if i == 0 else features, features, dim_time, c.norm_num_groups, c.norm_eps, c.act_fn, dtype=dtype, rngs=rngs
-                )
-                for i in range(c.layers_per_block)
-            ]
-        )
-        if heads is not None:
-            self.attentions = nnx.List([transformer(c, features, heads, dtype=dtype, rngs=rngs) for _ in range(c.layers_per_block)])
+    def __init__(
+        self,
+        c: UNet2DConditionConfig,
+        features_in: int,
+        features: int,
+        layers: int,
+        attentions: Attentions | None,
+        downsample: bool,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        kw = dict(dtype=dtype, rngs=rngs)
+        inputs = [features_in] + [features] * (layers - 1)
+        self.resnets = nnx.List([_resnet(c, width, features, **kw) for width in inputs])
+        if attentions is not None:
+            self.attentions = nnx.List([transformer(c, features, attentions, **kw) for _ in inputs])
         if downsample:
-            self.downsamplers = nnx.List([Downsample2D(features, c.downsample_padding, dtype=dtype, rngs=rngs)])
+            self.downsamplers = nnx.List([Downsample2D(features, c.downsample_padding, **kw)])
 
-    def __call__(self, hidden, temb, context):
+    def __call__(self, hidden, temb, context, remat=False):
         residuals = []
         for i, resnet in enumerate(self.resnets):
-            hidden = resnet(hidden, temb)
+            hidden = run(resnet, hidden, temb, remat=remat)
             if hasattr(self, "attentions"):
-                hidden = self.attentions[i](hidden, context)
+                hidden = run(self.attentions[i], hidden, context, remat=remat)
             residuals.append(hidden)
         if hasattr(self, "downsamplers"):
             hidden = self.downsamplers[0](hidden)
@@ -133,37 +205,35 @@ class DownBlock2D(nnx.Module):
 
 
 class UpBlock2D(nnx.Module):
-    """Residual blocks over the encoder's residuals, transformers as in `DownBlock2D`, then an upsampler."""
+    """Residual blocks over the encoder's residuals, else as `DownBlock2D`; an upsampler."""
 
     def __init__(
-        self, c, features_in: int, skips: list[int], features: int, heads: int | None, upsample: bool, *, dtype=None, rngs: nnx.Rngs
+        self,
+        c: UNet2DConditionConfig,
+        features_in: int,
+        skips: list[int],
+        features: int,
+        attentions: Attentions | None,
+        upsample: bool,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
     ):
-        dim_time = 4 * c.block_out_channels[0]
-        self.resnets = nnx.List(
-            [
-                ResnetBlock2D(
-                    (features_in if i == 0 else features) + skip,
-                    features,
-                    dim_time,
-                    c.norm_num_groups,
-                    c.norm_eps,
-                    c.act_fn,
-                    dtype=dtype,
-                    rngs=rngs,
-                )
-                for i, skip in enumerate(skips)
-            ]
-        )
-        if heads is not None:
-            self.attentions = nnx.List([transformer(c, features, heads, dtype=dtype, rngs=rngs) for _ in skips])
+        kw = dict(dtype=dtype, rngs=rngs)
+        inputs = [features_in] + [features] * (len(skips) - 1)
+        widths = [width + skip for width, skip in zip(inputs, skips, strict=True)]
+        self.resnets = nnx.List([_resnet(c, width, features, **kw) for width in widths])
+        if attentions is not None:
+            self.attentions = nnx.List([transformer(c, features, attentions, **kw) for _ in skips])
         if upsample:
-            self.upsamplers = nnx.List([Upsample2D(features, dtype=dtype, rngs=rngs)])
+            self.upsamplers = nnx.List([Upsample2D(features, **kw)])
 
-    def __call__(self, hidden, residuals, temb, context, size):
+    def __call__(self, hidden, residuals, temb, context, size, remat=False):
         for i, resnet in enumerate(self.resnets):
-            hidden = resnet(jnp.concatenate([hidden, residuals[-1 - i]], -1), temb)
+            hidden = jnp.concatenate([hidden, residuals[-1 - i]], -1)
+            hidden = run(resnet, hidden, temb, remat=remat)
             if hasattr(self, "attentions"):
-                hidden = self.attentions[i](hidden, context)
+                hidden = run(self.attentions[i], hidden, context, remat=remat)
         return self.upsamplers[0](hidden, size) if hasattr(self, "upsamplers") else hidden
 
 
@@ -171,25 +241,34 @@ class UNetMidBlock2DCrossAttn(nnx.Module):
     """Residual block, transformer, residual block at the lowest resolution."""
 
     def __init__(self, c, *, dtype=None, rngs: nnx.Rngs):
-        features, dim_time = c.block_out_channels[-1], 4 * c.block_out_channels[0]
-        resnet = lambda: ResnetBlock2D(features, features, dim_time, c.norm_num_groups, c.norm_eps, c.act_fn, dtype=dtype, rngs=rngs)
-        self.resnets = nnx.List([resnet(), resnet()])
-        self.attentions = nnx.List([transformer(c, features, c.heads[-1], dtype=dtype, rngs=rngs)])
+        features, kw = c.block_out_channels[-1], dict(dtype=dtype, rngs=rngs)
+        self.resnets = nnx.List([_resnet(c, features, features, **kw) for _ in range(2)])
+        self.attentions = nnx.List([transformer(c, features, c.attentions[-1], **kw)])
 
-    def __call__(self, hidden, temb, context):
-        hidden = self.attentions[0](self.resnets[0](hidden, temb), context)
-        return self.resnets[1](hidden, temb)
+    def __call__(self, hidden, temb, context, remat=False):
+        hidden = run(self.resnets[0], hidden, temb, remat=remat)
+        hidden = run(self.attentions[0], hidden, context, remat=remat)
+        return run(self.resnets[1], hidden, temb, remat=remat)
 
 
-def transformer(c, features: int, heads: int, *, dtype=None, rngs: nnx.Rngs) -> Transformer2DModel:
-    """The transformer that configuration `c` puts at a resolution."""
+def _resnet(c, features_in: int, features: int, *, dtype=None, rngs: nnx.Rngs) -> ResnetBlock2D:
+    """Returns a residual block with the settings of configuration `c`."""
+    dim_time = 4 * c.block_out_channels[0]
+    settings = (dim_time, c.norm_num_groups, c.norm_eps, c.act_fn)
+    return ResnetBlock2D(features_in, features, *settings, dtype=dtype, rngs=rngs)
+
+
+def transformer(
+    c, features: int, attentions: Attentions, *, dtype=None, rngs: nnx.Rngs
+) -> Transformer2DModel:
+    """Returns the transformer that configuration `c` puts at a resolution."""
     return Transformer2DModel(
         features,
-        c.cross_attention_dim,
-        heads,
+        attentions.context,
+        attentions.heads,
         c.norm_num_groups,
         c.use_linear_projection,
-        c.transformer_layers_per_block,
+        attentions.layers,
         dtype=dtype,
         rngs=rngs,
     )
@@ -198,12 +277,17 @@ def transformer(c, features: int, heads: int, *, dtype=None, rngs: nnx.Rngs) -> 
 def down_blocks(c, *, dtype=None, rngs: nnx.Rngs) -> nnx.List:
     """The encoder half, which UNet and ControlNet share."""
     blocks, features_in = [], c.block_out_channels[0]
-    for i, (kind, features) in enumerate(zip(c.down_block_types, c.block_out_channels, strict=True)):
+    for i, (kind, features) in enumerate(
+        zip(c.down_block_types, c.block_out_channels, strict=True)
+    ):
         if kind not in ("CrossAttnDownBlock2D", "DownBlock2D"):
             raise ValueError(f"down_block_types[{i}]={kind!r} is not implemented")
-        heads = c.heads[i] if kind.startswith("CrossAttn") else None
+        attentions = c.attentions[i] if kind.startswith("CrossAttn") else None
         last = i == len(c.block_out_channels) - 1
-        blocks.append(DownBlock2D(c, features_in, features, heads, not last, dtype=dtype, rngs=rngs))
+        block = DownBlock2D(
+            c, features_in, features, c.layers[i], attentions, not last, dtype=dtype, rngs=rngs
+        )
+        blocks.append(block)
         features_in = features
     return nnx.List(blocks)
 
@@ -212,30 +296,42 @@ def residual_features(c) -> list[int]:
     """Channels of each residual that the encoder hands on, from `conv_in` to the lowest resolution."""
     features = [c.block_out_channels[0]]
     for i, width in enumerate(c.block_out_channels):
-        features += [width] * (c.layers_per_block + (i < len(c.block_out_channels) - 1))
+        features += [width] * (c.layers[i] + (i < len(c.block_out_channels) - 1))
     return features
 
 
 class UNet2DConditionModel(nnx.Module):
     """Predicts noise, velocity or the clean sample from a noisy one (Rombach et al. 2022)."""
 
-    def __init__(self, config: UNet2DConditionConfig, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self, config: UNet2DConditionConfig, *, remat: bool = False, dtype=None, rngs: nnx.Rngs
+    ):
+        """With `remat`, gradients take less memory and more time: see `run`."""
         c = self.config = config
+        self.remat = remat
         widths = c.block_out_channels
         self.conv_in = conv(c.in_channels, widths[0], dtype=dtype, rngs=rngs)
-        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], c.act_fn, dtype=dtype, rngs=rngs)
+        self.time_embedding = TimestepEmbedding(
+            widths[0], 4 * widths[0], c.act_fn, dtype=dtype, rngs=rngs
+        )
         self.down_blocks = down_blocks(c, dtype=dtype, rngs=rngs)
         self.mid_block = UNetMidBlock2DCrossAttn(c, dtype=dtype, rngs=rngs)
         skips, blocks, features_in = residual_features(c), [], widths[-1]
         for i, (kind, features) in enumerate(zip(c.up_block_types, reversed(widths), strict=True)):
             if kind not in ("CrossAttnUpBlock2D", "UpBlock2D"):
                 raise ValueError(f"up_block_types[{i}]={kind!r} is not implemented")
-            heads = c.heads[-1 - i] if kind.startswith("CrossAttn") else None
-            taken = [skips.pop() for _ in range(c.layers_per_block + 1)]
-            blocks.append(UpBlock2D(c, features_in, taken, features, heads, i < len(widths) - 1, dtype=dtype, rngs=rngs))
+            attentions = c.attentions[-1 - i] if kind.startswith("CrossAttn") else None
+            taken = [skips.pop() for _ in range(c.layers[-1 - i] + 1)]
+            last = i == len(widths) - 1
+            block = UpBlock2D(
+                c, features_in, taken, features, attentions, not last, dtype=dtype, rngs=rngs
+            )
+            blocks.append(block)
             features_in = features
         self.up_blocks = nnx.List(blocks)
-        self.conv_norm_out = nnx.GroupNorm(widths[0], c.norm_num_groups, epsilon=c.norm_eps, dtype=dtype, rngs=rngs)
+        self.conv_norm_out = nnx.GroupNorm(
+            widths[0], c.norm_num_groups, epsilon=c.norm_eps, dtype=dtype, rngs=rngs
+        )
         self.conv_out = conv(widths[0], c.out_channels, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -258,14 +354,17 @@ class UNet2DConditionModel(nnx.Module):
         c = self.config
         hidden, residuals, temb = encode(self, sample, timesteps, encoder_hidden_states)
         if down_block_additional_residuals is not None:
-            residuals = [r + extra for r, extra in zip(residuals, down_block_additional_residuals, strict=True)]
+            residuals = [
+                r + extra
+                for r, extra in zip(residuals, down_block_additional_residuals, strict=True)
+            ]
         if mid_block_additional_residual is not None:
             hidden = hidden + mid_block_additional_residual
         for block in self.up_blocks:
-            count = c.layers_per_block + 1
+            count = len(block.resnets)
             taken, residuals = residuals[-count:], residuals[:-count]
             size = residuals[-1].shape[1:3] if residuals else None
-            hidden = block(hidden, taken, temb, encoder_hidden_states, size)
+            hidden = block(hidden, taken, temb, encoder_hidden_states, size, self.remat)
         return self.conv_out(ACTIVATIONS[c.act_fn](self.conv_norm_out(hidden)))
 
 
@@ -282,6 +381,6 @@ def encode(model, sample, timesteps, context, extra=None):
         hidden = hidden + extra
     residuals = [hidden]
     for block in model.down_blocks:
-        hidden, more = block(hidden, temb, context)
+        hidden, more = block(hidden, temb, context, model.remat)
         residuals += more
-    return model.mid_block(hidden, temb, context), residuals, temb
+    return model.mid_block(hidden, temb, context, model.remat), residuals, temb

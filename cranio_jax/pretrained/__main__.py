@@ -10,7 +10,11 @@ from cranio_jax.pretrained.convert import convert
 
 def main(arguments: list[str] | None = None) -> None:
     """Does what the command line says; wrong input ends in one sentence."""
-    parser = argparse.ArgumentParser(prog="python -m cranio_jax.pretrained", description=__doc__.split(": ", 1)[1], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m cranio_jax.pretrained",
+        description=__doc__.split(": ", 1)[1],
+        allow_abbrev=False,
+    )
     commands = parser.add_subparsers(required=True, metavar="convert")
     command = commands.add_parser("convert", help="a published file to safetensors")
     command.add_argument(

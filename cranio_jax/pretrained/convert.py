@@ -23,7 +23,9 @@ def convert(file: pathlib.Path, out: pathlib.Path) -> str:
         found = recognise(tensors, file.name)
         several = len(found) > 1
         values = {
-            f"{kind.network}.{key}" if several else key: np.ascontiguousarray(tensor.read(), np.float32)
+            f"{kind.network}.{key}" if several else key: np.ascontiguousarray(
+                tensor.read(), np.float32
+            )
             for kind, own in found
             for key, tensor in own.items()
         }

@@ -1,7 +1,9 @@
 """Embedders of faces: published ArcFace weights, or a network trained here, whose file says how it sees."""
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +13,7 @@ import safetensors.numpy
 from cranio_jax import models
 from cranio_jax.errors import InputError
 from cranio_jax.models.functional import Network, Params
-from cranio_jax.pretrained.files import open_weights, sha256
+from cranio_jax.pretrained.files import Tensor, open_weights, sha256
 from cranio_jax.pretrained.kinds import Kind, recognise
 from cranio_jax.pretrained.save import tensors_of
 from cranio_jax.writers import whole_file
@@ -39,14 +41,20 @@ class Embedder(NamedTuple):
     @property
     def name(self) -> str:
         """`arcface/FILE` for published weights; one trained here is called `identity/NETWORK`, not by the famous name."""
-        return f"arcface/{self.file.stem}" if self.seed is None else f"identity/{self.settings['network']}"
+        return (
+            f"arcface/{self.file.stem}"
+            if self.seed is None
+            else f"identity/{self.settings['network']}"
+        )
 
     def network(self, dtype=None) -> Network:
         """The network, without parameters."""
         return Network(models.make_embedder(self.settings, dtype=dtype))
 
 
-def save_embedder(path: pathlib.Path, params: Params, settings: dict[str, Any], crop: tuple[float, ...], seed: int) -> None:
+def save_embedder(
+    path: pathlib.Path, params: Params, settings: dict[str, Any], crop: tuple[float, ...], seed: int
+) -> None:
     """Writes a trained embedder with all that is needed to use it."""
     told = {"settings": settings, "crop": list(crop), "seed": seed}
     content = {key: np.ascontiguousarray(value, np.float32) for key, value in tensors_of(params)}
@@ -68,9 +76,25 @@ def kinds_of(path: pathlib.Path) -> list[Kind]:
     """What a file of weights holds. Raises InputError, naming it, where that is nothing known."""
     if told := _told(path):
         network = told["settings"]["network"]
-        return [Kind("embedder", network, f"an embedder trained here, {network}", {})]
+        return [Kind("embedder", network, f"an embedder trained here, {network}")]
     with open_weights(path) as tensors:
         return [kind for kind, _ in recognise(tensors, path.name)]
+
+
+@contextlib.contextmanager
+def open_part(path: pathlib.Path, part: str, network: str) -> Iterator[dict[str, Tensor]]:
+    """One network's tensors, by torch's keys, in a file that may hold several networks.
+
+    `part` and `network` are those of `Kind`. Raises InputError, naming the file, if it holds
+    another network, or anything besides those that are known.
+    """
+    with open_weights(path) as tensors:
+        found = [] if _told(path) else recognise(tensors, path.name)
+        own = [of_kind for kind, of_kind in found if (kind.part, kind.network) == (part, network)]
+        if found and not own:
+            titles = " and ".join(kind.title for kind, _ in found)
+            raise InputError(f"{path.name} is {titles}; expected the {part} of {network}")
+        yield own[0] if own else tensors
 
 
 def _told(path: pathlib.Path) -> dict[str, Any] | None:

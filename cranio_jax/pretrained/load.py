@@ -1,5 +1,6 @@
 """Tensors from a file to the devices, one at a time."""
 
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -11,14 +12,24 @@ from cranio_jax.pretrained.files import Tensor
 from cranio_jax.pretrained.names import current_key, from_torch, torch_key, torch_shape
 
 Shapes = dict[str, tuple[int, ...]]
+# CUT's filters along one axis by their length; the longer one doubles the size and the sum.
+BLURS = {3: (0.25, 0.5, 0.25), 4: (0.25, 0.75, 0.75, 0.25)}
 
 
-def _current(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {new: tensor for key, tensor in tensors.items() if (new := current_key(key)) is not None}
+def current_tensors(tensors: dict[str, Tensor], what: str) -> dict[str, Tensor]:
+    """Returns a file's tensors by today's keys. Raises InputError if two have the same key."""
+    before: dict[str, str] = {}
+    for key in tensors:
+        new = current_key(key)
+        if new is not None and before.setdefault(new, key) != key:
+            raise InputError(
+                f"{what} holds {before[new]!r} and {key!r}, which mean the same tensor"
+            )
+    return {new: tensors[key] for new, key in before.items()}
 
 
 def match(shapes: Shapes, tensors: dict[str, Tensor], what: str) -> dict[str, Tensor]:
-    """The tensor of each parameter.
+    """Returns the tensor of each parameter.
 
     Args:
       shapes: of the parameters, by path.
@@ -28,7 +39,8 @@ def match(shapes: Shapes, tensors: dict[str, Tensor], what: str) -> dict[str, Te
     Raises:
       InputError: a tensor is missing, left over, or of another shape.
     """
-    current, found = _current(tensors), {}
+    current, found = current_tensors(tensors, what), {}
+    names = set(current)
     for path, shape in shapes.items():
         key, wanted = torch_key(path), torch_shape(path, shape)
         if key not in current:
@@ -36,20 +48,48 @@ def match(shapes: Shapes, tensors: dict[str, Tensor], what: str) -> dict[str, Te
         found[path] = tensor = current.pop(key)
         # The oldest files keep a linear layer as a 1 x 1 convolution.
         if tensor.shape not in (wanted, (*wanted, 1, 1)):
-            raise InputError(f"{what}: the tensor {key!r} is {tensor.shape}, the network's is {wanted}")
-    if current:
-        raise InputError(f"{what} holds {len(current)} tensors that the network lacks, such as {min(current)!r}")
+            raise InputError(
+                f"{what}: the tensor {key!r} is {tensor.shape}, the network's is {wanted}"
+            )
+    extra = [key for key, tensor in current.items() if not _is_idle(key, tensor, names, what)]
+    if extra:
+        raise InputError(
+            f"{what} holds {len(extra)} tensors that the network lacks, such as {min(extra)!r}"
+        )
     return found
+
+
+def _is_idle(key: str, tensor: Tensor, names: Collection[str], what: str) -> bool:
+    """Returns True for a buffer of the published GANs that changes nothing.
+
+    An instance norm normalises by the picture's own statistics, whatever it has stored. CUT's
+    resampling layers store their blur; InputError is raised if that is not the network's.
+    """
+    stem, _, leaf = key.rpartition(".")
+    if leaf in ("running_mean", "running_var"):
+        return f"{stem}.weight" not in names
+    if leaf != "filt" or len(tensor.shape) != 4:
+        return False
+    taps = BLURS.get(tensor.shape[-1])
+    if taps is None or not np.allclose(tensor.read(), np.outer(taps, taps), rtol=1e-2):
+        raise InputError(f"{what}: {key!r} is not the blur of CUT's networks (3 and 4 taps)")
+    return True
 
 
 def pick(shapes: Shapes, tensors: dict[str, Tensor]) -> tuple[Shapes, dict[str, Tensor]]:
     """What parameters and a file have in common by name: a ControlNet's encoder in a U-Net's file."""
-    current = _current(tensors)
+    current = current_tensors(tensors, "the file")
     shapes = {path: shape for path, shape in shapes.items() if torch_key(path) in current}
     return shapes, {key: current[key] for key in map(torch_key, shapes)}
 
 
-def load(shapes: Shapes, tensors: dict[str, Tensor], shardings: dict[str, Any], what: str, dtype: Any = np.float32) -> Params:
+def load(
+    shapes: Shapes,
+    tensors: dict[str, Tensor],
+    shardings: dict[str, Any],
+    what: str,
+    dtype: Any = np.float32,
+) -> Params:
     """Parameters, each read, converted and placed before the next is touched.
 
     So the host holds what stays on it and one tensor more.
@@ -64,8 +104,12 @@ def load(shapes: Shapes, tensors: dict[str, Tensor], shardings: dict[str, Any], 
 
     def place(path, tensor):
         # A turned view: the copy to the device turns faster than numpy does.
-        value = from_torch(path, tensor.read().reshape(torch_shape(path, shapes[path])).astype(dtype, copy=False))
+        value = from_torch(
+            path, tensor.read().reshape(torch_shape(path, shapes[path])).astype(dtype, copy=False)
+        )
         # A copy still under way would keep `value` alive beside the next tensor.
-        return jax.block_until_ready(jax.make_array_from_callback(value.shape, shardings[path], value.__getitem__))
+        return jax.block_until_ready(
+            jax.make_array_from_callback(value.shape, shardings[path], value.__getitem__)
+        )
 
     return {path: place(path, tensor) for path, tensor in match(shapes, tensors, what).items()}

@@ -8,7 +8,13 @@ import re
 
 import numpy as np
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 
 # Names of older writers, as today's would put them; files of both ages are in circulation.
 _OLD_NAMES = (
@@ -18,8 +24,16 @@ _OLD_NAMES = (
     (r"(attentions\.\d+\.)value\.", r"\1to_v."),
     (r"(attentions\.\d+\.)proj_attn\.", r"\1to_out.0."),
 )
-# Buffers that hold no parameter.
-_BUFFERS = re.compile(r"(^|\.)(position_ids|num_batches_tracked)$")
+# What torch's wrappers (data parallel, compiled, sharded, averaged) put into the keys.
+_WRAPPERS = re.compile(
+    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module)\.)+"
+    r"|(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+# Tensors that none of the networks here computes with: buffers, and the projection of a text
+# encoder's pooled output.
+_UNUSED = re.compile(
+    r"(^|\.)(position_ids|num_batches_tracked)$|^n_averaged$|^text_projection(\.weight)?$"
+)
 
 
 def torch_key(path: str) -> str:
@@ -29,12 +43,14 @@ def torch_key(path: str) -> str:
 
 
 def current_key(key: str) -> str | None:
-    """A checkpoint's key as today's libraries write it; None for a buffer that is no parameter."""
-    if _BUFFERS.search(key):
-        return None
+    """Returns a checkpoint's key as today's libraries write it, without the names of wrappers.
+
+    None stands for a tensor that no network here computes with.
+    """
+    key = _WRAPPERS.sub("", key)
     for old, new in _OLD_NAMES:
         key = re.sub(old, new, key)
-    return key
+    return None if _UNUSED.search(key) else key
 
 
 def to_torch(path: str, value: np.ndarray) -> np.ndarray:

@@ -22,17 +22,29 @@ class _Graph:
         try:
             import onnx
         except ModuleNotFoundError:
-            raise InputError(f"{file} is an ONNX file: install onnx to read it, or use a safetensors file") from None
+            raise InputError(
+                f"{file} is an ONNX file: install onnx to read it, or use a safetensors file"
+            ) from None
         try:
             model = onnx.load(file)
         except Exception as error:  # protobuf's own kind, of no module that is public
             raise InputError(f"{file}: damaged, or no ONNX file ({type(error).__name__})") from None
         self.file, self.name = file, model.graph.input[0].name if model.graph.input else ""
-        self.values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        self.values = {
+            tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
+        }
         self.users: dict[str, list[Any]] = {}
+        tensors = {
+            n for n, value in self.values.items() if value.dtype.kind == "f" and value.size > 1
+        }
+        self.unread = tensors & {name for node in model.graph.node for name in node.input}
+        self.sources: dict[str, str] = {}
         for node in model.graph.node:
-            if node.op_type == "Identity" and node.input[0] in self.values:  # equal tensors are stored once
+            if (
+                node.op_type == "Identity" and node.input[0] in self.values
+            ):  # equal tensors are stored once
                 self.values[node.output[0]] = self.values[node.input[0]]
+                self.sources[node.output[0]] = self.sources.get(node.input[0], node.input[0])
             for name in node.input:
                 self.users.setdefault(name, []).append(node)
 
@@ -49,25 +61,40 @@ class _Graph:
         for kind in kinds:
             if kind in found:
                 return found[kind]
-        raise InputError(f"{self.file.name} is no IResNet: {name!r} goes to {', '.join(found) or 'nothing'}, not to {kinds[0]}")
+        pooled = found.keys() & {"GlobalAveragePool", "ReduceMean"}
+        raise InputError(
+            f"{self.file.name} is no IResNet{' without squeeze-and-excitation' if pooled else ''}: "
+            f"{name!r} goes to {', '.join(found) or 'nothing'}, not to {kinds[0]}"
+        )
 
     def parameters(self, node: Any) -> list[np.ndarray]:
         """A node's tensors, in its order."""
-        return [self.values[name] for name in node.input if name in self.values]
+        names = [name for name in node.input if name in self.values]
+        self.unread -= {self.sources.get(name, name) for name in names}
+        return [self.values[name] for name in names]
+
+    def norm(self, name: str, node: Any) -> dict[str, np.ndarray]:
+        """A batch norm's tensors by torch's keys, its variance for the epsilon of ours."""
+        weight, bias, mean, variance = self.parameters(node)
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), _EPSILON)
+        return _norm(name, [weight, bias, mean, variance + np.float32(epsilon - _EPSILON)])
 
 
 def _norm(name: str, parameters: list[np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{name}.{key}": p for key, p in zip(("weight", "bias", "running_mean", "running_var"), parameters, strict=True)}
+    keys = ("weight", "bias", "running_mean", "running_var")
+    return {f"{name}.{key}": value for key, value in zip(keys, parameters, strict=True)}
 
 
-def _conv_norm(graph: _Graph, value: str, conv: str, norm: str, found: dict[str, np.ndarray]) -> str:
+def _conv_norm(
+    graph: _Graph, value: str, conv: str, norm: str, found: dict[str, np.ndarray]
+) -> str:
     """Notes a convolution and the batch norm behind it, folded or not; returns the name of what comes out."""
     node = graph.take(value, "Conv")
     weight, *bias = graph.parameters(node)
     found[f"{conv}.weight"] = weight
     if not bias:
         node = graph.take(node.output[0], "BatchNormalization")
-        found |= _norm(norm, graph.parameters(node))
+        found |= graph.norm(norm, node)
     else:
         one = np.ones(len(weight), np.float32)
         found |= _norm(norm, [one, bias[0], 0 * one, one - np.float32(_EPSILON)])
@@ -75,8 +102,25 @@ def _conv_norm(graph: _Graph, value: str, conv: str, norm: str, found: dict[str,
 
 
 def read_iresnet(file: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of an IResNet's ONNX file, by the keys of the PyTorch network. Raises InputError where it is another."""
-    graph, found = _Graph(file), {}
+    """Returns an IResNet's tensors from its ONNX file, by the keys of the PyTorch network.
+
+    Raises InputError if the file holds another network, or tensors besides.
+    """
+    graph = _Graph(file)
+    try:
+        found = _walk(graph)
+    except ValueError as error:  # a node with more or fewer tensors
+        raise InputError(f"{file.name} is no IResNet: a layer is another ({error})") from None
+    if graph.unread:
+        raise InputError(
+            f"{file.name} holds {len(graph.unread)} tensors more than an IResNet, such as "
+            f"{min(graph.unread)!r}"
+        )
+    return found
+
+
+def _walk(graph: _Graph) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
 
     def slope(value: str, name: str) -> str:
         node = graph.take(value, "PRelu")
@@ -92,14 +136,22 @@ def read_iresnet(file: pathlib.Path) -> dict[str, np.ndarray]:
         shortcut = "Conv" in graph.after(value)  # the first block of each stage has one
         stage, block = (stage + 1, 0) if shortcut else (stage, block + 1)
         prefix = f"layer{stage}.{block}"
-        found |= _norm(f"{prefix}.bn1", graph.parameters(norm))
+        found |= graph.norm(f"{prefix}.bn1", norm)
         inner = _conv_norm(graph, norm.output[0], f"{prefix}.conv1", f"{prefix}.bn2", found)
-        inner = _conv_norm(graph, slope(inner, f"{prefix}.prelu"), f"{prefix}.conv2", f"{prefix}.bn3", found)
+        inner = _conv_norm(
+            graph, slope(inner, f"{prefix}.prelu"), f"{prefix}.conv2", f"{prefix}.bn3", found
+        )
         if shortcut:
             _conv_norm(graph, value, f"{prefix}.downsample.0", f"{prefix}.downsample.1", found)
         value = graph.take(inner, "Add").output[0]
-    found |= _norm("bn2", graph.parameters(norm))
+    found |= graph.norm("bn2", norm)
     flat = graph.take(norm.output[0], "Flatten", "Reshape")
     linear = graph.take(flat.output[0], "Gemm")
     found["fc.weight"], found["fc.bias"] = graph.parameters(linear)
-    return found | _norm("features", graph.parameters(graph.take(linear.output[0], "BatchNormalization")))
+    last = graph.take(linear.output[0], "BatchNormalization")
+    found |= graph.norm("features", last)
+    if more := graph.after(last.output[0]):
+        raise InputError(
+            f"{graph.file.name} is no IResNet: its last batch norm goes to {', '.join(more)}"
+        )
+    return found

@@ -18,15 +18,24 @@ _FILES = {"text_encoder": ("model", "text_model."), "unet_lora": ("pytorch_lora_
 
 def tensors_of(params: Params) -> Iterator[tuple[str, np.ndarray]]:
     """Parameters by torch's keys, with its order of axes."""
-    return ((torch_key(path), to_torch(path, np.asarray(jax.device_get(value)))) for path, value in params.items())
+    return (
+        (torch_key(path), to_torch(path, np.asarray(jax.device_get(value))))
+        for path, value in params.items()
+    )
 
 
 def renamed(tensors: dict[str, Tensor]) -> Iterator[tuple[str, np.ndarray]]:
     """A file's tensors by today's keys, without buffers."""
-    return ((new, tensor.read()) for key, tensor in tensors.items() if (new := current_key(key)) is not None)
+    return (
+        (new, tensor.read())
+        for key, tensor in tensors.items()
+        if (new := current_key(key)) is not None
+    )
 
 
-def save(folder: pathlib.Path, part: str, tensors: Iterator[tuple[str, np.ndarray]], dtype: str) -> None:
+def save(
+    folder: pathlib.Path, part: str, tensors: Iterator[tuple[str, np.ndarray]], dtype: str
+) -> None:
     """Writes a part's weights under the name and keys that diffusers and transformers look for."""
     file, prefix = _FILES.get(part, ("diffusion_pytorch_model", ""))
     content = {prefix + key: np.ascontiguousarray(value, dtype) for key, value in tensors}

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from cranio_jax import pretrained
+from cranio_jax.errors import InputError
 from cranio_jax.models.arcface import EMBEDDERS
 from cranio_jax.models.functional import Network
-from cranio_jax.models.lpips import LPIPS
+from cranio_jax.models.lpips import LEAST_SIDES, LPIPS, MaxPool
 from cranio_jax.pretrained.names import from_torch, torch_key
 from tests.torch_iresnet import iresnet
 
@@ -94,15 +95,15 @@ def torch_trunk(name):
     return nn.Sequential(*layers), (1, 4, 7, 9, 11)
 
 
-@pytest.mark.parametrize("trunk", ["vgg", "alex"])
-def test_lpips_is_torchs(trunk):
+@pytest.mark.parametrize(("trunk", "size"), [("vgg", (67, 75)), ("vgg", (16, 19)), ("alex", (67, 75)), ("alex", (38, 31))])
+def test_lpips_is_torchs(trunk, size):
     torch.manual_seed(0)
     layers, taps = torch_trunk(trunk)
     network = Network(lambda rngs: LPIPS(trunk, rngs=rngs))
     rng, state = np.random.default_rng(0), {f"features.{k}": v.numpy() for k, v in layers.state_dict().items()}
     heads = {torch_key(p): rng.uniform(0, 1, (1, shape[2], 1, 1)).astype(np.float32) for p, shape in network.shapes().items() if "lin" in p}
     params = {path: from_torch(path, (state | heads)[torch_key(path)]) for path in network.shapes()}
-    a, b = (rng.uniform(-1, 1, (2, 67, 75, 3)).astype(np.float32) for _ in range(2))  # odd sides: pooling must cut alike
+    a, b = (rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32) for _ in range(2))  # odd sides: pooling must cut alike
 
     def describe(picture):
         shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
@@ -117,6 +118,29 @@ def test_lpips_is_torchs(trunk):
         parts = zip(describe(a), describe(b), sorted(heads), strict=True)
         wanted = sum((((x - y) ** 2) * torch.from_numpy(heads[key])).sum(1).mean((1, 2)) for x, y, key in parts).numpy()
     np.testing.assert_allclose(jax.jit(lambda p, a, b: network.bind(p)(a, b))(params, a, b), wanted, rtol=1e-4)
+
+
+def test_lpips_needs_as_much_as_torch():
+    """Beyond the least size there is a number; below it torch fails, where we would average nothing."""
+    for side in range(2, 9):
+        x = np.random.default_rng(0).standard_normal((1, side, side + 3, 2)).astype(np.float32)
+        wanted = nn.MaxPool2d(3, 2, ceil_mode=True)(torch.from_numpy(x).permute(0, 3, 1, 2))
+        got = MaxPool(3, ceil=True)(x)
+        np.testing.assert_array_equal(got, wanted.permute(0, 2, 3, 1))
+    for trunk, side in LEAST_SIDES.items():
+        network = Network(lambda rngs, trunk=trunk: LPIPS(trunk, rngs=rngs))
+        params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in network.shapes().items()}
+        picture = lambda side: jax.ShapeDtypeStruct((1, side, side + 9, 3), jnp.float32)
+        describe = lambda params, x: network.bind(params).describe(x)  # noqa: B023
+        assert all(np.prod(tap.shape) > 0 for tap in jax.eval_shape(describe, params, picture(side)))
+        words = f"trunk {trunk} needs pictures of at least {side} x {side} pixels, not {side - 1} x {side + 8}"
+        with pytest.raises(InputError, match=words):
+            jax.eval_shape(describe, params, picture(side - 1))
+    for trunk, pools in {"vgg": [nn.MaxPool2d(2)] * 4, "alex": [nn.Conv2d(1, 1, 11, 4, 2)] + [nn.MaxPool2d(3, 2)] * 2,
+                         "squeeze": [nn.Conv2d(1, 1, 3, 2)] + [nn.MaxPool2d(3, 2, ceil_mode=True)] * 3}.items():  # fmt: skip
+        nn.Sequential(*pools)(torch.zeros(1, 1, LEAST_SIDES[trunk], 40))
+        with pytest.raises(RuntimeError, match="too small"):
+            nn.Sequential(*pools)(torch.zeros(1, 1, LEAST_SIDES[trunk] - 1, 40))
 
 
 def test_iresnet_is_torchs():

@@ -34,7 +34,7 @@ def tokenizer(folder):
     words = [*letters, *(letter + "</w>" for letter in letters), "an", "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\na n\n")
-    return transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
+    return transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
 
 
 def write_pipeline(folder, family, control=True):
@@ -48,7 +48,7 @@ def write_pipeline(folder, family, control=True):
     end = words.eos_token_id
     text = transformers.CLIPTextConfig(
         vocab_size=len(words), hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=16, hidden_act=act, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end,
+        max_position_embeddings=77, hidden_act=act, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
     parts = dict(
         unet=randomise(diffusers.UNet2DConditionModel(**shared, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))),
@@ -99,7 +99,7 @@ def settings():
         c = common.get_config()
         c.pretrained.model = str(folder)
         c.data.settings.size = 16
-        c.prompt.update(tokenizer="pretrained", length=16)
+        c.prompt.update(tokenizer="pretrained", length=77)
         c.method.update(name="cranio_diff", trained=("controlnet",), codec="vae", prompt_dropout=0.0, loss_weight="none", min_snr_gamma=5.0)
         c.method.controlnet = dict(conditioning_embedding_out_channels=(4, 8))
         c.sampling.spacing = "leading"

@@ -32,27 +32,36 @@ def published(folder, state, name="weights.pth"):
     return folder / name
 
 
-@pytest.mark.parametrize("name", [kind.title for kind in kinds()])
+# One of each part; test_kinds.py has all.
+NAMES = ("the Inception of the FID", "mobilefacenet", "the trunk squeeze of LPIPS", "heads for vgg")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_each_kind_is_recognised(tmp_path, name):
-    state = state_of(name)
+    state, kind = state_of(name), next(kind for kind in kinds() if kind.title.endswith(name))
     # torchvision's files hold a classifier, others buffers that count batches.
-    more = {"classifier.6.bias": torch.zeros(1000)} if "trunk" in name else {"bn.num_batches_tracked": torch.tensor(3)}
-    file = published(tmp_path, state | more)
+    more = {key: torch.zeros(shape) for key, shape in kind.extras.items()}
+    file = published(tmp_path, state | more | {"bn.num_batches_tracked": torch.tensor(3)})
     said = convert(file, tmp_path / "out.safetensors")
-    assert f"weights.pth is {name}: {len(state)} tensors, SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()}" == said
+    # Random heads are not the published ones.
+    title = kind.title + " (not the published ones)" * (kind.part == "heads")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert said == f"weights.pth is {title}: {len(state)} tensors, SHA-256 {digest}"
     found = safetensors.numpy.load_file(tmp_path / "out.safetensors")
     assert found.keys() == state.keys()
     for key, value in state.items():
         np.testing.assert_array_equal(found[key], value.numpy())
     # What was written is recognised in turn.
-    assert name in convert(tmp_path / "out.safetensors", tmp_path / "again.safetensors")
+    assert title in convert(tmp_path / "out.safetensors", tmp_path / "again.safetensors")
 
 
 def test_the_command(tmp_path, capsys):
     file = published(tmp_path, state_of("trunk squeeze of LPIPS", torch.float16))
     main(["convert", str(file), str(tmp_path / "new" / "out.safetensors")])
     assert "weights.pth is the trunk squeeze of LPIPS" in capsys.readouterr().out
-    assert {v.dtype for v in safetensors.numpy.load_file(tmp_path / "new" / "out.safetensors").values()} == {np.dtype("float32")}
+    assert {
+        v.dtype for v in safetensors.numpy.load_file(tmp_path / "new" / "out.safetensors").values()
+    } == {np.dtype("float32")}
     with pytest.raises(SystemExit, match="nothing.pth: no such file"):
         main(["convert", str(tmp_path / "nothing.pth"), str(tmp_path / "other.safetensors")])
 
@@ -70,15 +79,24 @@ def test_a_name_with_a_hash_is_checked(tmp_path):
 def test_nothing_known(tmp_path):
     state = state_of("trunk alex of LPIPS")
     state["features.0.weight"] = torch.zeros(64, 3, 7, 7)
-    with pytest.raises(InputError, match="weights.pth holds 10 tensors, such as 'features.0.bias', of none that is known: the Inception"):
+    with pytest.raises(
+        InputError,
+        match=r"not the trunk alex of LPIPS: its tensor 'features.0.weight' is \(64, 3, 7, 7\)",
+    ):
         convert(published(tmp_path, state), tmp_path / "none.safetensors")
 
 
 def written(model, file, picture=None):
-    """A model as torch exports it: norms folded into the convolutions before them, tensors without names."""
+    """A model as torch exports it: norms folded into convolutions, tensors without names."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, (torch.zeros(1, 3, 112, 112) if picture is None else picture,), str(file), dynamo=False, opset_version=11)
+        torch.onnx.export(
+            model,
+            (torch.zeros(1, 3, 112, 112) if picture is None else picture,),
+            str(file),
+            dynamo=False,
+            opset_version=11,
+        )
     return file
 
 
@@ -93,13 +111,49 @@ def test_an_iresnet_from_onnx(tmp_path):
         wanted = model(torch.from_numpy(face).permute(0, 3, 1, 2)).numpy()
     for path in (file, out):
         embedder = open_embedder(path)
-        assert embedder.name == f"arcface/{path.stem}" and embedder.settings == {"network": "iresnet18"}
+        assert embedder.name == f"arcface/{path.stem}" and embedder.settings == {
+            "network": "iresnet18"
+        }
         network = embedder.network()
-        places = dict.fromkeys(network.shapes(), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+        places = dict.fromkeys(
+            network.shapes(), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        )
         with open_weights(path) as tensors:
             params = load(network.shapes(), tensors, places, path.name)
         got = jax.jit(lambda p, x: network.bind(p)(x))(params, face)  # noqa: B023
         assert np.linalg.norm(got - wanted) < 1e-4 * np.linalg.norm(wanted - wanted.mean(0))
+
+
+def test_an_onnx_file_that_holds_more_is_refused(tmp_path):
+    excited = iresnet((1, 1, 1, 1), excited=True, channels=16, side=16)
+    picture = torch.zeros(1, 3, 16, 16)
+    file = written(excited, tmp_path / "se.onnx", picture)
+    with pytest.raises(InputError, match="se.onnx is no IResNet without squeeze-and-excitation"):
+        convert(file, tmp_path / "none.safetensors")
+    plain = iresnet((1, 1, 1, 1), channels=16, side=16)
+    for more in (nn.Linear(512, 3), nn.ReLU()):
+        file = written(nn.Sequential(plain, more), tmp_path / "more.onnx", picture)
+        with pytest.raises(
+            InputError, match="more.onnx is no IResNet: its last batch norm goes to"
+        ):
+            convert(file, tmp_path / "none.safetensors")
+    file = written(plain, tmp_path / "small.onnx", picture)
+    with pytest.raises(InputError, match=r"small.onnx is an IResNet of \(1, 1, 1, 1\) blocks"):
+        convert(file, tmp_path / "none.safetensors")
+
+
+def test_the_epsilon_of_onnx_norms_is_kept(tmp_path):
+    model = iresnet((1, 1, 1, 1), channels=16, side=16)
+    plain = open_onnx(written(model, tmp_path / "plain.onnx", torch.zeros(1, 3, 16, 16)))
+    model.bn2.eps = 1e-3
+    other = open_onnx(written(model, tmp_path / "other.onnx", torch.zeros(1, 3, 16, 16)))
+    difference = other["bn2.running_var"] - plain["bn2.running_var"]
+    np.testing.assert_allclose(difference, 1e-3 - 1e-5, atol=1e-6)
+
+
+def open_onnx(file):
+    with open_weights(file) as tensors:
+        return {key: tensor.read() for key, tensor in tensors.items()}
 
 
 def test_another_onnx_is_refused(tmp_path):
@@ -111,12 +165,22 @@ def test_another_onnx_is_refused(tmp_path):
         convert(tmp_path / "damaged.onnx", tmp_path / "none.safetensors")
     # A name that promises a content.
     written(plain, tmp_path / "w600k_r50.onnx")
-    with pytest.raises(InputError, match="w600k_r50.onnx: the content's SHA-256 begins with .*, not as the name says"):
+    with pytest.raises(
+        InputError,
+        match="w600k_r50.onnx: the content's SHA-256 begins with .*, not as the name says",
+    ):
         convert(tmp_path / "w600k_r50.onnx", tmp_path / "none.safetensors")
 
 
 def test_heads_of_all_trunks_in_one_file(tmp_path):
-    state = {f"{name}.{key}": value for name in ("vgg", "alex", "squeeze") for key, value in state_of(f"heads for {name}").items()}
+    state = {
+        f"{name}.{key}": value
+        for name in ("vgg", "alex", "squeeze")
+        for key, value in state_of(f"heads for {name}").items()
+    }
     said = convert(published(tmp_path, state), tmp_path / "out.safetensors")
-    assert "LPIPS's heads for vgg and LPIPS's heads for alex and LPIPS's heads for squeeze: 17 tensors" in said
+    titles = (
+        f"LPIPS's heads for {name} (not the published ones)" for name in ("vgg", "alex", "squeeze")
+    )
+    assert f"{' and '.join(titles)}: 17 tensors" in said
     assert safetensors.numpy.load_file(tmp_path / "out.safetensors").keys() == state.keys()

@@ -1,6 +1,9 @@
 """Out again: what diffusers makes of an exported folder."""
 
 import functools
+import inspect
+import json
+import shutil
 
 import diffusers
 import jax
@@ -9,25 +12,42 @@ import pytest
 import safetensors.numpy
 import torch
 
-from cranio_jax import sharding, train
+from cranio_jax import diffusion, sharding, train
 from cranio_jax.errors import InputError
 from cranio_jax.export import export
 from cranio_jax.methods import make_method
 from cranio_jax.pretrained.names import torch_key, torch_shape
+from cranio_jax.prompts import make_tokenizer
 
 
 @pytest.fixture(scope="module")
-def trained(pipelines, records, tmp_path_factory):
-    """`(config, workdir, state)` after two steps."""
+def published(pipelines, tmp_path_factory):
+    """A folder with PNDM, the class of Stable Diffusion 1.5, which knows no zero terminal SNR."""
+    folder = tmp_path_factory.mktemp("published") / "sd-2.1-v"
+    shutil.copytree(pipelines("2.1-v")[0], folder)
+    betas = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler = diffusers.PNDMScheduler(**betas, skip_prk_steps=True, steps_offset=1)
+    scheduler.save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "PNDMScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(published, records, tmp_path_factory):
+    """`(config, workdir, state)` after two steps, with a schedule of zero terminal SNR."""
     from configs import common, demo
 
     c = demo.get_config("smoke")
     c.data.data_dir = str(records)
     c.data.settings.size = 32
-    c.pretrained.model = str(pipelines("2.1-v")[0])
-    c.prompt.update(tokenizer="pretrained", length=16)
+    c.pretrained.model = str(published)
+    c.prompt.update(tokenizer="pretrained", length=77)
     c.method = common.get_config().method
     c.method.update(name="cranio_diff", trained=("controlnet",), codec="vae", prompt_dropout=0.1, loss_weight="none", min_snr_gamma=5.0)
+    c.method.scheduler = dict(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    c.sampling.update(num_steps=5, clip=0.0, guidance_scale=3.0)
     c.train.update(num_steps=2, checkpoint_every=0, learning_rate=1e-3, warmup_steps=0, schedule="constant")
     workdir = tmp_path_factory.mktemp("trained")
     return c, workdir, train.train(c, workdir)
@@ -82,6 +102,51 @@ def test_whole_pipeline_and_card(trained, exported, pipelines):
         export(config, workdir)
 
 
+def test_diffusers_samples_as_here(trained, exported):
+    """Schedule, spacing and ends are followed, and not only written."""
+    config, _, state = trained
+    folder = exported("ema")
+    pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline.scheduler) is diffusers.DDIMScheduler
+    assert pipeline.scheduler.alphas_cumprod[-1] == 0
+    method = make_method(config)
+    frozen = jax.jit(method.init)(jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False))[1]
+    xray = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 1), dtype=np.uint8)
+    key, ids = jax.random.key(3), np.array([7], np.uint32)
+    batch = {"xray": xray, "id_hash": ids, "prompt_ids": make_tokenizer(config)(["a man"])}
+    ours = jax.jit(method.generate)(jax.device_get(state["ema"]), frozen, batch, key)
+
+    noise = jax.random.normal(jax.random.fold_in(key, 7), (16, 16, 4))
+    with torch.no_grad():
+        theirs = pipeline(
+            ["a man"],
+            torch.from_numpy(np.repeat(xray, 3, -1).transpose(0, 3, 1, 2) / 255.0).float(),
+            latents=torch.from_numpy(np.array(noise).transpose(2, 0, 1)[None]),
+            num_inference_steps=5,
+            guidance_scale=3.0,
+            output_type="np",
+        ).images
+    np.testing.assert_allclose(np.asarray(ours) / 2 + 0.5, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("sampler", diffusion.SAMPLERS)
+def test_each_sampler_has_its_class(trained, sampler, spacing):
+    config = trained[0].copy_and_resolve_references()
+    config.sampling.update(sampler=sampler, spacing=spacing)
+    method = make_method(config)
+    settings = method.scheduler_config
+    name = settings["_class_name"]
+    scheduler = getattr(diffusers, name).from_config(settings)
+    assert type(scheduler).__name__ == name
+    known = inspect.signature(type(scheduler).__init__).parameters
+    assert settings.keys() - {"_class_name"} <= known.keys()  # none is ignored
+    np.testing.assert_allclose(scheduler.alphas_cumprod, method.schedule.alphas_cumprod, atol=1e-6)
+    scheduler.set_timesteps(5)
+    np.testing.assert_array_equal(scheduler.timesteps, method.table.timesteps)
+
+
 def test_half_precision(trained):
     config, workdir, state = trained
     config.export.update(weights="ema", dtype="float16")
@@ -98,7 +163,7 @@ def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
     c.data.settings.size = 32
     folder, reference = pipelines("1.5")
     c.pretrained.model = str(folder)
-    c.prompt.update(tokenizer="pretrained", length=16)
+    c.prompt.update(tokenizer="pretrained", length=77)
     c.method = common.get_config().method
     c.method.update(name="cranio_diff", trained=("controlnet", "unet_lora"), codec="vae", loss_weight="none", min_snr_gamma=5.0)
     c.method.update(prompt_dropout=0.0, lora_rank=3)

@@ -54,7 +54,7 @@ def test_fifty_steps_with_guidance(pipelines, settings, family):
 def test_recipes_fit_a_published_folder(pipelines, recipe, trained, files, tmp_path):
     config = importlib.import_module(f"configs.{recipe}").get_config()
     config.pretrained.model = str(pipelines()[0])
-    config.prompt.length = 16  # of the small text encoder
+    config.prompt.length = 77
     config.method.controlnet = dict(conditioning_embedding_out_channels=(4, 8))
     with pytest.raises(InputError, match=r"method.losses.\w+_file is empty"):
         make_method(config)
@@ -106,7 +106,7 @@ def test_results_name_the_weights(pipelines, settings):
 def test_tokens_are_the_checkpoints(pipelines, settings):
     folder, reference = pipelines()
     text = ["Portrait of an old man, 65 years", ""]
-    wanted = reference.tokenizer(text, padding="max_length", max_length=16, truncation=True).input_ids
+    wanted = reference.tokenizer(text, padding="max_length", max_length=77, truncation=True).input_ids
     np.testing.assert_array_equal(make_tokenizer(settings(folder))(text), wanted)
 
 
@@ -118,7 +118,7 @@ def test_gradients_of_the_controlnet(pipelines, settings, family):
     batch = {
         "xray": rng.integers(0, 256, (2, 16, 16, 1), dtype=np.uint8),
         "face": rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8),
-        "prompt_ids": rng.integers(0, 190, (2, 16), dtype=np.int32),
+        "prompt_ids": rng.integers(0, 190, (2, 77), dtype=np.int32),
     }
     draws = {
         "timesteps": np.array([100, 700]),
