@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib
+import os
 import pathlib
 import re
 import zlib
@@ -15,8 +16,10 @@ import grain
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from jaxtyping import Float
 
+from cranio_jax import buckets, cluster, mirror
 from cranio_jax.errors import InputError
 from cranio_jax.prompts import make_prompt, make_tokenizer
 
@@ -35,7 +38,15 @@ Prepare = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 def open_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     """The TFDS builder that `config.builder` names, with its settings. Raises InputError where one is wrong."""
     module, builder_config = _configured(config)
-    return module.Builder(config=builder_config, data_dir=config.data_dir or None)
+    folder = _named_folder(config)
+    if buckets.is_remote(folder):
+        folder = str(mirror.local_root(folder, config.cache_dir))
+    return module.Builder(config=builder_config, data_dir=folder or None)
+
+
+def _named_folder(config: ml_collections.ConfigDict) -> str:
+    """Returns the folder of all records, on a disk or in a bucket; empty for TFDS's own."""
+    return config.data_dir or os.environ.get("TFDS_DATA_DIR", "")
 
 
 def records_name(config: ml_collections.ConfigDict) -> str:
@@ -61,29 +72,92 @@ def _configured(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
 
 
 def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
-    """As `open_builder`, with its records, which are built if need be.
+    """Returns `open_builder` with its records, which are built if need be.
 
-    Raises InputError where the folder holds records built with other settings.
+    Records in a bucket are copied to a local disk once, and built there if the bucket has none;
+    all processes call this. Raises InputError where the folder holds records built with other
+    settings.
     """
+    where = open_builder(config).data_path
+    if buckets.is_remote(_named_folder(config)):
+        where = _mirrored(config)
+    elif not open_builder(config).is_prepared():
+        with _alone(str(where)):
+            _build(config)
     builder = open_builder(config)
-    if not builder.is_prepared():
-        why = None
-        try:
-            with _alone(str(builder.data_path)):
-                open_builder(config).download_and_prepare(file_format="array_record")
-        except (OSError, RuntimeError) as error:
-            if not (why := _unwritable(error)):
-                raise
-        if why:  # out of the handler, which keeps the progress line open
-            raise InputError(f"{builder.data_path}: the records can't be written ({why})")
-        builder = open_builder(config)
     built = dict(builder.info.metadata or {})
     for name, value in builder_settings(config).items():
         if name in built and built[name] != value:
             raise InputError(
-                f"{builder.data_dir} was built with {name}={built[name]!r}, not {value!r}; remove it or set data.data_dir to another folder"
+                f"{where} was built with {name}={built[name]!r}, not {value!r}; remove it or set data.data_dir to another folder"
             )
     return builder
+
+
+def _build(config: ml_collections.ConfigDict) -> None:
+    """Builds records on a local disk, unless they are there. Raises InputError if it is full."""
+    builder, why = open_builder(config), None
+    try:
+        builder.download_and_prepare(file_format="array_record")
+    except (OSError, RuntimeError) as error:
+        if not (why := _unwritable(error)):
+            raise
+    if why:  # out of the handler, which keeps the progress line open
+        raise InputError(f"{builder.data_path}: the records can't be written ({why})")
+
+
+def _mirrored(config: ml_collections.ConfigDict) -> pathlib.PurePath:
+    """Makes the local copy of records equal to the bucket's; returns the folder in the bucket.
+
+    The first of all processes builds what is missing there. The others of its machine wait for it,
+    and those of other machines copy what it has completed.
+    """
+    name = _named_folder(config)
+    local = pathlib.Path(str(open_builder(config).data_path))
+    root = mirror.local_root(name, config.cache_dir)
+    remote = buckets.open_folder(name, "data.data_dir") / local.relative_to(root).as_posix()
+    both = mirror.Mirror(remote, local)
+    if not cluster.is_first():
+        both.wait()
+    try:
+        lock = _alone(str(local))
+    except OSError as error:
+        raise InputError(f"data.cache_dir: {root} can't be written ({error.strerror}). Set it to another folder.") from None
+    with lock:
+        if mirror.MARKER in both.listing():
+            both.fetch(lambda: _check_files(config, remote))
+        else:
+            both.forget()
+            _build(config)
+            both.publish()
+    return remote
+
+
+def _check_files(config: ml_collections.ConfigDict, remote: pathlib.PurePath) -> None:
+    """Raises InputError where a file does not hold the records that its data set has in it."""
+    builder = open_builder(config)
+    for split in builder.info.splits.values():
+        for name, count in zip(sorted(split.filenames), split.shard_lengths, strict=True):
+            held = _record_count(builder.data_path / name)
+            if held != count:
+                what = "is damaged" if held is None else f"holds {held} records"
+                if not (builder.data_path / name).exists():
+                    what = "is missing"
+                raise InputError(
+                    f"{remote / name}: {what}; {mirror.MARKER} counts {count} records in it. "
+                    f"Remove {remote} to build them again."
+                )
+
+
+def _record_count(path: pathlib.Path) -> int | None:
+    """Returns how many records a file holds; None if it is missing or damaged."""
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+        count = reader.num_records()
+        reader.close()  # raises what was wrong at the start
+        return count
+    except (OSError, RuntimeError, ValueError):
+        return None
 
 
 def _unwritable(error: OSError | RuntimeError) -> str | None:
@@ -95,9 +169,7 @@ def _unwritable(error: OSError | RuntimeError) -> str | None:
 
 
 def _alone(path: str) -> contextlib.AbstractContextManager:
-    """Runs on one machine that start together write records once; a bucket knows no locks."""
-    if "://" in path:
-        return contextlib.nullcontext()
+    """Runs on one machine that start together write records once."""
     folder = pathlib.Path(path).parent
     folder.parent.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -316,17 +388,42 @@ def to_device_fields(example: dict[str, Any]) -> dict[str, np.ndarray]:
     return {name: example[name] for name in (*DEVICE_FIELDS, *EVALUATION_FIELDS) if name in example}
 
 
-def training_batches(
-    examples: Examples, batch_size: int, seed: int, prepare: Prepare, rows: Sequence[int] | None = None
-) -> grain.DatasetIterator:
-    """Endless shuffled batches, or of each the `rows` that are this process's, whose position can be saved.
+class TrainingBatches(Iterator[dict[str, np.ndarray]]):
+    """Endless shuffled batches, or of each the `rows` that are this process's.
 
-    Which examples a step sees, and how they are augmented, depends on the seed and the step alone: any number of processes
-    may go on.
+    The order of the examples, and how each is augmented, depends on the seed alone. So any number
+    of processes may go on from a position, and with batches of another size.
     """
-    dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
-    dataset = dataset.random_map(lambda example, rng: to_device_fields(prepare(example, rng)))
-    return iter(_of_each_batch(dataset, batch_size, rows).to_iter_dataset(READING))
+
+    def __init__(
+        self,
+        examples: Sequence[dict[str, Any]],
+        batch_size: int,
+        seed: int,
+        prepare: Prepare,
+        rows: Sequence[int] | None = None,
+        position: dict[str, int] | None = None,
+    ):
+        """Starts at `position`, from `get_state`, or at the first example."""
+        position = position or {}
+        # Checkpoints of version 0.1 count batches.
+        self._start = position.get("examples", position.get("next_index", 0) * batch_size)
+        self._batch_size = batch_size
+
+        def prepared(example, rng):
+            return to_device_fields(prepare(example, rng))
+
+        dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+        dataset = dataset.random_map(prepared)[self._start :]
+        self._batches = iter(_of_each_batch(dataset, batch_size, rows).to_iter_dataset(READING))
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, int]:
+        """Returns the position: how many examples all processes have seen, as JSON."""
+        batches = self._batches.get_state()["next_index"]
+        return {"examples": self._start + batches * self._batch_size}
 
 
 def ordered_batches(

@@ -1,26 +1,41 @@
 """python -m cranio_jax.main --config=configs/demo.py --workdir=DIR: flags, configuration, which job."""
 
+import ast
 import pathlib
+import re
 import sys
 import traceback
+from typing import Any
 
 import jax
+import ml_collections
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import config_flags
 
-from cranio_jax import cluster, evaluate, export, inspect, reconstruct, report, status, tables, train
+from cranio_jax import buckets, checks, cluster, evaluate, export, inspect, reconstruct, report, status, tables, train
 from cranio_jax.errors import InputError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 JOBS = ("train_and_evaluate", "train", "evaluate", "reconstruct", "report", "status", "export", "inspect")
+# Blocks whose fields are the user's to add, with what a field holds: text, a number, or anything.
+OPEN: dict[str, type] = {"method.files": str, "method.learning_rates": float}
+OPEN |= dict.fromkeys(("method.scheduler", "method.unet", "method.controlnet"), object)
+OPEN |= dict.fromkeys(("method.vae", "method.text_encoder"), object)
+_OVERRIDE = re.compile(r"--?(no)?config\.(.+)\.(\w+)")
+# What is parsed: ml_collections looks for overrides here, and otherwise in sys.argv.
+_ARGUMENTS: list[str] = []
 TOGETHER = ("train_and_evaluate", "train", "evaluate")  # by all processes; the others by one, beside a training perhaps
 # What ends in a sentence.
 EXPECTED = (InputError, train.NonFiniteLossError, cluster.Preempted)
 # Of errors of collectives and of the coordinator, when a process is gone.
 _OF_OTHERS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL", "closed by peer", "heartbeat")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: a file of configs/, with :variant if it has some.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Experiment: a file of configs/, with :variant if it has some.",
+    sys_argv=_ARGUMENTS,
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, results and the page.")
 
 
@@ -38,10 +53,82 @@ def find_config(arguments: list[str]) -> list[str]:
     return found
 
 
+def take_open(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes from the arguments what sets a field of one of OPEN.
+
+    ml_collections sets only fields that a configuration has already, and these blocks may lack it.
+
+    Returns:
+      The other arguments, and the values by dotted name. As with absl's flags, a value may be an
+      argument of its own, and a field that is true or false may go without.
+
+    Raises:
+      InputError: a field that holds text or a number has no value.
+    """
+    rest: list[str] = []
+    taken: dict[str, str] = {}
+    waiting = arguments[::-1]
+    while waiting:
+        argument = waiting.pop()
+        flag, equals, value = argument.partition("=")
+        no, block, leaf = parts.groups() if (parts := _OVERRIDE.fullmatch(flag)) else ("", "", "")
+        kind = OPEN.get(block)
+        if kind is None or (no and kind is not object):
+            rest.append(argument)
+            continue
+        if not equals and not no and waiting and not re.match("--?[a-z]", waiting[-1]):
+            value = waiting.pop()
+        elif not equals and kind is object:
+            value = str(not no)
+        elif not equals:
+            raise InputError(f"{flag}: it has no value. Write {flag}=VALUE.")
+        taken[f"{block}.{leaf}"] = value
+    return rest, taken
+
+
+def set_open(config: ml_collections.ConfigDict, taken: dict[str, str]) -> None:
+    """Sets fields from `take_open`.
+
+    Raises InputError if the configuration has no such block, or a field is of another type.
+    """
+    for name, text in taken.items():
+        block, _, leaf = name.rpartition(".")
+        fields = config.method.get(block.removeprefix("method."))
+        if not isinstance(fields, ml_collections.ConfigDict):
+            method = config.method.get("name", config.name)
+            raise InputError(f"--config.{name}: {method} has no {block}. Take it out.")
+        present = fields.get(leaf)
+        try:
+            with config.unlocked():
+                fields[leaf] = _read(text, OPEN[block], present)
+        except (TypeError, ValueError):
+            like = "a number, such as 1e-5" if OPEN[block] is float else f"one like {present!r}"
+            raise InputError(f"--config.{name}={text}: wrong type of value. Use {like}.") from None
+
+
+def _read(text: str, kind: type, present: Any) -> Any:
+    """Reads a flag's value: text, a number, or one of Python's literals and else text.
+
+    Raises ValueError if it is not the number that it should be.
+    """
+    if kind is str or isinstance(present, str):
+        return text
+    if kind is float:
+        return float(text)
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return tuple(value) if isinstance(value, list) else value
+
+
 def run(config, workdir: pathlib.Path) -> None:
     """Does `config.job`."""
     if config.job not in JOBS:
         raise InputError(f"job={config.job!r} is not one of {', '.join(JOBS)}")
+    checks.check(config)
     if config.job in ("train_and_evaluate", "train"):
         train.train(config, workdir)
     if config.job in ("train_and_evaluate", "evaluate"):
@@ -67,8 +154,7 @@ def run(config, workdir: pathlib.Path) -> None:
 def main(_) -> None:
     """Runs the job that the flags ask for."""
     logging.set_verbosity(logging.FATAL)  # Orbax and TFDS tell pages; a progress line is enough, and what fails is raised too
-    name = _WORKDIR.value
-    workdir = epath.Path(name) if "://" in name else pathlib.Path(name).expanduser()
+    workdir = buckets.open_folder(_WORKDIR.value, "--workdir")
     if jax.config.jax_compilation_cache_dir is None:
         # A second start then compiles little. JAX keeps what took a second, and small programs are many.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
@@ -76,7 +162,8 @@ def main(_) -> None:
     if _CONFIG.value.job in TOGETHER:
         cluster.join()
     try:
-        run(_CONFIG.value, workdir)
+        with buckets.sentences(f"--workdir={workdir}"):
+            run(_CONFIG.value, workdir)
     except Exception as error:
         if not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
@@ -86,8 +173,12 @@ def main(_) -> None:
 def parse(arguments: list[str]) -> list[str]:
     """Parses the flags; ml_collections' words on a misspelt or mistyped override become the error."""
     try:
-        return flags.FLAGS(find_config(arguments))
-    except (AttributeError, KeyError, TypeError) as error:
+        _ARGUMENTS[:], taken = take_open(find_config(arguments))
+        rest = flags.FLAGS(_ARGUMENTS)
+        if _CONFIG.value is not None:
+            set_open(_CONFIG.value, taken)
+        return rest
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise InputError("--config: " + " ".join(str(error.args[0]).split())) from None
     except flags.Error as error:  # a flag that is none, one that is missing, an override that comes before --config
         raise InputError(" ".join(str(error).split())) from None

@@ -10,6 +10,8 @@ import optax
 
 from cranio_jax.errors import InputError
 
+SCHEDULES = ("constant", "cosine", "linear")
+
 
 def make_optimizer(t: ml_collections.ConfigDict, rates: Mapping[str, float]) -> optax.GradientTransformation:
     """AdamW as `config.train` sets it: rate 'constant', 'cosine' or 'linear' after linear warm-up.
@@ -28,7 +30,7 @@ def make_optimizer(t: ml_collections.ConfigDict, rates: Mapping[str, float]) -> 
         falling = optax.linear_schedule(t.learning_rate, 0.0, max(t.num_steps - half, 1), half - t.warmup_steps)
         rate = optax.join_schedules([optax.linear_schedule(0.0, t.learning_rate, max(t.warmup_steps, 1)), falling], [t.warmup_steps])
     else:
-        raise InputError(f"train.schedule={t.schedule!r} is not 'constant', 'cosine' or 'linear'")
+        raise InputError(f"train.schedule={t.schedule!r} is not one of {', '.join(SCHEDULES)}")
     clip = optax.clip_by_global_norm(t.clip_norm) if t.clip_norm else optax.identity()
     factors = {name: own / t.learning_rate for name, own in rates.items()}
     times = lambda part, factor: jax.tree.map(lambda u: factor * u, part)

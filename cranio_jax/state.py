@@ -5,11 +5,11 @@ import pathlib
 import jax
 import ml_collections
 
-from cranio_jax import sharding
+from cranio_jax import initial, sharding
 from cranio_jax.checkpoint import Checkpoints
 from cranio_jax.errors import InputError
 from cranio_jax.methods import Method, make_method
-from cranio_jax.workdir import check
+from cranio_jax.workdir import check, read_identity
 
 
 def shardings_of(method: Method, mesh: jax.sharding.Mesh):
@@ -18,15 +18,29 @@ def shardings_of(method: Method, mesh: jax.sharding.Mesh):
     return shapes, sharding.state_sharding(shapes, mesh)
 
 
-def restore_or_init(method: Method, mesh: jax.sharding.Mesh, seed: int, checkpoints: Checkpoints):
-    """`(state, frozen, step, position)`: from our newest checkpoint, else from published weights, else from scratch.
+def restore_or_init(
+    method: Method,
+    mesh: jax.sharding.Mesh,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    checkpoints: Checkpoints,
+):
+    """Returns `(state, frozen, step, position)`.
 
-    `position` is that of the batches, None at the start.
+    The state is that of our newest checkpoint, else it begins with another run's weights
+    (`train.init_from`), published ones or fresh ones. `position` is that of the batches, None at
+    the start.
     """
     shapes, shardings = shardings_of(method, mesh)
     fresh = checkpoints.latest is None
     loaded = method.load(mesh, frozen_only=not fresh)
-    key = sharding.random_key(seed, mesh)
+    if config.train.init_from:
+        began = read_identity(workdir)["weights"][initial.FIELD]
+        others = initial.load(config.train.init_from, began, shapes, shardings, not fresh)
+        for name, params in others.items():
+            network = name.removesuffix("_lora")
+            loaded[network] = loaded.get(network, {}) | params
+    key = sharding.random_key(config.seed, mesh)
     # Run once: on a CPU the same numbers, compiled in half the time, which a small network's start is mostly spent on.
     quickly = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
     compiled = lambda f, placed: jax.jit(f, out_shardings=placed, donate_argnums=1, compiler_options=quickly)
@@ -41,10 +55,10 @@ def restore(config: ml_collections.ConfigDict, workdir: pathlib.Path):
     """`(method, mesh, state, frozen, step)` of the newest checkpoint. Raises InputError where there is none."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     method = make_method(config)
-    check(workdir, config)
+    check(workdir, config, method)
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} holds no checkpoint; run job=train first, or name another --workdir")
     with Checkpoints(workdir / "checkpoints", config.train.keep, config.train.keep_period) as checkpoints:
         if checkpoints.latest is None:
             raise InputError(f"{workdir / 'checkpoints'} holds no complete checkpoint; run job=train first")
-        return method, mesh, *restore_or_init(method, mesh, config.seed, checkpoints)[:3]
+        return method, mesh, *restore_or_init(method, mesh, config, workdir, checkpoints)[:3]

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from cranio_jax import cluster, data, encoded, sharding
+from cranio_jax import buckets, checks, cluster, data, encoded, evaluate, sharding
 from cranio_jax.checkpoint import Checkpoints
 from cranio_jax.errors import InputError
 from cranio_jax.methods import Method, make_method
@@ -19,6 +19,9 @@ from cranio_jax.status import running
 from cranio_jax.validation import Validation
 from cranio_jax.workdir import claim
 from cranio_jax.writers import Writer
+
+# XLA's CPU compiler would merge what a step with `train.remat` computes twice, and keep it in memory.
+KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 class NonFiniteLossError(RuntimeError):
@@ -33,12 +36,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     """
     t = config.train
     # Check what can be checked before anything is built or written.
+    checks.check(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch(t.batch_size, mesh, "train.batch_size")
-    if t.accumulate < 1 or (t.batch_size // mesh.size) % t.accumulate:
-        raise InputError(f"train.accumulate={t.accumulate} does not divide the {t.batch_size // mesh.size} examples of each device")
     method = make_method(config)
-    claim(workdir, config)
+    claim(workdir, config, method)
     last = min(t.num_steps, t.stop_at or t.num_steps)
     with running(config, workdir):
         state, done = _train(config, workdir, method, mesh, last)
@@ -49,12 +50,18 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
 
 def _train(config, workdir, method, mesh, last):
     t, builder = config.train, data.make_builder(config.data)
+    if config.job == "train_and_evaluate":
+        evaluate.check(config, builder)
     with Checkpoints(workdir / "checkpoints", t.keep, t.keep_period, clean=True) as checkpoints:
-        state, frozen, first, position = restore_or_init(method, mesh, config.seed, checkpoints)
+        state, frozen, first, position = restore_or_init(method, mesh, config, workdir, checkpoints)
+        if first > last:
+            raise InputError(
+                f"train.num_steps={t.num_steps}: {first} steps are done. Set it (and train.stop_at) to more, or use job=evaluate."
+            )
         examples, prepare = encoded.training_examples(config, method, mesh, frozen, builder)
-        batches = data.training_batches(examples, t.batch_size, config.seed, prepare, sharding.local_rows(t.batch_size, mesh))
+        rows = sharding.local_rows(t.batch_size, mesh)
+        batches = data.TrainingBatches(examples, t.batch_size, config.seed, prepare, rows, position)
         if position is not None:
-            batches.set_state(position)
             cluster.say(f"going on from step {first}")
         step_fn = jit_step(method, mesh)
         validate = Validation(config, mesh, builder) if config.validation.every else None
@@ -66,11 +73,13 @@ def _train(config, workdir, method, mesh, last):
 def jit_step(method: Method, mesh: jax.sharding.Mesh):
     """The jitted step `(state, frozen, batch, key) -> (state, metrics)`."""
     state, frozen = shardings_of(method, mesh)[1]
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(
         method.train_step,
         in_shardings=(state, frozen, sharding.batch_sharding(mesh), sharding.replicated(mesh)),
         out_shardings=(state, sharding.replicated(mesh)),
         donate_argnums=0,
+        compiler_options=KEEP_BARRIERS if method.remat and on_cpu else None,
     )
 
 
@@ -87,29 +96,29 @@ class Trace:
     """A profiler's trace of `count` steps, once the first ten have passed; TensorBoard shows it."""
 
     def __init__(self, folder: pathlib.Path, first: int, count: int):
-        self._folder, self._steps, self._open = folder, range(first + 10, first + 10 + count), False
+        self._folder, self._steps = folder, range(first + 10, first + 10 + count)
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "Trace":
         return self
 
     def __exit__(self, *exc) -> None:
-        self._stop()
+        self._open.close()
 
     def after(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Begins or ends the trace, when it is time."""
         if self._steps and step in (self._steps.start, self._steps.stop):
             jax.block_until_ready(metrics)
             if step == self._steps.start:
-                jax.profiler.start_trace(str(self._folder))
-                self._open = True
+                local = self._open.enter_context(buckets.local_folder(self._folder))
+                jax.profiler.start_trace(str(local))
+                self._open.callback(self._stop)
             else:
-                self._stop()
+                self._open.close()
 
     def _stop(self) -> None:
-        if self._open:
-            jax.profiler.stop_trace()
-            self._open = False
-            cluster.say(f"a trace of {len(self._steps)} steps: tensorboard --logdir={self._folder}")
+        jax.profiler.stop_trace()
+        cluster.say(f"a trace of {len(self._steps)} steps: tensorboard --logdir={self._folder}")
 
 
 def loop(config, workdir, mesh, step_fn, validate, state, frozen, batches, first, last, checkpoints):

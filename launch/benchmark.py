@@ -3,14 +3,26 @@
 python launch/benchmark.py --sizes=512 --batches=1,8,16 --dtype=bfloat16 [--against=torch] [--trace=DIR]
 python launch/benchmark.py --sizes=256 --batches=1 --dtype=float32 --against=torch --cases=controlnet   # two cores
 
-Each line is measured in a process of its own, so that its peak memory is its own; `--against=torch` does the same work
-with diffusers and torch right after it (test extra). A step is one update with AdamW and the average; latents and
-prompts are those of the cache. TFLOP are counted by launch/flops.py. Cases: controlnet (U-Net frozen), both (U-Net
-trained too), losses (controlnet with the decoded LPIPS and identity terms), loop (the controlnet step as training runs it: read,
-placed, checked, logged, and saved every so often; its speed is relative to the step's own), sample (DDIM with guidance, decoded), load;
-batches and batches-cached (what the host has ready for a step from records, all decoded and augmented, or with latents
-from the cache); and an evaluation's feature networks, in float32: inception (torch-fidelity's against ours), lpips-vgg, -alex and -squeeze
-(pairs), iresnet50, mobilefacenet.
+Each line is measured in a process of its own, so that its peak memory is its own; `--against=torch`
+does the same work with diffusers and torch right after it (test extra). A step is one update with
+AdamW and the average; latents and prompts are those of the cache. TFLOP are counted by
+launch/flops.py. Cases:
+
+  controlnet   the U-Net is frozen
+  both         the U-Net is trained too
+  losses       controlnet with the decoded LPIPS and identity terms
+  controlnet-remat, both-remat, losses-remat
+               the same with train.remat; diffusers' with gradient checkpointing. TFLOP are those of
+               the step without, and so is what MFU says
+  loop         the controlnet step as training runs it: read, placed, checked, logged, and saved
+               every so often; its speed is relative to the step's own
+  sample       DDIM with guidance, decoded
+  load         published files onto the device
+  batches, batches-cached
+               what the host has ready for a step from records, all decoded and augmented, or with
+               latents from the cache
+  inception, lpips-vgg, lpips-alex, lpips-squeeze, iresnet50, mobilefacenet
+               an evaluation's feature networks, in float32; LPIPS counts pairs
 """
 
 import argparse
@@ -30,12 +42,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import benchmark_metrics
 
-CASES = ("controlnet", "both", "losses", "loop", "sample", "load", "batches", "batches-cached", *benchmark_metrics.CASES)
+REMAT = "-remat"
+STEPS = ("controlnet", "both", "losses")
+CASES = (*STEPS, *(case + REMAT for case in STEPS), "loop", "sample", "load", "batches", "batches-cached", *benchmark_metrics.CASES)
 # Cases that torch is not asked to repeat.
-OURS_ALONE = ("losses", "loop", "batches", "batches-cached", "iresnet50", "mobilefacenet")
+OURS_ALONE = ("losses", "losses-remat", "loop", "batches", "batches-cached", "iresnet50", "mobilefacenet")
 # Dense bfloat16 TFLOP/s by the makers' data sheets, by a word of the device's name.
 PEAKS = {"H200": 989, "H100": 989, "A100": 312, "TPU v6": 918, "TPU v5p": 459, "TPU v5 lite": 197, "TPU v4": 275}
-COLUMNS = "{case:14s}{size:>6}{batch:>6}  {engine:7s}{ms:>10}{rate:>10}{tflop:>9}{mfu:>7}{memory:>9}{compiling:>9}{ratio:>8}"
+COLUMNS = "{case:18s}{size:>6}{batch:>6}  {engine:7s}{ms:>10}{rate:>10}{tflop:>9}{mfu:>7}{memory:>9}{compiling:>9}{ratio:>8}"
 HEADS = dict(case="case", size="px", batch="batch", engine="", ms="ms", rate="images/s", tflop="TFLOP/im", mfu="MFU", memory="peak GB")
 HEADS |= dict(compiling="start s", ratio="speed")
 
@@ -91,7 +105,7 @@ def child(task: dict) -> dict:
 def row(line: dict, ours: dict) -> str:
     """A line of the table; `ours` is what its speed is relative to."""
     if "error" in line:
-        return f"{line['case']:14s}{line['size']:>6}{line['batch']:>6}  {line['engine']:7s}{line['error'][:90]}"
+        return f"{line['case']:18s}{line['size']:>6}{line['batch']:>6}  {line['engine']:7s}{line['error'][:90]}"
     seconds, peak = line["seconds"], line.get("peak_tflops")
     tflop = line.get("tflop") or ours.get("tflop")
     alone = line.get("alone") or (ours.get("seconds") if line is not ours else None)
@@ -147,10 +161,12 @@ def make_config(task: dict):
     c.data.settings.size = task["size"] or 512
     c.prompt.tokenizer = "words"
     c.method.update(unet=sd15.UNET | sd15.UP, vae=sd15.VAE, text_encoder=sd15.TEXT)
-    c.method.trained = ("controlnet", "unet") if task["case"] == "both" else ("controlnet",)
+    case = task["case"].removesuffix(REMAT)
+    c.train.remat = case != task["case"]
+    c.method.trained = ("controlnet", "unet") if case == "both" else ("controlnet",)
     c.train.batch_size = task["batch"]
     c.sampling.num_steps = task["sampling_steps"]
-    if task["case"] == "losses":
+    if case == "losses":
         c.method.losses.update(write_features(pathlib.Path(task["scratch"]) / "features"), decode_batch=0, gate="none")
     else:
         c.method.losses.update(lpips=0.0, identity=0.0)
@@ -182,7 +198,7 @@ def examples(method, task: dict) -> dict:
     kind = method.dtype
     batch["latents"] = rng.standard_normal((count, size // 8, size // 8, 4)).astype(kind)
     batch["context"] = rng.standard_normal((count, 77, 768)).astype(kind)
-    if task["case"] == "losses":
+    if task["case"].removesuffix(REMAT) == "losses":
         batch |= {"face": rng.integers(0, 256, (count, size, size, 3), np.uint8), "frontal": np.ones(count, np.float32)}
     return batch
 
@@ -215,13 +231,13 @@ def start_jax(task: dict):
 
 
 def tflop(function: str, task: dict, *args) -> float:
-    """Counted on the float32 program, in which every product is visible."""
+    """Counted on the float32 program, in which every product is visible, and none is computed twice."""
     import jax
 
     from cranio_jax.methods import make_method
     from launch.flops import flops
 
-    method = make_method(make_config(task | {"dtype": "float32"}))
+    method = make_method(make_config(task | {"dtype": "float32", "case": task["case"].removesuffix(REMAT)}))
     return flops(getattr(method, function), *args, jax.eval_shape(lambda: jax.random.key(0))) / task["batch"] / 1e12
 
 
@@ -381,7 +397,7 @@ def batches_of(task: dict, method=None):
     zeros = lambda *shape: np.zeros(shape, method.dtype if method else np.float32)
     ready = {"latents": zeros(task["size"] // 8, task["size"] // 8, 4)} if cached else {}
     ready |= {"context": zeros(77, 768)} if method else {}
-    return data.training_batches(examples, task["batch"], 0, lambda example, rng: data.augment(example, rng, c.augment) | ready)
+    return data.TrainingBatches(examples, task["batch"], 0, lambda example, rng: data.augment(example, rng, c.augment) | ready)
 
 
 def batches_jax(task: dict) -> dict:
@@ -416,8 +432,11 @@ def torch_networks(task: dict):
     with torch.device(torch_device()):
         unet = diffusers.UNet2DConditionModel(**sd15.UNET, **sd15.UP)
         controlnet = diffusers.ControlNetModel(**sd15.UNET)
-    if task["case"] != "both":
+    if task["case"].removesuffix(REMAT) != "both":
         unet = unet.to(getattr(torch, task["dtype"])).requires_grad_(False)
+    if task["case"].endswith(REMAT):
+        unet.enable_gradient_checkpointing()
+        controlnet.enable_gradient_checkpointing()
     return unet, controlnet
 
 

@@ -22,9 +22,9 @@ def examples(config):
 
 def test_processes_share_one_global_order(config, examples):
     prepare = partial(data.augment, settings=config.augment)
-    whole = data.training_batches(examples, 8, 3, prepare)
+    whole = data.TrainingBatches(examples, 8, 3, prepare)
     shares = ([0, 1, 4, 5], [2, 3, 6, 7])
-    halves = [data.training_batches(examples, 8, 3, prepare, rows) for rows in shares]
+    halves = [data.TrainingBatches(examples, 8, 3, prepare, rows) for rows in shares]
     for _ in range(60):  # more than one pass over the 360 examples
         batch = next(whole)
         for rows, half in zip(shares, halves, strict=True):
@@ -34,7 +34,7 @@ def test_processes_share_one_global_order(config, examples):
 
 
 def test_each_pass_sees_every_example_once(config, examples):
-    batches = data.training_batches(examples, 8, 0, partial(data.augment, settings=config.augment))
+    batches = data.TrainingBatches(examples, 8, 0, partial(data.augment, settings=config.augment))
     seen = [np.concatenate([next(batches)["id_hash"] for _ in range(len(examples) // 8)]) for _ in range(2)]
     assert len(examples) % 8 == 0 and all(len(set(s)) == len(examples) for s in seen)
     assert list(seen[0]) != list(seen[1])

@@ -206,22 +206,22 @@ def test_records_with_flipped_bytes(config, tmp_path):
 def test_a_batch_that_is_not_of_numbers(config, tmp_path, undisturbed, monkeypatch):
     """The run names the step and its examples, and what is kept is older."""
     config.train.checkpoint_every = 1
-    whole = data.training_batches
+    whole = data.TrainingBatches
 
     class Spoilt:
         def __init__(self, *given):
             self._batches = whole(*given)
-            self.get_state, self.set_state = self._batches.get_state, self._batches.set_state
+            self.get_state = self._batches.get_state
 
         def __next__(self):
             batch = next(self._batches)
-            if self.get_state()["next_index"] == 5:
+            if self.get_state()["examples"] == 5 * config.train.batch_size:
                 self.ids = batch["id_hash"]
                 batch["latents"] = np.full((8, 8, 8, 48), np.nan, np.float32)
             return batch
 
     made = []
-    monkeypatch.setattr(data, "training_batches", lambda *given: made.append(Spoilt(*given)) or made[-1])
+    monkeypatch.setattr(data, "TrainingBatches", lambda *given: made.append(Spoilt(*given)) or made[-1])
     with pytest.raises(train.NonFiniteLossError) as error:
         train.train(config, tmp_path / "run")
     assert "at step 5, whose batch held the examples " + ", ".join(f"{i:08x}" for i in made[0].ids) in str(error.value)

@@ -80,7 +80,7 @@ def test_it_learns_people(arcface):
     people = data.subjects(builder, "train", arcface)
     assert method.classes == len(people) == 20
     examples = data.Examples(builder, "train", arcface, ("face",), people)
-    batches = data.training_batches(examples, 32, 0, lambda example, rng: example)
+    batches = data.TrainingBatches(examples, 32, 0, lambda example, rng: example)
     state, _ = jax.jit(method.init)(jax.random.key(0))
     step, accuracy = jax.jit(method.train_step), []
     for _ in range(60):

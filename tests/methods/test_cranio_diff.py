@@ -15,7 +15,7 @@ from cranio_jax.methods.cranio_diff import PatchCodec
 @pytest.fixture
 def batch(config):
     examples = data.Examples(data.make_builder(config.data), "train", config)
-    return next(data.training_batches(examples, 8, 0, partial(data.augment, settings=config.augment)))
+    return next(data.TrainingBatches(examples, 8, 0, partial(data.augment, settings=config.augment)))
 
 
 def test_a_face_depends_on_xray_prompt_and_noise(config, batch):
