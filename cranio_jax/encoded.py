@@ -23,7 +23,7 @@ from cranio_jax.writers import whole_file
 def training_examples(config: ml_collections.ConfigDict, method: Method, mesh: jax.sharding.Mesh, frozen: Any, builder):
     """`(examples, prepare)` to train on: `prepare` augments, and adds what frozen networks make of an example.
 
-    That comes from `encoded/` in the records' own folder; a file's name is the hash of all that its content depends on
+    That comes from `encoded/` in the records' own folder, which is the local copy of records in a bucket; a file's name is the hash of all that its content depends on
     (records, weights, settings, augmentation, seed), so that a change of any makes a new file, and files may be removed
     at any time. Of each pair `data.cached_variants` augmented variants are encoded; a step draws one of them, and new
     exposure and erasing of its X-ray. With 0 variants nothing is kept. Raises InputError where files can't be written.
@@ -74,7 +74,8 @@ def _rows(folder: pathlib.Path, method: Method, mesh, frozen, batch_size: int, f
             size = count * shape.size * shape.dtype.itemsize / 2**30
             raise InputError(
                 f"{folder} can't take the {size:.2g} GB of encoded records ({error.strerror or error}); "
-                "make room, name another data.data_dir, or set data.cached_variants=0"
+                "make room, name another data.data_dir (or data.cache_dir, for records in a bucket), "
+                "or set data.cached_variants=0"
             ) from None
     return _mapped(path, count, shape)
 
@@ -93,7 +94,7 @@ def _write(path, method, mesh, frozen, batch_size, field, count, make, shape):
     with whole_file(path, "wb") as file:
         header = {"descr": kind.str, "fortran_order": False, "shape": (count, *shape.shape[1:])}
         np.lib.format.write_array_header_1_0(file, header)
-        for start, batch in generate.batches(rows, batch_size, mesh, f"encoding, {field}"):
+        for places, batch in generate.batches(rows, batch_size, mesh, f"encoding, {field}"):
             batch.pop("mask")
-            values = jax.device_get(encode(frozen, batch))[: count - start]
+            values = jax.device_get(encode(frozen, batch))[: len(places)]
             file.write(values.view(kind).tobytes())

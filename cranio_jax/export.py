@@ -43,7 +43,8 @@ def export(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     check_export(config)
     e = config.export
     folder = workdir / "export" / f"{e.weights}_{e.dtype}"
-    if (folder / _INDEX).exists():  # an export to a bucket may have been interrupted
+    # An export to a bucket may have been interrupted.
+    if (folder / _INDEX if buckets.is_remote(folder) else folder).exists():
         raise InputError(f"{folder} exists; remove it to export again")
     method, _, state, frozen, step = restore(config, workdir)
     params = (method.generation_params(state) if e.weights == "ema" else state["params"]) | frozen

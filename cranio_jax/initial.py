@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
+from cranio_jax import buckets
 from cranio_jax.errors import InputError
 from cranio_jax.models.functional import Params
 
@@ -18,10 +18,8 @@ _OF_THE_COHORT = ("classes",)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints in a folder; Orbax names only complete ones so."""
-    if not folder.is_dir():
-        return []
-    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    """Returns the steps of the complete checkpoints in a folder."""
+    return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 
 
 def mark(workdir: str) -> str:
@@ -38,15 +36,12 @@ def mark(workdir: str) -> str:
 
 
 def _checkpoints(workdir: str) -> pathlib.Path:
-    folder = epath.Path(workdir) if "://" in workdir else pathlib.Path(workdir).expanduser()
-    return folder / "checkpoints"
+    return buckets.open_folder(workdir, FIELD) / "checkpoints"
 
 
 def _digest(folder: pathlib.Path) -> str:
-    state = folder / "state"
-    files = sorted(path for path in state.rglob("*") if path.is_file())
-    sizes = [[str(path.relative_to(state)), path.stat().st_size] for path in files]
-    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+    sizes = buckets.file_sizes(folder / "state")
+    return hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()
 
 
 def load(where: str, began: str, shapes: Any, shardings: Any, frozen_only: bool) -> dict[str, Params]:

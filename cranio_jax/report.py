@@ -191,6 +191,9 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     if not path.exists():
         raise InputError(f"{workdir} holds no results.json; run job=evaluate first")
     results = json.loads(path.read_text())
+    people = f"{results['images']} pictures of {results.get('subjects', 0)} people"
+    if "unpaired" in results:
+        people = f"Pictures: {tables.counted(results)}"
     curves = _points(workdir).get("loss", [])
     origin = f", step {results['step']}, {sum(results['parameters'].values()) / 1e6:.1f} M parameters" if "step" in results else ""
     told = ("seed", "step", "data", "networks", "weights_sha256", "versions", "devices", "commit", "parameters")
@@ -198,7 +201,7 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     page = f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
 <title>cranio_jax: {html.escape(results["config"]["name"])}</title><style>{STYLE}</style>
 <h1>Faces from skull X-rays: {html.escape(results["config"]["name"])}</h1>
-<p class=small>{results["images"]} pictures of {results["subjects"]} people{origin}</p>
+<p class=small>{people}{origin}</p>
 <p class=notice>{NOTICE}</p>
 {tables.web(results, "pictures")}
 <p class=small>The mean face is the training mean of the same view, age and BMI change; shuffled X-rays give each person somebody else's

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import orbax.checkpoint as ocp
 
 from cranio_jax import cluster
 from cranio_jax.errors import InputError
@@ -64,8 +65,9 @@ def status(workdir: pathlib.Path) -> str:
     words.append(_life(run, max([run["time"], *(line["time"] for line in lines if "time" in line)]), rate))
     words += [_metrics("training", line) for line in training[-1:]] + [_metrics("validation", line) for line in validated[-1:]]
     kept = workdir / "checkpoints"
-    steps = sorted(int(path.name) for path in (kept.iterdir() if kept.exists() else ()) if path.name.isdigit())
-    words.append(f"newest checkpoint: step {steps[-1]:,}" if steps else "no checkpoint yet")
+    # In a bucket those that are being written have the same names.
+    steps = ocp.utils.checkpoint_steps(kept) if kept.is_dir() else []
+    words.append(f"newest checkpoint: step {max(steps):,}" if steps else "no checkpoint yet")
     return "\n".join(words)
 
 

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from cranio_jax import cluster
+from cranio_jax import buckets, cluster
 from cranio_jax.errors import InputError
 
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path, mode: str = "w"):
     """A file that appears under its name only when it is complete."""
-    if not isinstance(path, pathlib.Path):  # in a bucket, whose objects appear when they are closed
-        content = io.BytesIO() if "b" in mode else io.StringIO()
-        yield content
-        with path.open(mode) as file:
-            file.write(content.getvalue())
+    if buckets.is_remote(path):
+        content = io.BytesIO()
+        file = content if "b" in mode else io.TextIOWrapper(content, "utf-8", write_through=True)
+        yield file
+        buckets.write_object(path, content.getvalue())
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -56,7 +56,7 @@ class _Lines:
 
     def __init__(self, path: pathlib.Path):
         self._path, self._file = path, None
-        if isinstance(path, pathlib.Path):
+        if not buckets.is_remote(path):
             self._file = path.open("ab+")
             self._file.seek(0)
             self._file.truncate(self._file.read().rfind(b"\n") + 1)  # a full disk, or a kill, leaves half a line
@@ -69,7 +69,7 @@ class _Lines:
             self._file.flush()
         else:
             self._text += line
-            self._path.write_text(self._text)
+            buckets.write_object(self._path, self._text.encode())
 
     def close(self) -> None:
         if self._file:
@@ -88,7 +88,7 @@ class Writer:
             with self._written():
                 workdir.mkdir(parents=True, exist_ok=True)
                 self._lines = _Lines(workdir / "metrics.jsonl")
-                if isinstance(workdir, pathlib.Path):
+                if not buckets.is_remote(workdir):
                     # Imported here: where torch is installed, it imports that, which takes seconds.
                     from tensorboardX.event_file_writer import EventsWriter
 

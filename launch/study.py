@@ -26,7 +26,7 @@ from concurrent import futures
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cranio_jax import comparison, report, tables  # noqa: E402
+from cranio_jax import buckets, comparison, report, tables  # noqa: E402
 from cranio_jax.errors import InputError  # noqa: E402
 from cranio_jax.writers import logged, whole_file, write_json  # noqa: E402
 
@@ -183,7 +183,7 @@ def main() -> None:
     # Without abbreviations: a --seed=3 taken for --seeds=3 would begin a study of days.
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--study", required=True, help="a file of configs/, with :variant if it has some")
-    parser.add_argument("--workdir", required=True, type=lambda path: pathlib.Path(path).expanduser().resolve())
+    parser.add_argument("--workdir", required=True, help="a local folder")
     parser.add_argument("--weights", default="", help="your folder of weights, where the study wants some")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], help="in place of the study's own")
     parser.add_argument("--cell", type=int, help="run this one alone, and compare nothing")
@@ -193,6 +193,12 @@ def main() -> None:
     options, more = parser.parse_known_args()
     if wrong := [flag for flag in more if not flag.startswith("--config.")]:
         parser.error(f"{wrong[0]} is no flag of a study; those of its cells begin with --config.")
+    if buckets.is_remote(options.workdir):
+        raise InputError(
+            f"--workdir={options.workdir}: a study keeps its cells and logs on a disk. Name a local "
+            "folder, and copy it to the bucket afterwards."
+        )
+    options.workdir = pathlib.Path(options.workdir).expanduser().resolve()
     study = read_study(options.study)
     study.seeds = options.seeds or study.seeds
     cells = cells_of(study, options.workdir, pathlib.Path(options.weights).expanduser().resolve(), more)

@@ -52,7 +52,7 @@ prepare() {
   # The images' own Python is older than JAX wants.
   local uv='~/.local/bin/uv'
   everywhere "mkdir -p cranio_jax && tar xzf $code -C cranio_jax && python3 -m pip install -q --user uv \
-    && $uv venv -q --clear --python=3.12 env && $uv pip install -q --python=env/bin/python 'jax[tpu]' gcsfs -e cranio_jax"
+    && $uv venv -q --clear --python=3.12 env && $uv pip install -q --python=env/bin/python 'jax[tpu]' -e './cranio_jax[gcs]'"
 }
 
 arguments=$(printf '%q ' "$@")

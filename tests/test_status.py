@@ -7,15 +7,12 @@ import subprocess
 import sys
 import time
 
-import fsspec
 import pytest
-from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 
 from cranio_jax import train
 from cranio_jax.errors import InputError
 from cranio_jax.status import status
-from cranio_jax.writers import Writer, whole_file, write_json
+from cranio_jax.writers import whole_file, write_json
 from tests.test_faults import ROOT, command, environment
 
 
@@ -64,29 +61,6 @@ def test_whether_it_lives(run, differs, words):
 def test_no_run(tmp_path):
     with pytest.raises(InputError, match=r"holds no run.json: no training was begun here"):
         status(tmp_path)
-
-
-class Bucket(MemoryFileSystem):
-    """Stands for cloud storage."""
-
-    store, pseudo_dirs = {}, [""]
-
-
-def test_a_bucket(run, monkeypatch):
-    """A run in a bucket leaves whole objects and lines, also when it goes on."""
-    monkeypatch.setattr(fsspec, "filesystem", lambda *name, **how: Bucket())
-    folder = epath.Path("gs://bucket/run")
-    assert run(folder)[0].startswith("step 400 of 1,000")
-    with pytest.raises(RuntimeError), whole_file(folder / "table.md") as file:
-        file.write("half a table")
-        raise RuntimeError
-    assert not (folder / "table.md").exists()
-    for step in (420, 440):
-        with Writer(folder) as writer:
-            writer.scalars(step, {"loss": 0.125})
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [380, 400, 400, 420, 440]
-    assert status(folder).splitlines()[0].startswith("step 440 of 1,000")
 
 
 def test_a_trace(config, tmp_path, capfd):

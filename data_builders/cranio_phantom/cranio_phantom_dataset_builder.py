@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_builders.cranio_phantom import cohort, head
 from data_builders.cranio_phantom.skull import LANDMARKS, from_template
+from data_builders.local import LocalBuilder
 from data_builders.rendering.volume import VIEWS, project_point, voxel_for
 from data_builders.shards import shards
 
@@ -82,7 +83,7 @@ def _png(picture: np.ndarray) -> bytes:
     return data.getvalue()
 
 
-class Builder(tfds.core.ShardBasedBuilder):
+class Builder(LocalBuilder):
     """Paired skull X-rays and faces of a procedural cohort. See README.md beside this file."""
 
     VERSION = tfds.core.Version("1.4.0")  # to be raised whenever the same settings give other records

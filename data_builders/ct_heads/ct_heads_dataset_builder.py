@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from cranio_jax.errors import InputError
 from data_builders.errors import UnreadableError
 from data_builders.listed import ListedConfig, rows_by_words
+from data_builders.local import LocalBuilder
 from data_builders.pseudonyms import alias
 from data_builders.rendering import ct
 from data_builders.rendering.volume import VIEWS, Volume, voxel_for
@@ -91,7 +92,7 @@ class Row(NamedTuple):
         return ct.examine_head(self.volume, voxel, self.orientation, self.hu_offset)
 
 
-class Builder(tfds.core.ShardBasedBuilder):
+class Builder(LocalBuilder):
     """Skull X-rays and faces rendered from CT heads."""
 
     VERSION = tfds.core.Version("1.0.0")

@@ -19,6 +19,7 @@ from cranio_jax.errors import InputError
 from data_builders.errors import UnreadableError
 from data_builders.images.prepare import squared_xray
 from data_builders.images.radiograph import Radiograph, load_radiograph
+from data_builders.local import LocalBuilder
 from data_builders.shards import shards
 from data_builders.table_files import Fit, Line, read_sheet
 
@@ -51,7 +52,7 @@ class S2FConfig(tfds.core.BuilderConfig):
         self.name = self.name or f"xray_{self.size}{f'-seed{self.seed}' if self.seed else ''}"
 
 
-class Builder(tfds.core.ShardBasedBuilder):
+class Builder(LocalBuilder):
     """X-rays of 51 skulls in two views, each with an embedding of its face."""
 
     VERSION = tfds.core.Version("1.0.0")

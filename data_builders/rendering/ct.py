@@ -159,6 +159,8 @@ def _pictures(head: Volume, size: int) -> tuple[dict[str, jax.Array], dict[str, 
 
 def main(path: str, folder: str, size: str = "256") -> None:
     """Writes `xray_VIEW.png` (16 bit) and `face_VIEW.png` of a head."""
+    if "://" in folder:
+        sys.exit(f"{folder}: pictures are written to a disk. Name a local folder.")
     head, remarks = examine_head(pathlib.Path(path), voxel_for(int(size)))
     print(*remarks, sep="\n", end="\n" * bool(remarks), file=sys.stderr)
     out = pathlib.Path(folder)

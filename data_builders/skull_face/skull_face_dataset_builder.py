@@ -17,6 +17,7 @@ from data_builders.entries import Entry
 from data_builders.images.squares import moved
 from data_builders.images.staging import TEXT, Job, Ready, stage
 from data_builders.listed import ListedConfig, rows_by_words
+from data_builders.local import LocalBuilder
 from data_builders.pseudonyms import alias
 from data_builders.shards import shards
 from data_builders.skull_face.manifest import Face, Manifest, Row, Xray, read_manifest
@@ -73,7 +74,7 @@ class Pair(NamedTuple):
     ready_face: Ready
 
 
-class Builder(tfds.core.ShardBasedBuilder):
+class Builder(LocalBuilder):
     """Paired skull X-rays and photographs of a user's own cohort."""
 
     VERSION = tfds.core.Version("1.0.0")
