@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cranio_jax import cluster, data, generate, pretrained, sharding, tables
+from cranio_jax import buckets, cluster, data, generate, pretrained, sharding, tables, unpaired
 from cranio_jax.controls import MEAN_FACE, SHUFFLED, mean_faces, shuffled_xrays
 from cranio_jax.errors import InputError
 from cranio_jax.identity import check_protocols, distractor_faces, retrieval
@@ -31,16 +31,20 @@ RESIZING = "pictures are compared at their own size; the Inception scales them a
 def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Scores what the configuration names; writes and returns results.json, with table.md and table.tex beside it.
 
-    That is `evaluate.generated` against `evaluate.reference`, two folders made by anything; else the newest checkpoint in
-    `workdir` on the test subjects, where rows are one sample (the headline), the mean of `num_samples` (a picture of its
-    own kind), shuffled X-rays and the mean face; of an embedder, how well it tells real faces apart, and of a matcher, how
-    well it finds a face by its X-ray.
+    That is `evaluate.generated` against `evaluate.reference`, two folders made by anything, in
+    pairs or as sets; else the newest checkpoint in `workdir` on the test subjects, where rows are
+    one sample (the headline), the mean of `num_samples` (a picture of its own kind), shuffled
+    X-rays and the mean face; of an embedder, how well it tells real faces apart, and of a matcher,
+    how well it finds a face by its X-ray.
     """
     c = config.evaluate
     if bool(c.generated) != bool(c.reference):
         raise InputError("evaluate.generated and evaluate.reference are two folders; set both or none")
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.padded_batch(c.batch_size, mesh, "evaluate.batch_size")
     if c.generated:
-        results = _folders(config)
+        why = unpaired.why_unpaired(c)
+        results = _sets(config, mesh, why) if why else _folders(config, mesh)
     elif config.method.name == "arcface":
         results = _embedder(config, workdir)
     elif config.method.name == "siamese":
@@ -55,10 +59,35 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     return results
 
 
-def _features(config: ml_collections.ConfigDict, who: Sequence[dict[str, str]]) -> Features:
-    """The networks, after what can be checked before faces are made. Raises InputError."""
+def check(config: ml_collections.ConfigDict, builder: Any) -> None:
+    """Raises InputError if the test people are too few for what `config.evaluate` asks.
+
+    That is what `evaluate` would say after the training. No picture is decoded but one face, for
+    its size.
+    """
+    if config.evaluate.generated:
+        return
+    examples = _test_examples(config, builder, images=())
+    who = _who(examples)
+    if config.method.name != "arcface":
+        shuffled_xrays([e | {"xray": None} for e in examples], config.seed)
+    if config.method.name in ("arcface", "siamese"):
+        check_protocols(config, who)
+        return
+    _features(config, who, data.Examples(builder, "test", config, ("face",))[0]["face"].shape[:2])
+    known = {view for view, *_ in data.Examples(builder, "train", config, ()).conditions()}
+    if unknown := {w["view"] for w in who} - known:
+        raise InputError(f"no training face is {min(unknown)}, as a test face is; there is no mean face of that view")
+
+
+def _features(config: ml_collections.ConfigDict, who: Sequence[dict[str, str]], size: tuple[int, int]) -> Features:
+    """The networks, after what can be checked before faces are made. Raises InputError.
+
+    `size` is the height and width of all faces.
+    """
     c, count = config.evaluate, len(who)
     features = Features(c.weights, c.crop)
+    features.check_size(*size)
     if features.embedders:
         check_protocols(config, who)
     if features.distributions and not 2 <= c.kernel_subset <= count:
@@ -80,10 +109,11 @@ def _features(config: ml_collections.ConfigDict, who: Sequence[dict[str, str]]) 
 
 
 def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    c, generator = config.evaluate, generate.Generator(config, workdir, config.evaluate.batch_size)
+    c, generator = config.evaluate, generate.Generator(config, workdir, "evaluate")
     builder = data.make_builder(config.data)
     examples = _test_examples(config, builder)
-    features = _features(config, _who(examples))
+    size = examples[0]["face"].shape[:2]
+    features = _features(config, _who(examples), size)
     others = shuffled_xrays(examples, config.seed)
     mean_face = mean_faces(data.Examples(builder, "train", config))
 
@@ -113,7 +143,7 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dic
         features,
         generator.mesh,
         (*fresh, *kept),
-        examples[0]["face"].shape[:2],
+        size,
         len(examples),
         c.inception_splits,
         masked="head_mask" in examples[0],
@@ -125,14 +155,19 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dic
 
     results = provenance(config) | _origin(generator.method, generator.step, builder, records)
     results |= assemble(config, features, generator.mesh, _who(examples), truth, scored, headline, (MEAN_FACE, SHUFFLED))
+    results["not_computed"] |= features.left_out(*size)
     if c.keep_faces and timed.exists():
         results["seconds_per_face"] = json.loads(timed.read_text())
     _keep_pictures(workdir, generator.step, beside, kept, c.pictures)
     return results
 
 
-def _test_examples(config: ml_collections.ConfigDict, builder: Any) -> list[dict[str, Any]]:
-    source = data.Examples(builder, "test", config, ("xray", "face", "head_mask"))
+def _test_examples(
+    config: ml_collections.ConfigDict,
+    builder: Any,
+    images: tuple[str, ...] = ("xray", "face", "head_mask"),
+) -> list[dict[str, Any]]:
+    source = data.Examples(builder, "test", config, images)
     examples = sorted((source[i] for i in range(len(source))), key=lambda e: e["id"])
     if limit := config.evaluate.max_subjects:
         kept = sorted({e["subject"] for e in examples})[:limit]
@@ -170,16 +205,46 @@ def _picture(face: Any) -> np.ndarray:
     return read_face(face) if isinstance(face, pathlib.PurePath) else face
 
 
-def _folders(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _folders(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """Scores two folders of pictures that pair by their names."""
     c = config.evaluate
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    sharding.check_batch(c.batch_size, mesh, "evaluate.batch_size")
     folder = lambda name: pathlib.Path(c[name]).expanduser()
     pairs = PairedFolders(folder("generated"), folder("reference"), c.names)
-    features = _features(config, pairs.who)
+    features = _features(config, pairs.who, pairs.size)
     scorer = Scorer(features, mesh, ("generated",), pairs.size, len(pairs), c.inception_splits)
     truth, scored = scorer.run(pairs, c.batch_size, "scoring")
-    return provenance(config) | assemble(config, features, mesh, pairs.who, truth, scored, "generated", ())
+    results = provenance(config) | assemble(config, features, mesh, pairs.who, truth, scored, "generated", ())
+    results["not_computed"] |= features.left_out(*pairs.size)
+    return results
+
+
+def _sets(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, why: str) -> dict[str, Any]:
+    """Scores two folders as sets, by what compares no pairs; `why` says why they do not pair."""
+    c = config.evaluate
+    features = Features(c.weights, c.crop)
+    # Check both folders before anything is computed.
+    ours, theirs = unpaired.read_sets(c, features)
+    cluster.say(why)
+    # Describe each, then compare.
+    sets = (ours, theirs)
+    made, truth = unpaired.describe_sets(sets, features, mesh, c.batch_size, c.inception_splits)
+    smaller = min(len(ours), len(theirs))
+    roots = _roots(truth, smaller)
+    needs = {"psnr, ssim, lpips and identity": unpaired.NEEDS_PAIRS}
+    if not features.has_inception:
+        needs |= {name: file for name, file in NEEDED.items() if name.startswith("fid")}
+    return provenance(config) | {
+        "rows": {"generated": _of_sets(config, roots, truth, made)},
+        "differences": {},
+        "by_subject": {"subjects": [], "rows": {}},
+        "retrieval": {},
+        "images": len(ours),
+        "reference_images": len(theirs),
+        "unpaired": why,
+        "networks": features.sha256,
+        "not_computed": needs,
+        "resizing": unpaired.SCALING if ours.scaled else RESIZING,
+    }
 
 
 def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -191,7 +256,7 @@ def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[
         pretrained.save_embedder(path, params, method.settings, m.crop, config.seed)
     cluster.wait_for_all("embedder")
     config = config.copy_and_resolve_references()
-    config.evaluate.weights = str(path)
+    config.evaluate.weights = str(buckets.local_file(path))
     features = Features(config.evaluate.weights, m.crop)
     builder = data.make_builder(config.data)
     examples = _test_examples(config, builder)
@@ -247,8 +312,7 @@ def assemble(
     """Numbers with their intervals: rows, differences of the headline to the controls, retrieval by embedder and protocol."""
     c, subjects = config.evaluate, [w["subject"] for w in who]
     interval = lambda values: dict(zip(("mean", "low", "high"), bootstrap(values, subjects, c.bootstrap, config.seed), strict=True))
-    # Few pictures are compared by their features, many by their moments.
-    roots = {name: root(covariance) if len(who) > len(covariance) else None for name, (_, covariance) in truth.moments.items()}
+    roots = _roots(truth, len(who))
     rows = {
         name: {metric: interval(values) for metric, values in scores.pairs.items()} | _of_sets(config, roots, truth, scores)
         for name, scores in scored.items()
@@ -287,6 +351,14 @@ def assemble(
         "not_computed": {metric: needs for metric, needs in NEEDED.items() if not have[metric]} if scored else {},
         "resizing": RESIZING,
     }
+
+
+def _roots(truth: Scores, smaller: int) -> dict[str, np.ndarray | None]:
+    """Returns the roots of the true covariances, by network; None where the smaller set is small.
+
+    Few pictures are compared by their features, many by their moments.
+    """
+    return {name: root(covariance) if smaller > len(covariance) else None for name, (_, covariance) in truth.moments.items()}
 
 
 def _of_sets(

@@ -25,15 +25,24 @@ from cranio_jax.state import restore
 from cranio_jax.writers import write_json
 
 
-def batches(examples: Sequence[dict], size: int, mesh: jax.sharding.Mesh, say: str | None) -> Iterator[tuple[int, Batch]]:
-    """`(start, batch)` of each batch of examples, placed; the last is filled up with masked copies."""
+def batches(
+    examples: Sequence[dict], size: int, mesh: jax.sharding.Mesh, say: str | None
+) -> Iterator[tuple[range, Batch]]:
+    """Yields `(places, batch)`: which examples a batch holds, and the batch on the devices.
+
+    A `size` that does not divide over the devices is rounded up. The last batch is filled up with
+    masked copies behind the `places`.
+    """
+    size = sharding.padded_batch(size, mesh)
     quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file wants few lines
     starts = range(0, len(examples), size)
     silent = say is None or not cluster.is_first()
     with tqdm(total=len(examples), desc=say, unit=" images", disable=silent, mininterval=quiet) as told:
-        for start, batch in zip(starts, data.ordered_batches(examples, size, sharding.local_rows(size, mesh)), strict=True):
-            yield start, sharding.put_batch(batch, mesh)
-            told.update(min(size, len(examples) - start))
+        local = data.ordered_batches(examples, size, sharding.local_rows(size, mesh))
+        for start, batch in zip(starts, local, strict=True):
+            places = range(start, min(start + size, len(examples)))
+            yield places, sharding.put_batch(batch, mesh)
+            told.update(len(places))
 
 
 def collected(
@@ -41,11 +50,11 @@ def collected(
 ) -> dict[str, np.ndarray]:
     """What a jitted function makes of all examples, batch by batch, without what filled up the last."""
     found: dict[str, list[np.ndarray]] = {}
-    for start, batch in batches(examples, size, mesh, say):
-        if not start:
+    for places, batch in batches(examples, size, mesh, say):
+        if not places.start:
             cluster.wait_for_all(say)
         for name, part in jax.device_get(function(batch)).items():
-            found.setdefault(name, []).append(part[: len(examples) - start])
+            found.setdefault(name, []).append(part[: len(places)])
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
@@ -85,25 +94,28 @@ class Generator:
       method, mesh, params, frozen, step: what is generated with.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, batch_size: int):
-        """Raises InputError where there is no checkpoint, or the batch does not divide over the devices."""
-        sharding.check_batch(batch_size, sharding.make_mesh(config.mesh.data, config.mesh.fsdp), "evaluate.batch_size")
+    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, job: str):
+        """Takes its batches from the section of `config` that is named as the job.
+
+        Raises InputError where there is no checkpoint, or a batch holds nothing.
+        """
+        mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+        self.batch_size = sharding.padded_batch(config[job].batch_size, mesh, f"{job}.batch_size")
         self.method, self.mesh, state, self.frozen, self.step = restore(config, workdir)
         self.params = self.method.generation_params(state)
-        self.batch_size, self._config = batch_size, config
+        self._config = config
         draw = lambda params, frozen, batch, draw: quantised(self.method, config.seed, params, frozen, batch, draw)
         self._generate = jax.jit(draw, out_shardings=sharding.replicated(self.mesh))
 
     def _faces(self, examples: Sequence[dict], draw: int, say: str) -> Iterator[tuple[int, np.ndarray]]:
         """`(start, faces)` of each batch, without what filled it up."""
         number = jax.device_put(np.uint32(draw), sharding.replicated(self.mesh))
-        for start, batch in batches(examples, self.batch_size, self.mesh, say):
-            if not start:
+        for places, batch in batches(examples, self.batch_size, self.mesh, say):
+            if not places.start:
                 self._generate = cluster.compiled(self._generate, self.params, self.frozen, batch, number)
             faces, finite = jax.device_get(self._generate(self.params, self.frozen, batch, number))
-            names = [e["id"] for e in examples[start : start + self.batch_size]]
-            check_finite(finite, names)
-            yield start, faces[: len(names)]
+            check_finite(finite, [examples[i]["id"] for i in places])
+            yield places.start, faces[: len(places)]
 
     def draw(self, examples: Sequence[dict], draw: int = 0, say: str = "generating") -> UInt8[np.ndarray, "n h w 3"]:
         """A face of each example; `draw` numbers the sample."""
@@ -134,7 +146,9 @@ class Generator:
     def keep(self, folder: pathlib.Path, examples: Sequence[dict], draw: int, say: str) -> list[pathlib.Path]:
         """The files `folder`/ID.png of the examples' faces; only those that are missing are generated, batch by batch."""
         files = [folder / f"{e['id']}.png" for e in examples]
-        exist = cluster.of_first(np.array([file.exists() for file in files], bool))
+        # One listing: in a bucket each question takes its time.
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        exist = cluster.of_first(np.array([file.name in names for file in files], bool))
         missing = [i for i, there in enumerate(exist) if not there]
         if missing:
             began, made = 0.0, 0

@@ -47,12 +47,29 @@ def timestep_gate(timesteps: Int[Array, "b"], count: int, gate: str, limit: int)
     return (timesteps < limit).astype(jnp.float32)
 
 
+def crop_box(
+    crop: tuple[float, float, float, float], height: int, width: int
+) -> tuple[slice, slice]:
+    """Returns the rows and the columns of a crop, which is given in parts of the picture.
+
+    Raises InputError if a picture of that many pixels is so small that nothing is left of it.
+    """
+    top, left, tall, wide = (
+        round(part * side) for part, side in zip(crop, (height, width) * 2, strict=True)
+    )
+    rows, columns = slice(top, top + tall), slice(left, left + wide)
+    if not range(height)[rows] or not range(width)[columns]:
+        raise InputError(
+            f"an embedder of faces sees the part {tuple(crop)} of a picture, which is less than a "
+            f"pixel of {height} x {width}. Use larger pictures, or a larger crop."
+        )
+    return rows, columns
+
+
 def crop_face(faces: Float[Array, "b H W 3"], crop: tuple[float, float, float, float], height: int, width: int) -> Float[Array, "b h w 3"]:
     """The fixed crop `(top, left, height, width)`, as parts of the picture, at the size an embedder takes."""
-    top, left, tall, wide = (
-        round(part * side) for part, side in zip(crop, (faces.shape[1], faces.shape[2], faces.shape[1], faces.shape[2]), strict=True)
-    )
-    part = faces[:, top : top + tall, left : left + wide]
+    rows, columns = crop_box(crop, *faces.shape[1:3])
+    part = faces[:, rows, columns]
     return jax.image.resize(part, (faces.shape[0], height, width, 3), "linear")
 
 

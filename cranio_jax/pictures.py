@@ -71,11 +71,14 @@ class PairedFolders(Sequence):
         if pattern and "subject" not in self._pattern.groupindex:
             raise InputError(f"evaluate.names={pattern!r} has no group (?P<subject>...)")
         self.who = [self._who(name) for name in sorted(ours)]
-        self.size: tuple[int, int] = _size(self._pairs[0][2])
-        for _, a, b in self._pairs:
-            for path in (a, b):
-                if _size(path) != self.size:
-                    raise InputError(f"{path} is {_size(path)}, {self._pairs[0][2].name} {self.size}; all pictures must be of one size")
+        self.size: tuple[int, int] = picture_size(self._pairs[0][2])
+        for path in (path for _, *pair in self._pairs for path in pair):
+            if (size := picture_size(path)) != self.size:
+                raise InputError(
+                    f"{path} is {size}, {self._pairs[0][2].name} {self.size}; pictures that are "
+                    "compared in pairs must be of one size. Scale them, or set "
+                    "evaluate.paired=False to compare the folders as sets."
+                )
 
     def _who(self, name: str) -> dict[str, str]:
         found = self._pattern.search(name)
@@ -92,24 +95,39 @@ class PairedFolders(Sequence):
         return {"face": read_face(reference), "generated": read_face(generated)[None]}
 
 
-def _named(folder: pathlib.Path, field: str) -> dict[str, pathlib.Path]:
+def find_pictures(folder: pathlib.Path, field: str) -> list[pathlib.Path]:
+    """Returns the files in a folder and its subfolders, sorted, without those that are hidden.
+
+    Raises InputError, naming the setting `field`, if there is no folder or no file.
+    """
     if not folder.is_dir():
         raise InputError(f"{field}={str(folder)!r} is not a folder")
-    found: dict[str, pathlib.Path] = {}
+    paths: list[pathlib.Path] = []
     for where, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (pathlib.Path(where) / name for name in names if not name.startswith(".")):
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in found:
-                raise InputError(f"{path} and {found[name].name} have one name; keep one of them")
-            found[name] = path
-    if not found:
+        paths += [pathlib.Path(where) / name for name in names if not name.startswith(".")]
+    if not paths:
         raise InputError(f"{field}={str(folder)!r} holds no picture")
+    return sorted(paths)
+
+
+def name_of(path: pathlib.Path, folder: pathlib.Path) -> str:
+    """Returns what a picture is called in its folder, without its ending."""
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _named(folder: pathlib.Path, field: str) -> dict[str, pathlib.Path]:
+    found: dict[str, pathlib.Path] = {}
+    for path in find_pictures(folder, field):
+        name = name_of(path, folder)
+        if name in found:
+            raise InputError(f"{path} and {found[name].name} have one name; keep one of them")
+        found[name] = path
     return found
 
 
-def _size(path: pathlib.Path) -> tuple[int, int]:
-    """Height and width, from the file's head."""
+def picture_size(path: pathlib.Path) -> tuple[int, int]:
+    """Returns height and width, from the file's head. Raises InputError if it holds no picture."""
     try:
         with Image.open(path) as picture:
             turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)

@@ -101,7 +101,7 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
         print(f"text or markers painted over in {painted} of {len(paths)} X-rays", file=sys.stderr)
     for words, count in Counter(words for made in prepared for words in made.remarks).items():
         print(f"{count} of {len(paths)} X-rays: {words}", file=sys.stderr)
-    generator = Generator(config, workdir, r.batch_size)
+    generator = Generator(config, workdir, "reconstruct")
     prompt = make_prompt(config.prompt.template, r.view, r.sex, r.age, r.bmi_change, config.prompt.known_ages)
     ids = make_tokenizer(config)([prompt])[0]
     nothing = np.zeros((size, size, 3), np.uint8)

@@ -81,7 +81,11 @@ class Scorer:
           masked: whether examples hold a `head_mask`.
           generate: from what `run` is given and a batch to `(kinds, batch, height, width, 3)` uint8 faces, and to whether
             each is made of numbers, `(kinds, batch)`.
+
+        Raises:
+          InputError: faces too small for one of the networks.
         """
+        features.check_size(*size)
         self._names, self._features, self._mesh, self._count = tuple(kinds), features, mesh, count
         self._params = features.load(mesh)
         picture = jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
@@ -140,14 +144,14 @@ class Scorer:
           InputError: a face that is not made of numbers, or too few examples for a covariance or a split.
         """
         totals, before = self._start(), None
-        for start, batch in batches(Placed(examples, self._split), batch_size, self._mesh, say):
-            if not start:
+        for places, batch in batches(Placed(examples, self._split), batch_size, self._mesh, say):
+            if not places.start:
                 self._step = cluster.compiled(self._step, self._params, given, batch, totals)
             totals, finite = self._step(self._params, given, batch, totals)
             jax.block_until_ready(before)  # one batch ahead and no more: memory is bounded, and progress is true
             before = finite
             if given is not None and not (whole := np.atleast_2d(jax.device_get(finite)).all(0)).all():
-                check_finite(whole, [examples[i]["id"] for i in range(start, min(start + batch_size, len(examples)))])
+                check_finite(whole, [examples[i]["id"] for i in places])
         totals = jax.device_get(totals)
         kinds = {name: jax.tree.map(lambda a, i=i: a[i], totals["kinds"]) for i, name in enumerate(self._names)}
         return self._scores(totals["truth"], ()), {name: self._scores(part, self._pairs) for name, part in kinds.items()}

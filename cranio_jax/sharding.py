@@ -1,5 +1,6 @@
 """One mesh for one device, eight or a pod: batches over both axes, large parameters over `fsdp`."""
 
+import math
 from typing import Any
 
 import jax
@@ -29,6 +30,18 @@ def check_batch(batch_size: int, mesh: Mesh, name: str) -> None:
         if batch_size <= 0 or batch_size % count:
             nearest = max(round(batch_size / count), 1) * count
             raise InputError(f"{name}={batch_size} does not divide over {count} {what}; the nearest that does is {nearest}")
+
+
+def padded_batch(batch_size: int, mesh: Mesh, name: str = "batch_size") -> int:
+    """Returns the smallest batch that holds `batch_size` examples and divides over all devices.
+
+    For what treats each example by itself, where filled-up places change no result. Raises
+    InputError, with the setting's `name`, if the batch holds nothing.
+    """
+    if batch_size < 1:
+        raise InputError(f"{name}={batch_size}: a batch holds at least one example. Set 1 or more.")
+    count = math.lcm(mesh.size, jax.process_count())
+    return -(-batch_size // count) * count
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

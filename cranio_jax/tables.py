@@ -85,7 +85,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
     """All tables of an evaluation: pictures, differences to the controls, and each embedder's and protocol's retrieval."""
     found = []
     if results["rows"]:
-        found.append(_table(f"Pictures: {results['images']} of {results['subjects']} subjects", results["rows"], picture_notes(results)))
+        found.append(_table(f"Pictures: {counted(results)}", results["rows"], picture_notes(results)))
     if results["differences"]:
         found.append(_differences(results, results.get("against", "the controls")))
     for embedder, protocols in results["retrieval"].items():
@@ -139,9 +139,18 @@ def _differences(part: dict[str, Any], against: str) -> Table:
     return _table(f"Against {against}", part["differences"], notes, "+")
 
 
+def counted(results: dict[str, Any]) -> str:
+    """Returns how many pictures were scored, and of how many subjects if pictures have such."""
+    if "unpaired" in results:
+        return f"{results['images']} generated, {results['reference_images']} real"
+    return f"{results['images']} of {results['subjects']} subjects"
+
+
 def picture_notes(results: dict[str, Any]) -> list[str]:
     """What a reader must know of the table of pictures."""
     notes = ["means over subjects with 95 % intervals of resampling subjects; ± is a standard deviation over subsets or splits"]
+    if "unpaired" in results:
+        notes = [results["unpaired"], "± is a standard deviation over subsets or splits"]
     notes.append(results["resizing"])
     for what, digest in results["networks"].items():
         notes.append(f"{what}: SHA-256 {digest[:12]}")

@@ -20,7 +20,7 @@ class Validation:
     def __init__(self, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, builder: Any):
         """Raises InputError where there are no validation subjects, or the method generates nothing."""
         v, c = config.validation, config.evaluate
-        sharding.check_batch(c.batch_size, mesh, "evaluate.batch_size")
+        sharding.padded_batch(c.batch_size, mesh, "evaluate.batch_size")
         config = config.copy_and_resolve_references()
         config.sampling.num_steps = v.num_steps
         method = make_method(config)

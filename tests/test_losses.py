@@ -167,6 +167,25 @@ def test_a_weight_of_zero_leaves_nothing_in_the_step(with_terms):
     assert (none[2], one[2], both[2]) == (set(), {"lpips"}, {"lpips", "embedder"})
 
 
+def test_pictures_too_small_for_a_term(config):
+    def refused(size, words, **changes):
+        config.data.settings.size = size
+        config.method.losses.update(changes)
+        with pytest.raises(InputError, match=words):
+            make_method(config)
+
+    small = "LPIPS with the trunk {0} needs pictures of at least {1} x {1} pixels, not {2} x {2}"
+    refused(8, small.format("vgg", 16, 8), lpips=0.2)
+    refused(28, small.format("alex", 31, 28), trunk="alex")
+    refused(16, "method.losses.trunk_file is empty", trunk="vgg")  # large enough
+    config.method.losses.lpips = 0.0
+    make_method(config)
+    crop = (0.2, 0.2, 0.65, 0.6)
+    assert losses.crop_face(jnp.ones((1, 1, 1, 3)), crop, 4, 4).shape == (1, 4, 4, 3)
+    with pytest.raises(InputError, match="which is less than a pixel of 1 x 3"):
+        losses.crop_face(jnp.ones((1, 1, 3, 3)), (0.2, 0.2, 0.4, 0.6), 4, 4)
+
+
 def test_bad_settings_are_named(config):
     for changes, message in (
         (dict(lpips=0.2), "method.losses.trunk_file is empty"),

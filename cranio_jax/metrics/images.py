@@ -5,9 +5,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from cranio_jax.errors import InputError
+
 _WINDOW, _SIGMA = 11, 1.5  # Wang et al. 2004
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003
+# The shortest side, in pixels, of a picture that the window fits into, at all scales.
+SSIM_SIDE = _WINDOW
 MS_SSIM_SIDE = _WINDOW * 2 ** (len(_SCALES) - 1)
+
+
+def _check_side(name: str, least: int, height: int, width: int) -> None:
+    if min(height, width) < least:
+        raise InputError(
+            f"{name} needs pictures of at least {least} x {least} pixels, not {height} x {width}. "
+            "Use larger pictures, or leave it out."
+        )
 
 
 def _mean(values: Float[Array, "b h w c"], where: Float[Array, "b h w 1"] | None) -> Float[Array, "b"]:
@@ -42,9 +54,13 @@ def _halved(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
 def _terms(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, "b h2 w2 c"]]:
     """Luminance, and contrast with structure, at the places where the window fits."""
     c1, c2 = 0.01**2, 0.03**2
+    # Flat pictures would lose the digits of their variance to the mean.
+    middle_a, middle_b = a.mean((1, 2), keepdims=True), b.mean((1, 2), keepdims=True)
+    a, b = a - middle_a, b - middle_b
     mean_a, mean_b = _smooth(a), _smooth(b)
     var_a, var_b = _smooth(a * a) - mean_a**2, _smooth(b * b) - mean_b**2
     covariance = _smooth(a * b) - mean_a * mean_b
+    mean_a, mean_b = mean_a + middle_a, mean_b + middle_b
     return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1), (2 * covariance + c2) / (var_a + var_b + c2)
 
 
@@ -53,7 +69,9 @@ def ssim(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], where: Float[Ar
 
     Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance, mean over channels and
     over the places where the window fits; with `where`, over those of them alone at which it is 1.
+    Raises InputError if a side is shorter than SSIM_SIDE.
     """
+    _check_side("SSIM", SSIM_SIDE, *a.shape[1:3])
     luminance, structure = _terms(a, b)
     edge = _WINDOW // 2
     return _mean(luminance * structure, None if where is None else where[:, edge:-edge, edge:-edge])
@@ -64,9 +82,9 @@ def ms_ssim(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Arr
 
     Five scales, halved by means of 2 x 2 pixels (an odd last row is left out); at each the mean contrast and structure,
     not below 0, to the power of the scale's weight; luminance at the coarsest alone; mean over channels.
+    Raises InputError if a side is shorter than MS_SSIM_SIDE.
     """
-    if min(a.shape[1:3]) < MS_SSIM_SIDE:
-        raise ValueError(f"MS-SSIM wants pictures of {MS_SSIM_SIDE} pixels a side, not {min(a.shape[1:3])}")
+    _check_side("MS-SSIM", MS_SSIM_SIDE, *a.shape[1:3])
     value = 1.0
     for scale, weight in enumerate(_SCALES):
         luminance, structure = _terms(a, b)

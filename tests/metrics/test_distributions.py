@@ -69,6 +69,14 @@ def test_frechet_distance(count):
     assert distributions.frechet_distance(stats[0], stats[0]) == pytest.approx(0.0, abs=1e-6)
     assert distributions.frechet_distance_of_rows(a, b) == pytest.approx(got, rel=1e-7)
     assert distributions.frechet_distance_of_rows(a, a) == pytest.approx(0.0, abs=1e-9)
+    # Equal pictures have no spread.
+    same = np.repeat(a[:1], 5, 0), np.repeat(b[:1], 7, 0)
+    wanted = ((a[0] - b[0]) ** 2).sum()
+    assert distributions.frechet_distance_of_rows(*same) == pytest.approx(wanted, rel=1e-9)
+    # Sets of different sizes.
+    few = b[: count // 2]
+    wanted = distributions.frechet_distance(stats[0], (few.mean(0), np.cov(few, rowvar=False)))
+    assert distributions.frechet_distance_of_rows(a, few) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_frechet_distance_of_known_distributions():
@@ -81,7 +89,7 @@ def test_kernel_distance():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((12, 5)), rng.standard_normal((12, 5)) + 0.5
     kernel = lambda x, y: (np.dot(x, y) / 5 + 1) ** 3
-    pairs = lambda x: np.mean([kernel(x[i], x[j]) for i in range(12) for j in range(12) if i != j])
+    pairs = lambda x: np.mean([kernel(p, q) for p, q in itertools.permutations(x, 2)])
     wanted = pairs(a) + pairs(b) - 2 * np.mean([kernel(x, y) for x in a for y in b])
     got, spread = distributions.kernel_distance(a, b, subset=12, rounds=3, seed=0)  # the whole set, whatever the draw
     assert got == pytest.approx(wanted, rel=1e-9) and spread < 1e-9
@@ -89,6 +97,11 @@ def test_kernel_distance():
     same, spread = distributions.kernel_distance(*rng.standard_normal((2, 2000, 5)), subset=50, rounds=400, seed=0)
     assert abs(same) < 4 * spread / 400**0.5 + 0.02 and spread > 0.02
     assert distributions.kernel_distance(a, b, 6, 5, seed=1) != distributions.kernel_distance(a, b, 6, 5, seed=2)
+    # Of sets of different sizes, the mean over many subsets is that over all pairs.
+    few = b[:9]
+    wanted = pairs(a) + pairs(few) - 2 * np.mean([kernel(x, y) for x in a for y in few])
+    got, spread = distributions.kernel_distance(a, few, subset=8, rounds=2000, seed=0)
+    assert got == pytest.approx(wanted, abs=4 * spread / 2000**0.5) and wanted > spread / 10
     with pytest.raises(InputError, match="subsets of 13 images don't fit in 12"):
         distributions.kernel_distance(a, b, 13, 3, 0)
 

@@ -7,6 +7,7 @@ from scipy import ndimage
 from skimage import metrics as skimage
 
 from cranio_jax import metrics
+from cranio_jax.errors import InputError
 
 
 @pytest.fixture
@@ -51,8 +52,30 @@ def test_ms_ssim():
     got = jax.jit(metrics.ms_ssim)(a.astype(np.float32), b.astype(np.float32))
     assert 0.1 < wanted[0] < 0.97
     np.testing.assert_allclose(got, wanted, rtol=1e-4)
-    with pytest.raises(ValueError, match="wants pictures of 176 pixels a side, not 175"):
+    with pytest.raises(InputError, match="MS-SSIM needs pictures of at least 176 x 176 pixels, not 175 x 203"):
         metrics.ms_ssim(a[:, :175], b[:, :175])
+
+
+SSIM = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1)
+
+
+@pytest.mark.parametrize("size", [(11, 11), (11, 30), (16, 12), (8, 8), (10, 40), (1, 1)])
+@pytest.mark.parametrize("constant", [False, True])
+def test_small_pictures(size, constant):
+    """A number where scikit-image has one, else a sentence."""
+    a, b = np.random.default_rng(0).random((2, 1, *size, 3), np.float32)
+    if constant:
+        a, b = np.full_like(a, 0.25), np.full_like(a, 0.75)
+    wanted = skimage.peak_signal_noise_ratio(a[0], b[0], data_range=1.0)
+    np.testing.assert_allclose(metrics.psnr(a, b), [wanted], rtol=1e-5)
+    try:
+        wanted = skimage.structural_similarity(a[0], b[0], data_range=1.0, **SSIM)
+    except ValueError:
+        words = f"SSIM needs pictures of at least 11 x 11 pixels, not {size[0]} x {size[1]}. Use"
+        with pytest.raises(InputError, match=f"^{words}"):
+            metrics.ssim(a, b)
+    else:
+        np.testing.assert_allclose(metrics.ssim(a, b), [wanted], rtol=1e-4, atol=1e-5)
 
 
 def test_within_a_mask(pairs):

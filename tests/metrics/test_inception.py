@@ -100,3 +100,50 @@ def test_two_folders_score_as_torch_fidelity_scores_them(networks, tmp_path):
     assert row["kid"]["mean"] == pytest.approx(wanted["kernel_inception_distance_mean"], rel=1e-3)
     wanted = module("isc").isc_features_to_metric(found["made"][1], splits=1, shuffle=False)["inception_score_mean"]
     assert row["inception score"]["mean"] == pytest.approx(wanted, rel=1e-4) and wanted > 1.01
+
+
+@pytest.fixture
+def odd_folders(tmp_path):
+    """Folders of 9 and 7 pictures of several sizes and kinds; seven names agree by chance."""
+    rng = np.random.default_rng(0)
+    sizes = {"made": [(42, 40), (17, 23), (8, 8)], "true": [(60, 31), (42, 40)]}
+    for folder, count in (("made", 9), ("true", 7)):
+        (tmp_path / folder).mkdir()
+        for i in range(count):
+            blocks = Image.fromarray(rng.integers(80 * (count == 7), 256, (3, 4, 3), np.uint8))
+            picture = blocks.resize(sizes[folder][i % len(sizes[folder])], Image.NEAREST)
+            kind = {1: "L", 2: "RGBA", 3: "P"}.get(i, "RGB")
+            picture.convert(kind).save(tmp_path / folder / f"{i}.png")
+    return tmp_path
+
+
+def test_folders_that_do_not_pair_score_as_torch_fidelity_scores_them(networks, odd_folders):
+    from configs import common
+
+    theirs, file = networks[2:]
+    c, paths = common.get_config(), {name: odd_folders / name for name in ("made", "true")}
+    c.evaluate.update(generated=str(paths["made"]), reference=str(paths["true"]), weights=str(file))
+    c.evaluate.update(batch_size=5, kernel_subset=7, kernel_rounds=20, inception_splits=1)
+    c.mesh.data = 1
+    results = evaluate.evaluate(c, odd_folders / "w")
+    row = results["rows"]["generated"]
+    assert set(row) == {"fid", "kid", "inception score"}
+
+    # Pictures of different sizes make no batch: torch-fidelity takes them one by one.
+    def described(folder):
+        pictures = [Image.open(path).convert("RGB") for path in sorted(folder.iterdir())]
+        with torch.no_grad():
+            each = [theirs(torch.from_numpy(np.array(p).transpose(2, 0, 1)[None])) for p in pictures]
+        return [torch.cat(parts) for parts in zip(*each, strict=True)]
+
+    (a, logits), (b, _) = (described(folder) for folder in paths.values())
+    a, b = a.numpy(), b.numpy()
+    wanted = distributions.frechet_distance_of_rows(a, b)
+    assert row["fid"]["mean"] == pytest.approx(wanted, rel=1e-3)
+    wanted, _ = distributions.kernel_distance(a, b, 7, 20, seed=c.seed)
+    assert row["kid"]["mean"] == pytest.approx(wanted, rel=1e-3)
+    isc = importlib.import_module("torch_fidelity.metric_isc")
+    wanted = isc.isc_features_to_metric(logits, splits=1, shuffle=False)
+    assert row["inception score"]["mean"] == pytest.approx(wanted["inception_score_mean"], rel=1e-4)
+    assert "7 names are in both folders, of 9 generated and 7 real pictures" in results["unpaired"]
+    assert "torch-fidelity" in results["resizing"]
