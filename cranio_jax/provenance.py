@@ -15,6 +15,8 @@ def public_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """A configuration without paths: they say more of the user than of the run."""
 
     def nameless(part: str) -> str:
+        if "://" in part:
+            return part.rstrip("/").rpartition("/")[2]
         path = pathlib.Path(part).expanduser()
         return path.name if path.is_absolute() or path.exists() else part  # absolute ones are patterns, perhaps, or gone by now
 
