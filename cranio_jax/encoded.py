@@ -23,7 +23,8 @@ from cranio_jax.writers import whole_file
 def training_examples(config: ml_collections.ConfigDict, method: Method, mesh: jax.sharding.Mesh, frozen: Any, builder):
     """`(examples, prepare)` to train on: `prepare` augments, and adds what frozen networks make of an example.
 
-    That comes from `encoded/` in the records' own folder, which is the local copy of records in a bucket; a file's name is the hash of all that its content depends on
+    That comes from `encoded/` in the records' own folder, which is the local copy of records in a
+    bucket; a file's name is the hash of all that its content depends on
     (records, weights, settings, augmentation, seed), so that a change of any makes a new file, and files may be removed
     at any time. Of each pair `data.cached_variants` augmented variants are encoded; a step draws one of them, and new
     exposure and erasing of its X-ray. With 0 variants nothing is kept. Raises InputError where files can't be written.

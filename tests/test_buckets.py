@@ -28,7 +28,7 @@ from data_builders.cranio_phantom.cranio_phantom_dataset_builder import Builder
 from launch import local_processes, study
 from tests.test_faults import ROOT, environment, kill, wait_until
 
-STEPS = 12
+STEPS = 8
 _NUMBERS = itertools.count()
 _STARTED = []
 
@@ -135,12 +135,19 @@ def test_records_go_up_and_come_down_once(in_bucket, config, tmp_path, copied):
     assert copied[-1] == mirror.MARKER
 
 
-def test_records_are_built_for_a_bucket(config, bucket, tmp_path):
+def test_records_are_built_for_a_bucket(config, bucket, tmp_path, monkeypatch):
+    """Where neither the bucket nor this disk has any."""
+    built = pathlib.Path(data.make_builder(config.data).data_dir)
+
+    def build(self, **options):
+        assert not self.is_prepared()
+        shutil.copytree(built, self.data_path, ignore=shutil.ignore_patterns("encoded"))
+
+    monkeypatch.setattr(Builder, "download_and_prepare", build)
     config.data.update(data_dir=bucket, cache_dir=str(tmp_path))
-    config.data.cranio_phantom.subjects = 6
-    config.data.settings.size = 16
     builder = data.make_builder(config.data)
     assert contents(remote_folder(config)) == contents(pathlib.Path(builder.data_dir))
+    assert mirror.MARKER in contents(remote_folder(config))
 
 
 def test_records_gone_from_the_bucket_are_built_again(published, config, monkeypatch):
@@ -415,7 +422,7 @@ def start_two(config, workdir, tmp_path):
 
 def finish_two(config, workdir, tmp_path):
     started = start_two(config, workdir, tmp_path)
-    words = [process.communicate(timeout=300)[1] for process in started]
+    words = [process.communicate(timeout=900)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], words
 
 
@@ -468,7 +475,7 @@ def xray_file(tmp_path):
 def short(in_bucket):
     in_bucket.augment.flip = 0.5
     in_bucket.evaluate.max_subjects = 2
-    in_bucket.train.update(num_steps=STEPS, checkpoint_every=3, log_every=1)
+    in_bucket.train.update(num_steps=STEPS, checkpoint_every=4, log_every=1)
     return in_bucket
 
 
@@ -513,9 +520,8 @@ def test_killed_in_a_bucket(short, bucket, tmp_path, xray_file):
 def test_two_processes_in_a_bucket(short, bucket, tmp_path):
     """Both are killed after the first checkpoint; started again, they end as two on a disk do."""
     workdir = buckets.open_folder(f"{bucket}/run", "--workdir")
-    short.train.num_steps = 6
     started = start_two(short, workdir, tmp_path)
-    wait_for_step(4, workdir, started[0])
+    wait_for_step(5, workdir, started[0])
     for process in started:
         kill(process)
     short.data.cache_dir = str(tmp_path / "another machine")

@@ -57,7 +57,6 @@ class Builder(LocalBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First layout."}
-    BUILDER_CONFIGS = [S2FConfig()]
 
     def _info(self):
         size = self.builder_config.size
@@ -209,5 +208,4 @@ def _one(folder: pathlib.Path, pattern: str) -> pathlib.Path:
 def make_config(**settings) -> S2FConfig:
     """The configuration with these settings; what only pairs have, a pairing, means nothing here."""
     settings.pop("pairing", None)
-    config = S2FConfig(**settings)
-    return config if config.folder else Builder.builder_configs.get(config.name, config)
+    return S2FConfig(**settings)

@@ -52,7 +52,8 @@ def test_ms_ssim():
     got = jax.jit(metrics.ms_ssim)(a.astype(np.float32), b.astype(np.float32))
     assert 0.1 < wanted[0] < 0.97
     np.testing.assert_allclose(got, wanted, rtol=1e-4)
-    with pytest.raises(InputError, match="MS-SSIM needs pictures of at least 176 x 176 pixels, not 175 x 203"):
+    words = "MS-SSIM needs pictures of at least 176 x 176 pixels, not 175 x 203"
+    with pytest.raises(InputError, match=words):
         metrics.ms_ssim(a[:, :175], b[:, :175])
 
 

@@ -131,9 +131,9 @@ def test_folders_that_do_not_pair_score_as_torch_fidelity_scores_them(networks, 
 
     # Pictures of different sizes make no batch: torch-fidelity takes them one by one.
     def described(folder):
-        pictures = [Image.open(path).convert("RGB") for path in sorted(folder.iterdir())]
+        pictures = [np.array(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]
         with torch.no_grad():
-            each = [theirs(torch.from_numpy(np.array(p).transpose(2, 0, 1)[None])) for p in pictures]
+            each = [theirs(torch.from_numpy(p.transpose(2, 0, 1)[None].copy())) for p in pictures]
         return [torch.cat(parts) for parts in zip(*each, strict=True)]
 
     (a, logits), (b, _) = (described(folder) for folder in paths.values())
