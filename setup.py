@@ -5,7 +5,10 @@ import re
 
 import setuptools
 
-version = re.search(r'__version__ = "(.+)"', pathlib.Path(__file__).with_name("cranio_jax").joinpath("__init__.py").read_text()).group(1)
+version = re.search(
+    r'__version__ = "(.+)"',
+    pathlib.Path(__file__).with_name("cranio_jax").joinpath("__init__.py").read_text(),
+).group(1)
 
 setuptools.setup(
     name="cranio_jax",

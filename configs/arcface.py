@@ -17,10 +17,24 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.name = "arcface"
     c.augment.update(flip=0.0, rotation=5.0)
     # The crop is the face within the head; hair and skin tell people apart, and no skull tells of them.
-    c.method = dict(name="arcface", network="iresnet18", channels=16, height=48, width=48, crop=(0.2, 0.15, 0.7, 0.7))
+    c.method = dict(
+        name="arcface",
+        network="iresnet18",
+        channels=16,
+        height=48,
+        width=48,
+        crop=(0.2, 0.15, 0.7, 0.7),
+    )
     c.method.update(margin=0.3, scale=24.0)
     c.method.disturb = dict(shift=0.05, zoom=0.05, colour=0.3, grey=0.5)
-    c.train.update(batch_size=64, num_steps=600, checkpoint_every=300, learning_rate=2e-3, schedule="cosine", warmup_steps=50)
+    c.train.update(
+        batch_size=64,
+        num_steps=600,
+        checkpoint_every=300,
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_steps=50,
+    )
     c.train.update(weight_decay=5e-2, clip_norm=5.0)
     if variant == "loss":
         c.name += ":loss"
@@ -35,5 +49,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.evaluate.bootstrap = 200
         c.evaluate.retrieval.ks = (1, 3)
     elif variant:
-        raise ValueError(f"configs/arcface.py has no variant {variant!r}; expected 'loss', 'smoke' or none")
+        raise ValueError(
+            f"configs/arcface.py has no variant {variant!r}; expected 'loss', 'smoke' or none"
+        )
     return c

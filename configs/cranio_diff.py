@@ -30,7 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Gate and sub-batch are ours: the paper names the weights of the terms alone.
     c.method.losses.update(lpips=0.20, identity=0.20, gate="quadratic", decode_batch=0)
 
-    c.train.update(batch_size=14, learning_rate=1e-4, weight_decay=1e-5, warmup_steps=0, ema_decay=0.9999)
+    c.train.update(
+        batch_size=14, learning_rate=1e-4, weight_decay=1e-5, warmup_steps=0, ema_decay=0.9999
+    )
     # 350 epochs of the 100 training subjects' 36 pairs, whatever the batch: 14 does not divide over every mesh.
     c.train.num_steps = 350 * 3600 // c.train.get_ref("batch_size")
     c.train.checkpoint_every = 2000

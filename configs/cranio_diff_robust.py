@@ -20,10 +20,22 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """All choices here are ours."""
     c = cranio_diff.get_config()
     c.name = "cranio_diff_robust"
-    c.method.update(trained=("controlnet",), prompt_dropout=0.1, loss_weight="min_snr", min_snr_gamma=5.0)
+    c.method.update(
+        trained=("controlnet",), prompt_dropout=0.1, loss_weight="min_snr", min_snr_gamma=5.0
+    )
     # An estimate from high noise has no identity; and the ControlNet must take hold before the term may pull.
-    c.method.losses.update(lpips=0.0, identity=0.1, gate="below", gate_limit=200, warmup_steps=2000, every=2, decode_batch=8)
-    c.train.update(batch_size=16, learning_rate=1e-5, weight_decay=1e-2, warmup_steps=500, num_steps=30_000)
+    c.method.losses.update(
+        lpips=0.0,
+        identity=0.1,
+        gate="below",
+        gate_limit=200,
+        warmup_steps=2000,
+        every=2,
+        decode_batch=8,
+    )
+    c.train.update(
+        batch_size=16, learning_rate=1e-5, weight_decay=1e-2, warmup_steps=500, num_steps=30_000
+    )
     if variant == "unet":
         c.name += ":unet"
         c.method.trained = ("controlnet", "unet")
@@ -33,5 +45,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         c.method.trained = ("controlnet", "unet_lora")
         c.method.learning_rates.unet_lora = 1e-4
     elif variant:
-        raise ValueError(f"configs/cranio_diff_robust.py has no variant {variant!r}; expected 'unet', 'lora' or none")
+        raise ValueError(
+            f"configs/cranio_diff_robust.py has no variant {variant!r}; expected 'unet', 'lora' or none"
+        )
     return c

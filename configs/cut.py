@@ -16,7 +16,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c = common.get_config()
     c.name = "cut"
     common.adversarial(c)
-    c.method.update(name="cut", blocks=9, nce=1.0, nce_layers=(0, 4, 8, 12, 16), patches=256, temperature=0.07)
+    c.method.update(
+        name="cut", blocks=9, nce=1.0, nce_layers=(0, 4, 8, 12, 16), patches=256, temperature=0.07
+    )
     common.variant_of(c, variant, {"original": original, "phantom": phantom, "smoke": common.smoke})
     return c
 

@@ -18,9 +18,17 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.prompt.known_ages = (25, 45, 65)
     c.augment.update(flip=0.0, rotation=3.0, erase=0.02)
 
-    c.method.update(name="cranio_diff", trained=("controlnet", "unet", "text_encoder"), codec="patch", patch=4, prompt_dropout=0.0)
+    c.method.update(
+        name="cranio_diff",
+        trained=("controlnet", "unet", "text_encoder"),
+        codec="patch",
+        patch=4,
+        prompt_dropout=0.0,
+    )
     c.method.update(loss_weight="none", min_snr_gamma=5.0)
-    c.method.scheduler = dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample", rescale_betas_zero_snr=True)
+    c.method.scheduler = dict(
+        beta_schedule="squaredcos_cap_v2", prediction_type="sample", rescale_betas_zero_snr=True
+    )
     c.method.unet = dict(
         in_channels=48,
         out_channels=48,
@@ -34,7 +42,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     c.method.controlnet = dict(conditioning_embedding_out_channels=(16, 32, 64))
     c.method.text_encoder = dict(
-        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=20
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=20,
     )
 
     c.train.update(

@@ -16,7 +16,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c = common.get_config()
     c.name = "pix2pix"
     common.adversarial(c)
-    c.method.update(name="pix2pix", gan="bce", norm="batch", l1=30.0, dropout=True, discriminator_dropout=0.3)
+    c.method.update(
+        name="pix2pix", gan="bce", norm="batch", l1=30.0, dropout=True, discriminator_dropout=0.3
+    )
     c.method.learning_rates.D = 2e-5
     common.variant_of(c, variant, {"original": original, "phantom": phantom, "smoke": common.smoke})
     return c

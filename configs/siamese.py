@@ -17,7 +17,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.data.settings.update(size=256, pairing="matched")
     c.method = dict(name="siamese", network="iresnet50", channels=64, side=112, margin=1.0)
     c.train.update(
-        batch_size=64, num_steps=10_000, learning_rate=1e-3, schedule="cosine", warmup_steps=200, weight_decay=5e-2, clip_norm=5.0
+        batch_size=64,
+        num_steps=10_000,
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=200,
+        weight_decay=5e-2,
+        clip_norm=5.0,
     )
     common.variant_of(c, variant, {"phantom": phantom, "smoke": smoke})
     return c

@@ -22,16 +22,40 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.name = "study_paper"
     c.seeds, c.headline, c.baselines = (0, 1, 2), "cranio_diff", ("pix2pix", "cyclegan", "cut")
     c.helpers = ()
-    c.flags = ("data.builder=skull_face", "data.settings.size=512", "data.settings.pairing=all_views", "compute_dtype=bfloat16")
+    c.flags = (
+        "data.builder=skull_face",
+        "data.settings.size=512",
+        "data.settings.pairing=all_views",
+        "compute_dtype=bfloat16",
+    )
     files = ("inception.pth", "vgg16.pth", "vgg_heads.pth", "judge_embedder.pth")
     weights = ",".join("{weights}/" + file for file in files)
-    c.method_flags = (f"evaluate.weights={weights}", "evaluate.num_samples=1", "evaluate.batch_size=16")
-    losses = ("trunk_file={weights}/vgg16.pth", "heads_file={weights}/vgg_heads.pth", "embedder_file={weights}/loss_embedder.pth")
+    c.method_flags = (
+        f"evaluate.weights={weights}",
+        "evaluate.num_samples=1",
+        "evaluate.batch_size=16",
+    )
+    losses = (
+        "trunk_file={weights}/vgg16.pth",
+        "heads_file={weights}/vgg_heads.pth",
+        "embedder_file={weights}/loss_embedder.pth",
+    )
     plain = ("method.losses.lpips=0.0", "method.losses.identity=0.0")
     c.methods = (
-        dict(name="cranio_diff", config="configs/cranio_diff.py", flags=tuple(f"method.losses.{file}" for file in losses)),
+        dict(
+            name="cranio_diff",
+            config="configs/cranio_diff.py",
+            flags=tuple(f"method.losses.{file}" for file in losses),
+        ),
         dict(name="cranio_diff without identity", config="configs/cranio_diff.py", flags=plain),
-        dict(name="prompt alone", config="configs/cranio_diff.py", flags=(*plain, "method.trained=('unet',)")),
-        *(dict(name=name, config=f"configs/{name}.py", flags=()) for name in ("pix2pix", "cyclegan", "cut", "siamese")),
+        dict(
+            name="prompt alone",
+            config="configs/cranio_diff.py",
+            flags=(*plain, "method.trained=('unet',)"),
+        ),
+        *(
+            dict(name=name, config=f"configs/{name}.py", flags=())
+            for name in ("pix2pix", "cyclegan", "cut", "siamese")
+        ),
     )
     return c

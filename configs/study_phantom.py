@@ -25,20 +25,43 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.seeds = (0,)
     c.headline, c.baselines = "cranio_diff longer", ("pix2pix", "pix2pix longer", "cyclegan", "cut")
     c.bootstrap = 10_000
-    c.flags = ("data.validation_subjects=10", "train.checkpoint_every=500", "train.keep=1")  # of every cell
+    c.flags = (
+        "data.validation_subjects=10",
+        "train.checkpoint_every=500",
+        "train.keep=1",
+    )  # of every cell
     # Of those that are compared. Ninety people are few: without the bend Pix2Pix learns them by heart.
-    c.method_flags = ("evaluate.weights={judge}", "evaluate.num_samples=1", "validation.every=500", "augment.bend=0.015")
+    c.method_flags = (
+        "evaluate.weights={judge}",
+        "evaluate.num_samples=1",
+        "validation.every=500",
+        "augment.bend=0.015",
+    )
     c.helpers = (
         dict(name="judge", config="configs/arcface.py", seed=0, flags=()),
         dict(name="taste", config="configs/arcface.py:loss", seed=1, flags=()),
     )
     # Ten times the weight, or all of it from the first step, taught less of the skull in trials than none.
-    identity = ("method.losses.identity=0.01", "method.losses.gate=none", "method.losses.warmup_steps=4000")
+    identity = (
+        "method.losses.identity=0.01",
+        "method.losses.gate=none",
+        "method.losses.warmup_steps=4000",
+    )
     identity += ("method.losses.embedder_file={taste}", "method.losses.lateral_identity=True")
     # `smoke`: of a method's flags, those that its smoke run has too; without it there is none.
     c.methods = (
-        dict(name="cranio_diff", config="configs/demo.py:fine", flags=(*_DIFFUSION, *identity), smoke=identity),
-        dict(name="cranio_diff without identity", config="configs/demo.py:fine", flags=_DIFFUSION, smoke=()),
+        dict(
+            name="cranio_diff",
+            config="configs/demo.py:fine",
+            flags=(*_DIFFUSION, *identity),
+            smoke=identity,
+        ),
+        dict(
+            name="cranio_diff without identity",
+            config="configs/demo.py:fine",
+            flags=_DIFFUSION,
+            smoke=(),
+        ),
         # A ControlNet that is not trained stays at its zero: the prompt alone speaks, and has little to say. Its curve is flat soon.
         dict(
             name="prompt alone",
@@ -57,24 +80,41 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             smoke=("augment.bend=0.0",),
         ),
         dict(name="cranio_diff longer", config="configs/demo.py:fine", flags=(*_LONGER, *identity)),
-        dict(name="pix2pix longer", config="configs/pix2pix.py:phantom", flags=("train.num_steps=8000", "validation.every=1000")),
+        dict(
+            name="pix2pix longer",
+            config="configs/pix2pix.py:phantom",
+            flags=("train.num_steps=8000", "validation.every=1000"),
+        ),
     )
     if variant == "smoke":
         c.name += ":smoke"
         c.bootstrap = 200
         c.flags = ("data.validation_subjects=4",)
-        c.method_flags = ("evaluate.weights={judge}", "evaluate.num_samples=1", "augment.bend=0.015")
-        c.helpers = tuple(dict(h, config="configs/arcface.py:smoke", flags=extra) for h, extra in zip(c.helpers, ((), _OTHER), strict=True))
+        c.method_flags = (
+            "evaluate.weights={judge}",
+            "evaluate.num_samples=1",
+            "augment.bend=0.015",
+        )
+        c.helpers = tuple(
+            dict(h, config="configs/arcface.py:smoke", flags=extra)
+            for h, extra in zip(c.helpers, ((), _OTHER), strict=True)
+        )
         c.headline = "cranio_diff"
         c.methods = tuple(
-            dict(name=m["name"], config=m["config"].split(":")[0] + ":smoke", flags=m["smoke"]) for m in c.methods if "smoke" in m
+            dict(name=m["name"], config=m["config"].split(":")[0] + ":smoke", flags=m["smoke"])
+            for m in c.methods
+            if "smoke" in m
         )
     elif variant == "published":
         c.name += ":published"
         c.method_flags = ("evaluate.weights={judge},{weights}/*.safetensors", *c.method_flags[1:])
     elif variant:
-        raise ValueError(f"configs/study_phantom.py has no variant {variant!r}; expected 'published', 'smoke' or none")
+        raise ValueError(
+            f"configs/study_phantom.py has no variant {variant!r}; expected 'published', 'smoke' or none"
+        )
     return c
 
 
-_OTHER = ("method.network=mobilefacenet",)  # a judge that is the twin of the embedder in the loss is refused
+_OTHER = (
+    "method.network=mobilefacenet",
+)  # a judge that is the twin of the embedder in the loss is refused

@@ -36,7 +36,9 @@ def _prepare_orbax() -> None:
 
 def _unraisable(what: Any) -> None:
     """Of a save that fails Orbax raises the first error; arrays that end later find its event loop closed, a traceback each."""
-    if not (isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"):
+    if not (
+        isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"
+    ):
         sys.__unraisablehook__(what)
 
 
@@ -47,17 +49,27 @@ class Checkpoints:
     later: what a disk has spoilt is not gone on from.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2, keep_period: int | None = None, clean: bool = False):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        keep: int = 2,
+        keep_period: int | None = None,
+        clean: bool = False,
+    ):
         """Opens or makes the folder; `clean` removes what a killed run has left half-written.
 
         Raises InputError where the folder can't be written.
         """
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_period or None, cleanup_tmp_directories=clean)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_period or None, cleanup_tmp_directories=clean
+        )
         self._folder, self._damaged, self._sealing = folder, set(), None
         self._local = not buckets.is_remote(folder)  # a bucket has sums of its own
         _prepare_orbax()
         with self._written():
-            self._manager = ocp.CheckpointManager(folder.absolute() if self._local else folder, options=options)
+            self._manager = ocp.CheckpointManager(
+                folder.absolute() if self._local else folder, options=options
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -85,7 +97,9 @@ class Checkpoints:
             self._damaged.clear()
             self._manager.wait_until_finished()
             self._seal()
-            args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_position))
+            args = ocp.args.Composite(
+                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_position)
+            )
             with jax.transfer_guard_device_to_host("allow"):  # the one that is meant
                 self._manager.save(step, args=args, force=True)
 
@@ -99,22 +113,32 @@ class Checkpoints:
         Raises:
           InputError: there are some, and none is whole.
         """
-        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+        abstract = jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings
+        )
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+        )
         while (step := self.latest) is not None:
             spoilt = _spoilt(self._folder / str(step)) if cluster.is_first() else None
             restored, why = None, f"{spoilt} is not as it was written"
             if cluster.of_first(np.array(spoilt is None)):
                 try:
                     restored = self._manager.restore(step, args=args)
-                except Exception as error:  # Orbax and TensorStore raise what they like on a damaged file
+                except (
+                    Exception
+                ) as error:  # Orbax and TensorStore raise what they like on a damaged file
                     why = _reason(error)
                     self._check_access(error)
             if cluster.all_agree(restored is not None):
                 return step, restored["state"], restored["data"]
             self._damaged.add(step)
-            cluster.say(f"the checkpoint of step {step} in {self._folder} is damaged ({why}); the one before it is tried")
-        raise InputError(f"no checkpoint in {self._folder} is whole; remove the folder to begin anew")
+            cluster.say(
+                f"the checkpoint of step {step} in {self._folder} is damaged ({why}); the one before it is tried"
+            )
+        raise InputError(
+            f"no checkpoint in {self._folder} is whole; remove the folder to begin anew"
+        )
 
     def _check_access(self, error: Exception) -> None:
         """Raises InputError if a bucket can't be read, which says nothing about the checkpoint."""
@@ -123,14 +147,18 @@ class Checkpoints:
         buckets.open_folder(str(self._folder), "--workdir")
         if any(word in str(error) for word in _NO_ACCESS):
             raise InputError(
-                f"{self._folder}: can't be read ({_reason(error)}). To get access, "
-                f"{buckets.LOGIN}."
+                f"{self._folder}: can't be read ({_reason(error)}). To get access, {buckets.LOGIN}."
             )
 
     def _seal(self) -> None:
         """Starts to write the sums of the newest step, if they are not there."""
         step = self.latest
-        if step is None or not self._local or not cluster.is_first() or (self._folder / str(step) / _SUMS).exists():
+        if (
+            step is None
+            or not self._local
+            or not cluster.is_first()
+            or (self._folder / str(step) / _SUMS).exists()
+        ):
             return
         if self._sealing:
             self._sealing.join()
@@ -143,7 +171,9 @@ class Checkpoints:
             yield
         except Exception as error:  # of a thread of Orbax, perhaps, which raises what it likes
             kept = self.latest if hasattr(self, "_manager") else None
-            kept = f"; the newest whole checkpoint there is of step {kept}" if kept is not None else ""
+            kept = (
+                f"; the newest whole checkpoint there is of step {kept}" if kept is not None else ""
+            )
             raise InputError(f"{self._folder} can't be written ({_reason(error)}){kept}") from error
 
 
@@ -158,7 +188,10 @@ def _sum(path: pathlib.Path) -> int:
 def _write_sums(folder: pathlib.Path) -> None:
     with contextlib.suppress(OSError):  # it may be gone by now; and without sums it is trusted
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        write_json(folder / _SUMS, {str(path.relative_to(folder)): [path.stat().st_size, _sum(path)] for path in files})
+        write_json(
+            folder / _SUMS,
+            {str(path.relative_to(folder)): [path.stat().st_size, _sum(path)] for path in files},
+        )
 
 
 def _spoilt(folder: pathlib.Path) -> str | None:

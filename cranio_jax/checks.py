@@ -109,7 +109,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         _check_number(name, value)
     for name, value in _present(config, _NAMES):
         if value not in _NAMES[name]:
-            raise InputError(f"{name}={value!r}: it is unknown. Use one of {', '.join(_NAMES[name])}.")
+            raise InputError(
+                f"{name}={value!r}: it is unknown. Use one of {', '.join(_NAMES[name])}."
+            )
     for name, rate in config.method.get("learning_rates", {}).items():
         _check_number(f"method.learning_rates.{name}", rate, "train.learning_rate")
     if config.job in ("train_and_evaluate", "train"):
@@ -147,7 +149,9 @@ def _check_number(name: str, value: Any, like: str = "") -> None:
     words = f"{'more than' if kind in _ABOVE_LEAST else 'at least'} {least:g}"
     if most < math.inf:
         words += f" and {'less than' if kind in _BELOW_MOST else 'at most'} {most:g}"
-    raise InputError(f"{name}={value}: it is out of range. Set it to {words if least > -math.inf else 'a number'}.")
+    raise InputError(
+        f"{name}={value}: it is out of range. Set it to {words if least > -math.inf else 'a number'}."
+    )
 
 
 def _check_training(config: ml_collections.ConfigDict) -> None:
@@ -157,7 +161,9 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
     sharding.check_batch(t.batch_size, mesh, "train.batch_size")
     share = t.batch_size // mesh.size
     if share % t.accumulate:
-        raise InputError(f"train.accumulate={t.accumulate}: it does not divide the {share} examples of each device. Use one that does.")
+        raise InputError(
+            f"train.accumulate={t.accumulate}: it does not divide the {share} examples of each device. Use one that does."
+        )
     if config.validation.every:
         Features(config.evaluate.weights, config.evaluate.crop)
 
@@ -169,7 +175,9 @@ def _check_evaluation(config: ml_collections.ConfigDict) -> None:
     if not c.retrieval.ks or min(c.retrieval.ks) < 1:
         raise InputError(f"evaluate.retrieval.ks={tuple(c.retrieval.ks)}: each must be 1 or more.")
     if bool(c.generated) != bool(c.reference):
-        raise InputError("evaluate.generated and evaluate.reference are two folders; set both or none")
+        raise InputError(
+            "evaluate.generated and evaluate.reference are two folders; set both or none"
+        )
     for name in ("generated", "reference"):
         if c[name] and not pathlib.Path(c[name]).expanduser().is_dir():
             raise InputError(f"evaluate.{name}={c[name]}: no such folder. Name one with pictures.")

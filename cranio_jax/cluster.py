@@ -34,21 +34,33 @@ def join() -> None:
     JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID, a SLURM step of several tasks, Open MPI, or a TPU
     slice. Raises InputError where the first are not complete or nobody answers.
     """
-    told = {name: os.environ.get(f"JAX_{name}") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")}
+    told = {
+        name: os.environ.get(f"JAX_{name}")
+        for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
+    }
     if told["COORDINATOR_ADDRESS"]:
         try:
-            numbers = {"num_processes": int(told["NUM_PROCESSES"]), "process_id": int(told["PROCESS_ID"])}
+            numbers = {
+                "num_processes": int(told["NUM_PROCESSES"]),
+                "process_id": int(told["PROCESS_ID"]),
+            }
         except (TypeError, ValueError):
-            raise InputError("JAX_COORDINATOR_ADDRESS is set; JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers beside it") from None
+            raise InputError(
+                "JAX_COORDINATOR_ADDRESS is set; JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers beside it"
+            ) from None
     elif os.environ.get("SLURM_NTASKS") == "1":
         return  # JAX would take one of the machine's devices for the one task
     else:
         numbers = {}
     try:
-        jax.distributed.initialize(told["COORDINATOR_ADDRESS"], **numbers, heartbeat_timeout_seconds=HEARTBEAT_S)
+        jax.distributed.initialize(
+            told["COORDINATOR_ADDRESS"], **numbers, heartbeat_timeout_seconds=HEARTBEAT_S
+        )
     except ValueError as error:
         if numbers:
-            raise InputError(f"JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID: {error}") from None
+            raise InputError(
+                f"JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID: {error}"
+            ) from None
         return  # nothing tells of others
     faulthandler.disable()  # where another process dies JAX ends this one; its stack, which absl would print, says nothing
 
@@ -80,7 +92,9 @@ def wait_for_all(name: str) -> None:
     """Returns when all processes have come here, by way of the coordinator: collectives of a CPU wait half a minute at most."""
     if jax.process_count() > 1:
         everybody = set(range(jax.process_count()))
-        multihost.sync_global_processes(f"{name} {next(_NUMBERS)}", timeout=_WAIT_S, processes=everybody)
+        multihost.sync_global_processes(
+            f"{name} {next(_NUMBERS)}", timeout=_WAIT_S, processes=everybody
+        )
 
 
 def compiled(function: Callable, *args) -> Callable:

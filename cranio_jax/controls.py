@@ -23,7 +23,9 @@ def mean_faces(examples: Examples) -> Callable[[dict], np.ndarray]:
         kind = (example["face_view"], example["age"], example["bmi_change"])
         if kind not in means:
             if not len(alike := np.flatnonzero(views == kind[0])):
-                raise InputError(f"no training face is {kind[0]}, as a test face is; there is no mean face of that view")
+                raise InputError(
+                    f"no training face is {kind[0]}, as a test face is; there is no mean face of that view"
+                )
             distance = np.abs(ages[alike] - kind[1]) + np.abs(changes[alike] - kind[2])
             near = alike[distance <= np.sort(distance)[:FEWEST][-1]]
             total = sum(examples[i]["face"].astype(np.float64) for i in near)
@@ -42,7 +44,10 @@ def shuffled_xrays(examples: list[dict], seed: int) -> list[dict]:
     xrays = {(e["subject"], e["xray_view"]): e["xray"] for e in examples}
     sex_of = dict(sorted((e["subject"], e["sex"]) for e in examples))
     sexes = list(dict.fromkeys(sex_of.values()))
-    cycles = {sex: list(rng.permutation([name for name in sex_of if sex_of[name] == sex])) for sex in sexes}
+    cycles = {
+        sex: list(rng.permutation([name for name in sex_of if sex_of[name] == sex]))
+        for sex in sexes
+    }
     everybody = list(sex_of)
 
     def other(e: dict) -> str:
@@ -52,7 +57,12 @@ def shuffled_xrays(examples: list[dict], seed: int) -> list[dict]:
             for name in cycle[place + 1 :] + cycle[:place]:
                 if (name, e["xray_view"]) in xrays:
                     return str(name)
-        raise InputError(f"one test subject alone has a {e['xray_view']} X-ray, so X-rays can't be shuffled; more test subjects are needed")
+        raise InputError(
+            f"one test subject alone has a {e['xray_view']} X-ray, so X-rays can't be shuffled; more test subjects are needed"
+        )
 
     others = [other(e) for e in examples]
-    return [e | {"xray": xrays[name, e["xray_view"]], "xray_of": name} for e, name in zip(examples, others, strict=True)]
+    return [
+        e | {"xray": xrays[name, e["xray_view"]], "xray_of": name}
+        for e, name in zip(examples, others, strict=True)
+    ]

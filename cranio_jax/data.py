@@ -24,7 +24,18 @@ from cranio_jax.errors import InputError
 from cranio_jax.prompts import make_prompt, make_tokenizer
 
 # Arrays that go to the device, where an example has them; everything else stays on the host.
-DEVICE_FIELDS = ("xray", "face", "prompt_ids", "id_hash", "mask", "frontal", "landmarks", "subject_index", "latents", "context")
+DEVICE_FIELDS = (
+    "xray",
+    "face",
+    "prompt_ids",
+    "id_hash",
+    "mask",
+    "frontal",
+    "landmarks",
+    "subject_index",
+    "latents",
+    "context",
+)
 EVALUATION_FIELDS = ("generated", "other_xray", "head_mask", "place", "split")
 GEOMETRY = ("flip", "rotation", "bend")  # of the augmentations, those that move the face
 # Of the bend: knots along each side, about a feature of the face apart; rounds of its inversion.
@@ -56,15 +67,22 @@ def records_name(config: ml_collections.ConfigDict) -> str:
 
 def builder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What all builders ask for and what `config.builder` alone does."""
-    return config.settings.to_dict() | config.get(config.builder, ml_collections.ConfigDict()).to_dict()
+    return (
+        config.settings.to_dict()
+        | config.get(config.builder, ml_collections.ConfigDict()).to_dict()
+    )
 
 
 def _configured(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
     """The builder's module, and its own configuration. Raises InputError."""
     try:
-        module = importlib.import_module(f"data_builders.{config.builder}.{config.builder}_dataset_builder")
+        module = importlib.import_module(
+            f"data_builders.{config.builder}.{config.builder}_dataset_builder"
+        )
     except ModuleNotFoundError:
-        raise InputError(f"data.builder={config.builder!r} is not a package in data_builders/") from None
+        raise InputError(
+            f"data.builder={config.builder!r} is not a package in data_builders/"
+        ) from None
     try:
         return module, module.make_config(**builder_settings(config))
     except (TypeError, ValueError) as error:
@@ -122,7 +140,9 @@ def _mirrored(config: ml_collections.ConfigDict) -> pathlib.PurePath:
     try:
         lock = _alone(str(local))
     except OSError as error:
-        raise InputError(f"data.cache_dir: {root} can't be written ({error.strerror}). Set it to another folder.") from None
+        raise InputError(
+            f"data.cache_dir: {root} can't be written ({error.strerror}). Set it to another folder."
+        ) from None
     with lock:
         if mirror.MARKER in both.listing():
             both.fetch(lambda: _check_files(config, remote))
@@ -187,7 +207,12 @@ def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
     return digest.hexdigest()
 
 
-def read_split(builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict, images: tuple[str, ...]):
+def read_split(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    config: ml_collections.ConfigDict,
+    images: tuple[str, ...],
+):
     """`(records, rows)` of a split: a random-access source, and which of its places belong to the split.
 
     Without a split of that name, 'validation' is `data.validation_subjects` of the training subjects, whom 'train' then
@@ -195,10 +220,14 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str, config: ml_collect
     """
     held_out, splits = config.data.validation_subjects, builder.info.splits
     if held_out and "validation" in splits:
-        raise InputError(f"{builder.info.full_name} has validation subjects of its own; set data.validation_subjects=0")
+        raise InputError(
+            f"{builder.info.full_name} has validation subjects of its own; set data.validation_subjects=0"
+        )
     where = "train" if split == "validation" and held_out else split
     if where not in splits or not splits[where].num_examples:
-        remedy = "set data.validation_subjects" if split == "validation" else "more subjects are needed"
+        remedy = (
+            "set data.validation_subjects" if split == "validation" else "more subjects are needed"
+        )
         raise InputError(f"split {split!r} of {builder.info.full_name} is empty; {remedy}")
     records = _records(builder, where, images)
     if not held_out or where != "train":
@@ -206,7 +235,9 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str, config: ml_collect
     names = split_subjects(builder, "train")
     order = sorted(set(names), key=lambda name: (zlib.crc32(name.encode()), name))
     if not 0 < held_out < len(order):
-        raise InputError(f"data.validation_subjects={held_out} leaves nobody to train on; there are {len(order)} training subjects")
+        raise InputError(
+            f"data.validation_subjects={held_out} leaves nobody to train on; there are {len(order)} training subjects"
+        )
     kept = set(order[:held_out] if split == "validation" else order[held_out:])
     return records, [row for row, name in enumerate(names) if name in kept]
 
@@ -216,11 +247,20 @@ def split_subjects(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
     return [record["subject"].decode() for record in _records(builder, split, images=())]
 
 
-def _records(builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, ...]) -> Sequence[dict[str, Any]]:
+def _records(
+    builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, ...]
+) -> Sequence[dict[str, Any]]:
     """A split's records, of whose pictures only `images` are decoded."""
-    pictures = [name for name, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
+    pictures = [
+        name
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    ]
     unread = {name: tfds.decode.SkipDecoding() for name in pictures if name not in images}
-    return _Readable(builder.as_data_source(split, decoders=unread or None), f"{builder.data_dir}, split {split!r}")
+    return _Readable(
+        builder.as_data_source(split, decoders=unread or None),
+        f"{builder.data_dir}, split {split!r}",
+    )
 
 
 class _Readable(Sequence):
@@ -239,10 +279,14 @@ class _Readable(Sequence):
             return self._source[index]
         except Exception as error:  # whatever a library says of damaged bytes
             reason = str(error).partition("\n")[0]
-            raise InputError(f"{self._where}: record {index} is damaged ({reason}); remove the folder, and it is built again") from None
+            raise InputError(
+                f"{self._where}: record {index} is damaged ({reason}); remove the folder, and it is built again"
+            ) from None
 
 
-def subjects(builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict) -> list[str]:
+def subjects(
+    builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict
+) -> list[str]:
     """The subjects of a split, sorted."""
     records, rows = read_split(builder, split, config, images=())
     return sorted({records[row]["subject"].decode() for row in rows})
@@ -283,13 +327,17 @@ class Examples:
         if "face_landmarks" in record:
             # Eyes, nose tip, mouth corners: the order of losses.TEMPLATE, which is a frontal face's.
             known = example["face_view"] == "frontal"
-            example["landmarks"] = np.asarray(record["face_landmarks"][:5] if known else np.full((5, 2), np.nan), np.float32)
+            example["landmarks"] = np.asarray(
+                record["face_landmarks"][:5] if known else np.full((5, 2), np.nan), np.float32
+            )
         if self._numbers:
             example["subject_index"] = self._numbers[example["subject"]]
         return example | {
             **{name: record[name] for name in self._images if name in record},
             "index": int(index),
-            "prompt_ids": self.prompt_ids(example["face_view"], example["sex"], example["age"], example["bmi_change"]),
+            "prompt_ids": self.prompt_ids(
+                example["face_view"], example["sex"], example["age"], example["bmi_change"]
+            ),
             "id_hash": np.uint32(zlib.crc32(example["id"].encode())),
             "mask": np.float32(1.0),
             "frontal": np.float32(example["face_view"] == "frontal"),
@@ -297,15 +345,27 @@ class Examples:
 
     def conditions(self) -> list[tuple[str, float, float]]:
         """View, age and BMI change of each example's face; no picture is decoded."""
-        read = lambda record: (record["face_view"].decode(), float(record["age"]), float(record["bmi_change"]))
+        read = lambda record: (
+            record["face_view"].decode(),
+            float(record["age"]),
+            float(record["bmi_change"]),
+        )
         return [read(self._unread[self._rows[i]]) for i in range(len(self))]
 
     def prompt_ids(self, view: str, sex: str, age: float, bmi_change: float) -> np.ndarray:
         """Token ids `(length,)` of a profile."""
-        return self._tokenize([make_prompt(self._prompt.template, view, sex, age, bmi_change, self._prompt.known_ages)])[0]
+        return self._tokenize(
+            [
+                make_prompt(
+                    self._prompt.template, view, sex, age, bmi_change, self._prompt.known_ages
+                )
+            ]
+        )[0]
 
 
-def displacement(rng: np.random.Generator, side: int, bend: float, mirrored: bool) -> Float[np.ndarray, "side side 2"]:
+def displacement(
+    rng: np.random.Generator, side: int, bend: float, mirrored: bool
+) -> Float[np.ndarray, "side side 2"]:
     """A smooth random displacement (x, y) in pixels that shifts nothing on the whole.
 
     Args:
@@ -317,10 +377,16 @@ def displacement(rng: np.random.Generator, side: int, bend: float, mirrored: boo
     knots = rng.standard_normal((_KNOTS, _KNOTS, 2)).astype(np.float32)
     if mirrored:
         knots = (knots + knots[:, ::-1] * np.float32([-1, 1])) / np.sqrt(np.float32(2))
-    return bend * side * cv2.resize(knots - knots.mean((0, 1)), (side, side), interpolation=cv2.INTER_CUBIC)
+    return (
+        bend
+        * side
+        * cv2.resize(knots - knots.mean((0, 1)), (side, side), interpolation=cv2.INTER_CUBIC)
+    )
 
 
-def move(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:
+def move(
+    example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict
+) -> dict[str, Any]:
     """What moves the (square) X-ray, face and landmarks, alike and as far as the example has them.
 
     Flip and rotation are the paper's. The bend is ours: where people are few, an X-ray and a face that are in register, which
@@ -332,34 +398,52 @@ def move(example: dict[str, Any], rng: np.random.Generator, settings: ml_collect
     if rng.random() < settings.flip:
         images = {name: image[:, ::-1] for name, image in images.items()}
         if "landmarks" in moved:
-            moved["landmarks"] = moved["landmarks"][[1, 0, 2, 4, 3]] * np.float32([-1, 1]) + np.float32([side - 1, 0])
+            moved["landmarks"] = moved["landmarks"][[1, 0, 2, 4, 3]] * np.float32(
+                [-1, 1]
+            ) + np.float32([side - 1, 0])
     bend = settings.bend if example.get("xray_view") == example.get("face_view") else 0.0
     if settings.rotation or bend:
         degrees = rng.uniform(-settings.rotation, settings.rotation)
-        middle, (cos, sin) = np.float32((side - 1) / 2), (np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees)))
-        turn = np.array([[cos, -sin], [sin, cos]], np.float32)  # counterclockwise, rows running down
+        middle, (cos, sin) = (
+            np.float32((side - 1) / 2),
+            (np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))),
+        )
+        turn = np.array(
+            [[cos, -sin], [sin, cos]], np.float32
+        )  # counterclockwise, rows running down
         mirrored = example.get("face_view") == "frontal"
         push = displacement(rng, side, bend, mirrored) if bend else np.zeros((1, 1, 2), np.float32)
         columns_rows = np.moveaxis(np.indices((side, side), dtype=np.float32)[::-1], 0, -1)
         source = (columns_rows - middle) @ turn.T + middle + push  # of each pixel
-        images = {name: _sampled(image, source, fill=(0,) if name == "xray" else image[0, 0]) for name, image in images.items()}
+        images = {
+            name: _sampled(image, source, fill=(0,) if name == "xray" else image[0, 0])
+            for name, image in images.items()
+        }
         if "landmarks" in moved:
             # Where the source is the landmark; a fixed point, which a smooth displacement brings near in a few rounds.
             places = moved["landmarks"]
             for _ in range(_ROUNDS if bend else 1):
-                pushed = cv2.remap(push, places[:, None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
+                pushed = cv2.remap(
+                    push, places[:, None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+                )[:, 0]
                 places = (moved["landmarks"] - pushed - middle) @ turn + middle
             moved["landmarks"] = places
     return moved | {name: np.ascontiguousarray(image) for name, image in images.items()}
 
 
-def _sampled(image: np.ndarray, source: Float[np.ndarray, "h w 2"], fill: Sequence[int]) -> np.ndarray:
+def _sampled(
+    image: np.ndarray, source: Float[np.ndarray, "h w 2"], fill: Sequence[int]
+) -> np.ndarray:
     """The image at the places (x, y) of `source`, bilinearly; `fill` beyond its edge."""
     edge = [float(value) for value in fill]
-    return cv2.remap(image, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=edge).reshape(image.shape)
+    return cv2.remap(
+        image, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=edge
+    ).reshape(image.shape)
 
 
-def expose(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:
+def expose(
+    example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict
+) -> dict[str, Any]:
     """The paper's exposure and erasing.
 
     The paper does not say what they apply to; changing the face would teach the model to paint at random exposures, so
@@ -367,18 +451,27 @@ def expose(example: dict[str, Any], rng: np.random.Generator, settings: ml_colle
     """
     exposed = example["xray"].astype(np.float32)
     contrast = 1.0 + rng.uniform(-settings.contrast, settings.contrast)
-    exposed = (exposed - exposed.mean()) * contrast + exposed.mean() + 255.0 * rng.uniform(-settings.brightness, settings.brightness)
+    exposed = (
+        (exposed - exposed.mean()) * contrast
+        + exposed.mean()
+        + 255.0 * rng.uniform(-settings.brightness, settings.brightness)
+    )
     exposed = np.clip(np.round(exposed), 0, 255).astype(np.uint8)
     if settings.erase:
         height, width = exposed.shape[:2]
-        area, aspect = rng.uniform(0, settings.erase) * height * width, np.exp(rng.uniform(-1.0, 1.0))
+        area, aspect = (
+            rng.uniform(0, settings.erase) * height * width,
+            np.exp(rng.uniform(-1.0, 1.0)),
+        )
         h, w = min(height, round((area * aspect) ** 0.5)), min(width, round((area / aspect) ** 0.5))
         top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
         exposed[top : top + h, left : left + w] = rng.integers(0, 256)
     return example | {"xray": exposed}
 
 
-def augment(example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict) -> dict[str, Any]:
+def augment(
+    example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict
+) -> dict[str, Any]:
     """The paper's augmentations."""
     return expose(move(example, rng, settings), rng, settings)
 
@@ -433,16 +526,22 @@ def ordered_batches(
     count = len(examples)
 
     def one(place: int) -> dict[str, np.ndarray]:
-        return to_device_fields(examples[min(place, count - 1)]) | {"mask": np.float32(place < count)}
+        return to_device_fields(examples[min(place, count - 1)]) | {
+            "mask": np.float32(place < count)
+        }
 
     places = grain.MapDataset.range(-(-count // batch_size) * batch_size)
     return iter(_of_each_batch(places.map(one), batch_size, rows).to_iter_dataset(READING))
 
 
-def _of_each_batch(dataset: grain.MapDataset, batch_size: int, rows: Sequence[int] | None) -> grain.MapDataset:
+def _of_each_batch(
+    dataset: grain.MapDataset, batch_size: int, rows: Sequence[int] | None
+) -> grain.MapDataset:
     """Batches of the `rows` of each whole batch."""
     if rows is None or len(rows) == batch_size:
         return dataset.batch(batch_size, drop_remainder=True)
     each = len(rows)
     places = grain.MapDataset.range(len(dataset) // batch_size * each)
-    return places.map(lambda place: dataset[place // each * batch_size + int(rows[place % each])]).batch(each)
+    return places.map(
+        lambda place: dataset[place // each * batch_size + int(rows[place % each])]
+    ).batch(each)

@@ -20,7 +20,9 @@ from cranio_jax.methods import Method
 from cranio_jax.writers import whole_file
 
 
-def training_examples(config: ml_collections.ConfigDict, method: Method, mesh: jax.sharding.Mesh, frozen: Any, builder):
+def training_examples(
+    config: ml_collections.ConfigDict, method: Method, mesh: jax.sharding.Mesh, frozen: Any, builder
+):
     """`(examples, prepare)` to train on: `prepare` augments, and adds what frozen networks make of an example.
 
     That comes from `encoded/` in the records' own folder, which is the local copy of records in a
@@ -31,7 +33,14 @@ def training_examples(config: ml_collections.ConfigDict, method: Method, mesh: j
     """
     variants, c = config.data.cached_variants, config.augment
     fields = method.encodable() if variants else {}
-    rows = functools.partial(_rows, pathlib.Path(str(builder.data_dir)) / "encoded", method, mesh, frozen, config.train.batch_size)
+    rows = functools.partial(
+        _rows,
+        pathlib.Path(str(builder.data_dir)) / "encoded",
+        method,
+        mesh,
+        frozen,
+        config.train.batch_size,
+    )
     variant_rng = lambda index, variant: np.random.default_rng([config.seed, index, variant])
     contexts, latents = None, None
     if "context" in fields:
@@ -39,14 +48,23 @@ def training_examples(config: ml_collections.ConfigDict, method: Method, mesh: j
         prompts = np.unique([plain[i]["prompt_ids"] for i in range(len(plain))], axis=0)
         key = fields["context"] | {"prompts": prompts.tolist()}
         found = rows("context", key, len(prompts), lambda row: {"prompt_ids": prompts[row]})
-        contexts = {prompt.tobytes(): context for prompt, context in zip(prompts, found, strict=True)}
+        contexts = {
+            prompt.tobytes(): context for prompt, context in zip(prompts, found, strict=True)
+        }
     if "latents" in fields:
         faces = data.Examples(builder, "train", config, images=("face",))
         key = fields["latents"] | {name: c[name] for name in data.GEOMETRY}
         key |= {"records": data.fingerprint(builder), "seed": config.seed, "variants": variants}
         key |= {"held_out": config.data.validation_subjects}
-        face = lambda index, variant: data.move(faces[index], variant_rng(index, variant), c)["face"]
-        latents = rows("latents", key, len(faces) * variants, lambda row: {"face": face(*divmod(row, variants))})
+        face = lambda index, variant: data.move(faces[index], variant_rng(index, variant), c)[
+            "face"
+        ]
+        latents = rows(
+            "latents",
+            key,
+            len(faces) * variants,
+            lambda row: {"face": face(*divmod(row, variants))},
+        )
 
     def prepare(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         if contexts:
@@ -62,11 +80,25 @@ def training_examples(config: ml_collections.ConfigDict, method: Method, mesh: j
     return data.Examples(builder, "train", config, images, numbered), prepare
 
 
-def _rows(folder: pathlib.Path, method: Method, mesh, frozen, batch_size: int, field: str, key: dict, count: int, make: Callable):
+def _rows(
+    folder: pathlib.Path,
+    method: Method,
+    mesh,
+    frozen,
+    batch_size: int,
+    field: str,
+    key: dict,
+    count: int,
+    make: Callable,
+):
     """`(count, ...)` rows of `field`, mapped from a file; `make(row)` gives the fields of a batch that they are made of."""
-    name = hashlib.sha256(json.dumps(key | {"cranio_jax": cranio_jax.__version__}, sort_keys=True).encode()).hexdigest()
+    name = hashlib.sha256(
+        json.dumps(key | {"cranio_jax": cranio_jax.__version__}, sort_keys=True).encode()
+    ).hexdigest()
     path = folder / f"{field}_{name[:32]}.npy"
-    shape = jax.eval_shape(method.encode, frozen, {name: value[None] for name, value in make(0).items()})[field]
+    shape = jax.eval_shape(
+        method.encode, frozen, {name: value[None] for name, value in make(0).items()}
+    )[field]
     # Hosts with folders of their own may disagree, and encoding is done by all or by none.
     if not np.all(multihost_utils.process_allgather(np.array(path.exists()))):
         try:
@@ -89,7 +121,10 @@ def _mapped(path: pathlib.Path, count: int, shape: jax.ShapeDtypeStruct) -> np.n
 
 
 def _write(path, method, mesh, frozen, batch_size, field, count, make, shape):
-    encode = jax.jit(lambda frozen, batch: method.encode(frozen, batch)[field], out_shardings=sharding.replicated(mesh))
+    encode = jax.jit(
+        lambda frozen, batch: method.encode(frozen, batch)[field],
+        out_shardings=sharding.replicated(mesh),
+    )
     rows = grain.MapDataset.range(count).map(lambda row: make(int(row)))
     kind = np.dtype(f"u{shape.dtype.itemsize}")  # numpy's files know no bfloat16
     with whole_file(path, "wb") as file:

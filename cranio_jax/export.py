@@ -31,7 +31,9 @@ def check_export(config: ml_collections.ConfigDict) -> None:
             f"job=export writes a diffusers pipeline, which {config.method.name} is not; an embedder's file is written by job=evaluate"
         )
     if not config.pretrained.model:
-        raise InputError("job=export writes a diffusers pipeline, whose tokenizer and autoencoder come from pretrained.model; set it")
+        raise InputError(
+            "job=export writes a diffusers pipeline, whose tokenizer and autoencoder come from pretrained.model; set it"
+        )
 
 
 def export(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -73,15 +75,30 @@ def _write(folder: pathlib.Path, method: Any, params: dict[str, Any], dtype: str
             pretrained.save(folder / part, part, pretrained.tensors_of(params[part]), dtype)
     if "unet_lora" in params:
         pretrained.save(folder, "unet_lora", pretrained.tensors_of(params["unet_lora"]), dtype)
-    shutil.copytree(published["tokenizer"], folder / "tokenizer", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(
+        published["tokenizer"], folder / "tokenizer", ignore=shutil.ignore_patterns(".*")
+    )
     scheduler = method.scheduler_config
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    kinds = {"controlnet": "ControlNetModel", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
+    kinds = {
+        "controlnet": "ControlNetModel",
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+    }
     index = {part: ["diffusers", kind] for part, kind in kinds.items()}
-    index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    index |= {
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+    }
     index |= {"scheduler": ["diffusers", scheduler["_class_name"]]}
-    index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
-    write_json(folder / _INDEX, index | {"_class_name": "StableDiffusionControlNetPipeline", "requires_safety_checker": False})
+    index |= {
+        part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")
+    }
+    write_json(
+        folder / _INDEX,
+        index
+        | {"_class_name": "StableDiffusionControlNetPipeline", "requires_safety_checker": False},
+    )
 
 
 def _sampling(s: ml_collections.ConfigDict, scheduler: dict[str, Any]) -> str:
@@ -93,7 +110,9 @@ def _sampling(s: ml_collections.ConfigDict, scheduler: dict[str, Any]) -> str:
     )
     usual = {"eta": 0.0, "clip": 0.0, "clip_skip": 0, "guidance_rescale": 0.0}
     usual |= {"control_start": 0.0, "control_end": 1.0, "negative_prompt": ""}
-    return line + "".join(f", {name} `{s[name]}`" for name, value in usual.items() if s[name] != value)
+    return line + "".join(
+        f", {name} `{s[name]}`" for name, value in usual.items() if s[name] != value
+    )
 
 
 def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any, step: int) -> str:
@@ -109,7 +128,11 @@ def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any,
         f"- step {step} of {t.num_steps}, batches of {t.batch_size}, AdamW at {t.learning_rate:g} ({t.schedule}), weight decay "
         f"{t.weight_decay:g}, EMA {t.ema_decay:g}; weights here: {config.export.weights}, {config.export.dtype}",
         f"- prompt: `{config.prompt.template}`; the X-ray, bone bright, in three equal channels, is the ControlNet's picture",
-        *(["- the U-Net's additions are apart: `pipeline.load_lora_weights(FOLDER)`"] if "unet_lora" in method.trained else []),
+        *(
+            ["- the U-Net's additions are apart: `pipeline.load_lora_weights(FOLDER)`"]
+            if "unet_lora" in method.trained
+            else []
+        ),
         _sampling(config.sampling, method.scheduler_config),
     ]
     if results.exists():

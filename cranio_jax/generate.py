@@ -37,7 +37,9 @@ def batches(
     quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file wants few lines
     starts = range(0, len(examples), size)
     silent = say is None or not cluster.is_first()
-    with tqdm(total=len(examples), desc=say, unit=" images", disable=silent, mininterval=quiet) as told:
+    with tqdm(
+        total=len(examples), desc=say, unit=" images", disable=silent, mininterval=quiet
+    ) as told:
         local = data.ordered_batches(examples, size, sharding.local_rows(size, mesh))
         for start, batch in zip(starts, local, strict=True):
             places = range(start, min(start + size, len(examples)))
@@ -46,7 +48,11 @@ def batches(
 
 
 def collected(
-    function: Callable[[Batch], dict[str, Array]], examples: Sequence[dict], size: int, mesh: jax.sharding.Mesh, say: str
+    function: Callable[[Batch], dict[str, Array]],
+    examples: Sequence[dict],
+    size: int,
+    mesh: jax.sharding.Mesh,
+    say: str,
 ) -> dict[str, np.ndarray]:
     """What a jitted function makes of all examples, batch by batch, without what filled up the last."""
     found: dict[str, list[np.ndarray]] = {}
@@ -62,7 +68,9 @@ def quantised(
     method: Method, seed: int, params: Any, frozen: Any, batch: Batch, draw: Array
 ) -> tuple[UInt8[Array, "b h w 3"], Bool[Array, "b"]]:
     """Faces as they would be stored, and whether each was made of numbers: kept faces and fresh ones must score alike."""
-    faces = method.generate(params, frozen, batch, jax.random.fold_in(jax.random.key(seed + 2), draw))
+    faces = method.generate(
+        params, frozen, batch, jax.random.fold_in(jax.random.key(seed + 2), draw)
+    )
     return jnp.round((faces + 1.0) * 127.5).astype(jnp.uint8), jnp.isfinite(faces).all((1, 2, 3))
 
 
@@ -82,7 +90,12 @@ def digests(tree: Any) -> list[Array]:
     def one(leaf: Array) -> Array:
         bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32).reshape(-1)
         place = jax.lax.iota(jnp.uint32, bits.size)
-        return jnp.stack([(bits * (place * jnp.uint32(k) | 1)).sum(dtype=jnp.uint32) for k in (2654435761, 2246822519)])
+        return jnp.stack(
+            [
+                (bits * (place * jnp.uint32(k) | 1)).sum(dtype=jnp.uint32)
+                for k in (2654435761, 2246822519)
+            ]
+        )
 
     return [one(leaf) for leaf in jax.tree.leaves(tree)]  # XLA takes minutes for what adds them up
 
@@ -104,20 +117,28 @@ class Generator:
         self.method, self.mesh, state, self.frozen, self.step = restore(config, workdir)
         self.params = self.method.generation_params(state)
         self._config = config
-        draw = lambda params, frozen, batch, draw: quantised(self.method, config.seed, params, frozen, batch, draw)
+        draw = lambda params, frozen, batch, draw: quantised(
+            self.method, config.seed, params, frozen, batch, draw
+        )
         self._generate = jax.jit(draw, out_shardings=sharding.replicated(self.mesh))
 
-    def _faces(self, examples: Sequence[dict], draw: int, say: str) -> Iterator[tuple[int, np.ndarray]]:
+    def _faces(
+        self, examples: Sequence[dict], draw: int, say: str
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """`(start, faces)` of each batch, without what filled it up."""
         number = jax.device_put(np.uint32(draw), sharding.replicated(self.mesh))
         for places, batch in batches(examples, self.batch_size, self.mesh, say):
             if not places.start:
-                self._generate = cluster.compiled(self._generate, self.params, self.frozen, batch, number)
+                self._generate = cluster.compiled(
+                    self._generate, self.params, self.frozen, batch, number
+                )
             faces, finite = jax.device_get(self._generate(self.params, self.frozen, batch, number))
             check_finite(finite, [examples[i]["id"] for i in places])
             yield places.start, faces[: len(places)]
 
-    def draw(self, examples: Sequence[dict], draw: int = 0, say: str = "generating") -> UInt8[np.ndarray, "n h w 3"]:
+    def draw(
+        self, examples: Sequence[dict], draw: int = 0, say: str = "generating"
+    ) -> UInt8[np.ndarray, "n h w 3"]:
         """A face of each example; `draw` numbers the sample."""
         return np.concatenate([faces for _, faces in self._faces(examples, draw, say)])
 
@@ -128,7 +149,9 @@ class Generator:
         """
         c = self._config
         made_by = {
-            "parameters": zlib.crc32(np.array(jax.device_get(digests((self.params, self.frozen)))).tobytes()),
+            "parameters": zlib.crc32(
+                np.array(jax.device_get(digests((self.params, self.frozen)))).tobytes()
+            ),
             "method": c.method.name,
             "sampling": c.sampling.to_dict(),
             "prompt": c.prompt.to_dict(),
@@ -143,7 +166,9 @@ class Generator:
             write_json(folder / "made_by.json", made_by)
         return folder
 
-    def keep(self, folder: pathlib.Path, examples: Sequence[dict], draw: int, say: str) -> list[pathlib.Path]:
+    def keep(
+        self, folder: pathlib.Path, examples: Sequence[dict], draw: int, say: str
+    ) -> list[pathlib.Path]:
         """The files `folder`/ID.png of the examples' faces; only those that are missing are generated, batch by batch."""
         files = [folder / f"{e['id']}.png" for e in examples]
         # One listing: in a bucket each question takes its time.
@@ -153,11 +178,15 @@ class Generator:
         if missing:
             began, made = 0.0, 0
             for start, faces in self._faces([examples[i] for i in missing], draw, say):
-                made, began = (made + len(faces), began) if began else (0, time.monotonic())  # the first batch compiles
+                made, began = (
+                    (made + len(faces), began) if began else (0, time.monotonic())
+                )  # the first batch compiles
                 for i, face in zip(missing[start:], faces, strict=False):
                     if cluster.is_first():
                         write_png(files[i], face)
             if made and cluster.is_first():
-                write_json(folder.parent / f"{folder.name}_seconds.json", (time.monotonic() - began) / made)
+                write_json(
+                    folder.parent / f"{folder.name}_seconds.json", (time.monotonic() - began) / made
+                )
             cluster.wait_for_all(f"faces in {folder.name}")
         return files

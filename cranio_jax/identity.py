@@ -22,7 +22,9 @@ GALLERIES = ("all", "one")
 
 
 def distractor_faces(
-    config: ml_collections.ConfigDict, embed: Callable[[Batch], dict[str, jax.Array]], mesh: jax.sharding.Mesh
+    config: ml_collections.ConfigDict,
+    embed: Callable[[Batch], dict[str, jax.Array]],
+    mesh: jax.sharding.Mesh,
 ) -> dict[str, r.Faces]:
     """Faces of people that nobody asks for, from the records of `evaluate.retrieval.distractors`; perhaps none.
 
@@ -95,7 +97,9 @@ def retrieval(
     c, found = config.evaluate, {}
     subjects, views = ([w[name] for w in who] for name in ("subject", "view"))
     variants = np.array([f"{w['subject']} {w['variant']}" for w in who])
-    interval = lambda values, own: dict(zip(("mean", "low", "high"), bootstrap(values, own, c.bootstrap, config.seed), strict=True))
+    interval = lambda values, own: dict(
+        zip(("mean", "low", "high"), bootstrap(values, own, c.bootstrap, config.seed), strict=True)
+    )
     for view, size in protocols(config):
         gallery, pictured = r.Faces(truth, subjects, views), variants
         if size == "one":
@@ -105,12 +109,20 @@ def retrieval(
             extra = others.take(r.one_image(others, view, config.seed)) if size == "one" else others
             gallery = r.Faces(*(np.concatenate(both) for both in zip(gallery, extra, strict=True)))
             pictured = np.append(pictured, extra.subjects)
-        found[f"{view}/{size}"] = part = {"gallery": len(gallery.subjects), "rows": {}, "curves": {}}
+        found[f"{view}/{size}"] = part = {
+            "gallery": len(gallery.subjects),
+            "rows": {},
+            "curves": {},
+        }
         part["by_subject"] = {}
-        part["seen"] = int(r.similarities(r.Faces(truth, subjects, views), gallery, view)[2].sum(1).min())
+        part["seen"] = int(
+            r.similarities(r.Faces(truth, subjects, views), gallery, view)[2].sum(1).min()
+        )
         each = {}
         for name, vectors in (kinds | {CEILING: truth}).items():
-            cosines, same, allowed = r.similarities(r.Faces(vectors, subjects, views), gallery, view)
+            cosines, same, allowed = r.similarities(
+                r.Faces(vectors, subjects, views), gallery, view
+            )
             asked = np.arange(len(subjects))
             if name == CEILING:
                 allowed &= variants[:, None] != pictured[None]
@@ -120,17 +132,27 @@ def retrieval(
             cosines, same, allowed = cosines[asked], same[asked], allowed[asked]
             hits, own = r.ranked(cosines, same, allowed), [subjects[i] for i in asked]
             each[name] = r.at_k(hits, allowed, c.retrieval.ks)
-            part["rows"][name] = {metric: interval(values, own) for metric, values in each[name].items()} | {
-                metric: {"mean": value} for metric, value in r.separation(cosines, same, allowed).items()
+            part["rows"][name] = {
+                metric: interval(values, own) for metric, values in each[name].items()
+            } | {
+                metric: {"mean": value}
+                for metric, value in r.separation(cosines, same, allowed).items()
             }
-            part["curves"][name] = r.match_curve(hits)[: int(allowed.sum(1).min())].round(4).tolist()
+            part["curves"][name] = (
+                r.match_curve(hits)[: int(allowed.sum(1).min())].round(4).tolist()
+            )
             if name != CEILING:
-                part["by_subject"][name] = {metric: subject_means(values, own).tolist() for metric, values in each[name].items()}
+                part["by_subject"][name] = {
+                    metric: subject_means(values, own).tolist()
+                    for metric, values in each[name].items()
+                }
                 part["chance"] = {f"recall@{k}": chance(same, allowed, k) for k in c.retrieval.ks}
         if SHUFFLED in each:
             part["against"] = {}
             for metric, values in each[headline].items():
                 gain = values - each[SHUFFLED][metric]
-                p = permutation_test(values, each[SHUFFLED][metric], subjects, c.bootstrap, config.seed)
+                p = permutation_test(
+                    values, each[SHUFFLED][metric], subjects, c.bootstrap, config.seed
+                )
                 part["against"][metric] = interval(gain, subjects) | {"p": p}
     return found

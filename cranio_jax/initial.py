@@ -31,7 +31,9 @@ def mark(workdir: str) -> str:
     folder = _checkpoints(workdir)
     found = steps(folder)
     if not found:
-        raise InputError(f"{FIELD}={workdir}: it holds no checkpoint. Name a folder that was trained in.")
+        raise InputError(
+            f"{FIELD}={workdir}: it holds no checkpoint. Name a folder that was trained in."
+        )
     return f"step {max(found)}, sha256 {_digest(folder / str(max(found)))}"
 
 
@@ -44,7 +46,9 @@ def _digest(folder: pathlib.Path) -> str:
     return hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()
 
 
-def load(where: str, began: str, shapes: Any, shardings: Any, frozen_only: bool) -> dict[str, Params]:
+def load(
+    where: str, began: str, shapes: Any, shardings: Any, frozen_only: bool
+) -> dict[str, Params]:
     """Returns another run's weights, averaged ones if it has them, by network.
 
     Args:
@@ -62,7 +66,9 @@ def load(where: str, began: str, shapes: Any, shardings: Any, frozen_only: bool)
     if not folder.is_dir() or not began.endswith(_digest(folder)):
         if frozen_only and not frozen:
             return {}
-        raise InputError(f"{FIELD}={where}: the weights that this run began with are gone. Put them back.")
+        raise InputError(
+            f"{FIELD}={where}: the weights that this run began with are gone. Put them back."
+        )
 
     # What there is, and where it goes.
     handler = ocp.PyTreeCheckpointHandler()
@@ -109,7 +115,9 @@ def _compare(where: str, name: str, theirs: dict[str, Any], ours: dict[str, Any]
         sides = [tuple(part[path].shape) if path in part else None for part in (theirs, ours)]
         if sides[0] != sides[1]:
             there, here = ("lacking" if side is None else f"{side}" for side in sides)
-            raise InputError(f"{FIELD}={where}: {path!r} of {name} is {there} there and {here} in this run. Give both the same networks.")
+            raise InputError(
+                f"{FIELD}={where}: {path!r} of {name} is {there} there and {here} in this run. Give both the same networks."
+            )
 
 
 def _like(stored: Any, wanted: dict[str, dict[str, Any]], places: Any) -> dict[str, Any]:

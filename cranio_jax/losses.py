@@ -12,7 +12,16 @@ from cranio_jax.errors import InputError
 
 # Where ArcFace's 112 x 112 crop has the eyes, the tip of the nose and the corners of the mouth: (column, row), the
 # picture's left first.
-TEMPLATE = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]], np.float32)
+TEMPLATE = np.array(
+    [
+        [38.2946, 51.6963],
+        [73.5318, 51.5014],
+        [56.0252, 71.7366],
+        [41.5493, 92.3655],
+        [70.7299, 92.2041],
+    ],
+    np.float32,
+)
 GATES = ("none", "quadratic", "below")
 
 
@@ -32,10 +41,14 @@ def check_crop(crop: tuple[float, float, float, float], name: str) -> None:
     """Raises InputError where a crop is none."""
     top, left, height, width = crop
     if not (0 <= top < top + height <= 1 and 0 <= left < left + width <= 1):
-        raise InputError(f"{name}={tuple(crop)} is not (top, left, height, width) within the picture, as parts of 1")
+        raise InputError(
+            f"{name}={tuple(crop)} is not (top, left, height, width) within the picture, as parts of 1"
+        )
 
 
-def timestep_gate(timesteps: Int[Array, "b"], count: int, gate: str, limit: int) -> Float[Array, "b"]:
+def timestep_gate(
+    timesteps: Int[Array, "b"], count: int, gate: str, limit: int
+) -> Float[Array, "b"]:
     """How much an estimate of the clean face from step t counts: all alike, (1 - t / T)^2, or those below `limit` alone.
 
     At high noise the estimate is an average of faces, whose identity means nothing.
@@ -66,14 +79,18 @@ def crop_box(
     return rows, columns
 
 
-def crop_face(faces: Float[Array, "b H W 3"], crop: tuple[float, float, float, float], height: int, width: int) -> Float[Array, "b h w 3"]:
+def crop_face(
+    faces: Float[Array, "b H W 3"], crop: tuple[float, float, float, float], height: int, width: int
+) -> Float[Array, "b h w 3"]:
     """The fixed crop `(top, left, height, width)`, as parts of the picture, at the size an embedder takes."""
     rows, columns = crop_box(crop, *faces.shape[1:3])
     part = faces[:, rows, columns]
     return jax.image.resize(part, (faces.shape[0], height, width, 3), "linear")
 
 
-def align_face(faces: Float[Array, "b H W 3"], landmarks: Float[Array, "b 5 2"], height: int, width: int) -> Float[Array, "b h w 3"]:
+def align_face(
+    faces: Float[Array, "b H W 3"], landmarks: Float[Array, "b 5 2"], height: int, width: int
+) -> Float[Array, "b h w 3"]:
     """Faces in [-1, 1] turned, scaled and moved until their landmarks meet TEMPLATE: least squares, never mirrored.
 
     Umeyama's fit (1991), in the plane a closed form; sampled bilinearly, black beyond the picture. A crop that is smaller
@@ -84,11 +101,25 @@ def align_face(faces: Float[Array, "b H W 3"], landmarks: Float[Array, "b 5 2"],
     u, v = jnp.asarray(TEMPLATE - goal)[None].transpose(2, 0, 1)
     # (a + ib)(x + iy) is nearest to u + iv.
     spread = (x**2 + y**2).sum(-1)
-    a, b = (((x * u + y * v).sum(-1) / spread)[:, None, None], ((x * v - y * u).sum(-1) / spread)[:, None, None])
-    columns, rows = jnp.meshgrid(jnp.arange(width) + (112 - width) / 2 - goal[0], jnp.arange(height) + (112 - height) / 2 - goal[1])
+    a, b = (
+        ((x * u + y * v).sum(-1) / spread)[:, None, None],
+        ((x * v - y * u).sum(-1) / spread)[:, None, None],
+    )
+    columns, rows = jnp.meshgrid(
+        jnp.arange(width) + (112 - width) / 2 - goal[0],
+        jnp.arange(height) + (112 - height) / 2 - goal[1],
+    )
     columns, rows, size = columns[None], rows[None], a**2 + b**2
-    places = jnp.stack([(a * rows - b * columns) / size + middle[..., 1:], (a * columns + b * rows) / size + middle[..., :1]], 1)
-    sample = lambda channel, place: jax.scipy.ndimage.map_coordinates(channel, tuple(place), order=1, mode="constant", cval=-1.0)
+    places = jnp.stack(
+        [
+            (a * rows - b * columns) / size + middle[..., 1:],
+            (a * columns + b * rows) / size + middle[..., :1],
+        ],
+        1,
+    )
+    sample = lambda channel, place: jax.scipy.ndimage.map_coordinates(
+        channel, tuple(place), order=1, mode="constant", cval=-1.0
+    )
     return jax.vmap(jax.vmap(sample, (-1, None), -1))(faces, places)
 
 
@@ -123,4 +154,6 @@ def weighted_mean(each: Float[Array, "b"], weight: Float[Array, "b"]) -> Float[A
 def sometimes(active: Array, term: Callable[[], dict[str, Array]]) -> dict[str, Array]:
     """`term()` where `active`, else zeros at no cost."""
     shapes = jax.eval_shape(term)
-    return jax.lax.cond(active, term, lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+    return jax.lax.cond(
+        active, term, lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    )

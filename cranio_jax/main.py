@@ -12,11 +12,32 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cranio_jax import buckets, checks, cluster, evaluate, export, inspect, reconstruct, report, status, tables, train
+from cranio_jax import (
+    buckets,
+    checks,
+    cluster,
+    evaluate,
+    export,
+    inspect,
+    reconstruct,
+    report,
+    status,
+    tables,
+    train,
+)
 from cranio_jax.errors import InputError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
-JOBS = ("train_and_evaluate", "train", "evaluate", "reconstruct", "report", "status", "export", "inspect")
+JOBS = (
+    "train_and_evaluate",
+    "train",
+    "evaluate",
+    "reconstruct",
+    "report",
+    "status",
+    "export",
+    "inspect",
+)
 # Blocks whose fields are the user's to add, with what a field holds: text, a number, or anything.
 OPEN: dict[str, type] = {"method.files": str, "method.learning_rates": float}
 OPEN |= dict.fromkeys(("method.scheduler", "method.unet", "method.controlnet"), object)
@@ -24,11 +45,23 @@ OPEN |= dict.fromkeys(("method.vae", "method.text_encoder"), object)
 _OVERRIDE = re.compile(r"--?(no)?config\.(.+)\.(\w+)")
 # What is parsed: ml_collections looks for overrides here, and otherwise in sys.argv.
 _ARGUMENTS: list[str] = []
-TOGETHER = ("train_and_evaluate", "train", "evaluate")  # by all processes; the others by one, beside a training perhaps
+TOGETHER = (
+    "train_and_evaluate",
+    "train",
+    "evaluate",
+)  # by all processes; the others by one, beside a training perhaps
 # What ends in a sentence.
 EXPECTED = (InputError, train.NonFiniteLossError, cluster.Preempted)
 # Of errors of collectives and of the coordinator, when a process is gone.
-_OF_OTHERS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL", "closed by peer", "heartbeat")
+_OF_OTHERS = (
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "ABORTED",
+    "Gloo",
+    "NCCL",
+    "closed by peer",
+    "heartbeat",
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -47,7 +80,9 @@ def find_config(arguments: list[str]) -> list[str]:
         path, colon, variant = value.partition(":")
         if flag.lstrip("-") == "config" and value and not pathlib.Path(path).exists():
             if not (CHECKOUT / path).exists():
-                raise InputError(f"--config={path}: no such file in the current folder or the checkout")
+                raise InputError(
+                    f"--config={path}: no such file in the current folder or the checkout"
+                )
             argument = f"{flag}={CHECKOUT / path}{colon}{variant}"
         found.append(argument)
     return found
@@ -153,7 +188,9 @@ def run(config, workdir: pathlib.Path) -> None:
 
 def main(_) -> None:
     """Runs the job that the flags ask for."""
-    logging.set_verbosity(logging.FATAL)  # Orbax and TFDS tell pages; a progress line is enough, and what fails is raised too
+    logging.set_verbosity(
+        logging.FATAL
+    )  # Orbax and TFDS tell pages; a progress line is enough, and what fails is raised too
     workdir = buckets.open_folder(_WORKDIR.value, "--workdir")
     if jax.config.jax_compilation_cache_dir is None:
         # A second start then compiles little. JAX keeps what took a second, and small programs are many.
@@ -180,7 +217,9 @@ def parse(arguments: list[str]) -> list[str]:
         return rest
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise InputError("--config: " + " ".join(str(error.args[0]).split())) from None
-    except flags.Error as error:  # a flag that is none, one that is missing, an override that comes before --config
+    except (
+        flags.Error
+    ) as error:  # a flag that is none, one that is missing, an override that comes before --config
         raise InputError(" ".join(str(error).split())) from None
 
 
@@ -191,9 +230,13 @@ def _leave(error: Exception) -> None:
         cluster.leave(f"{who}: {error}", cluster.START_AGAIN)
     elif isinstance(error, EXPECTED):
         cluster.leave(f"{who}: {error}", 1)
-    elif isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _OF_OTHERS):
+    elif isinstance(error, jax.errors.JaxRuntimeError) and any(
+        word in str(error) for word in _OF_OTHERS
+    ):
         reason = str(error).splitlines()[0][:200]
-        cluster.leave(f"{who}: another process is gone ({reason}); start all again", cluster.START_AGAIN)
+        cluster.leave(
+            f"{who}: another process is gone ({reason}); start all again", cluster.START_AGAIN
+        )
     else:
         cluster.leave("".join(traceback.format_exception(error)) + f"{who}: failed, see above", 1)
 

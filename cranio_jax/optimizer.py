@@ -13,7 +13,9 @@ from cranio_jax.errors import InputError
 SCHEDULES = ("constant", "cosine", "linear")
 
 
-def make_optimizer(t: ml_collections.ConfigDict, rates: Mapping[str, float]) -> optax.GradientTransformation:
+def make_optimizer(
+    t: ml_collections.ConfigDict, rates: Mapping[str, float]
+) -> optax.GradientTransformation:
     """AdamW as `config.train` sets it: rate 'constant', 'cosine' or 'linear' after linear warm-up.
 
     'cosine' falls to zero at the last step; 'linear' stays until half of the steps are done and falls to zero then, as the
@@ -22,25 +24,42 @@ def make_optimizer(t: ml_collections.ConfigDict, rates: Mapping[str, float]) -> 
     `rates` gives networks another rate than `t.learning_rate`, on the same schedule; parameters are a tree by network.
     """
     if t.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(0.0, t.learning_rate, t.warmup_steps, max(t.num_steps, t.warmup_steps + 1))
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, t.learning_rate, t.warmup_steps, max(t.num_steps, t.warmup_steps + 1)
+        )
     elif t.schedule == "constant":
-        rate = optax.linear_schedule(0.0 if t.warmup_steps else t.learning_rate, t.learning_rate, max(t.warmup_steps, 1))
+        rate = optax.linear_schedule(
+            0.0 if t.warmup_steps else t.learning_rate, t.learning_rate, max(t.warmup_steps, 1)
+        )
     elif t.schedule == "linear":
         half = t.num_steps // 2
-        falling = optax.linear_schedule(t.learning_rate, 0.0, max(t.num_steps - half, 1), half - t.warmup_steps)
-        rate = optax.join_schedules([optax.linear_schedule(0.0, t.learning_rate, max(t.warmup_steps, 1)), falling], [t.warmup_steps])
+        falling = optax.linear_schedule(
+            t.learning_rate, 0.0, max(t.num_steps - half, 1), half - t.warmup_steps
+        )
+        rate = optax.join_schedules(
+            [optax.linear_schedule(0.0, t.learning_rate, max(t.warmup_steps, 1)), falling],
+            [t.warmup_steps],
+        )
     else:
         raise InputError(f"train.schedule={t.schedule!r} is not one of {', '.join(SCHEDULES)}")
     clip = optax.clip_by_global_norm(t.clip_norm) if t.clip_norm else optax.identity()
     factors = {name: own / t.learning_rate for name, own in rates.items()}
     times = lambda part, factor: jax.tree.map(lambda u: factor * u, part)
-    scale = lambda updates, params: {name: times(part, factors.get(name, 1.0)) for name, part in updates.items()}
+    scale = lambda updates, params: {
+        name: times(part, factors.get(name, 1.0)) for name, part in updates.items()
+    }
     own_rates = optax.stateless(scale) if factors else optax.identity()
-    return optax.chain(clip, optax.adamw(rate, b1=t.b1, b2=t.b2, weight_decay=t.weight_decay), own_rates)
+    return optax.chain(
+        clip, optax.adamw(rate, b1=t.b1, b2=t.b2, weight_decay=t.weight_decay), own_rates
+    )
 
 
 def accumulated(
-    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]], params: Any, batch: Any, draws: Any, parts: int
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
+    params: Any,
+    batch: Any,
+    draws: Any,
+    parts: int,
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Mean gradient and metrics of a batch, computed in `parts` equal pieces one after the other.
 
@@ -55,6 +74,9 @@ def accumulated(
         return jax.tree.map(jnp.add, total, gradient(params, *piece)), None
 
     pieces = jax.tree.map(cut, (batch, draws))
-    start = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, params, *jax.tree.map(lambda a: a[0], pieces)))
+    start = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype),
+        jax.eval_shape(gradient, params, *jax.tree.map(lambda a: a[0], pieces)),
+    )
     total, _ = jax.lax.scan(add, start, pieces)
     return jax.tree.map(lambda a: a / parts, total)

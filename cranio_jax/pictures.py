@@ -23,7 +23,13 @@ def open_picture(path: pathlib.Path) -> Image.Image:
             return picture
     except FileNotFoundError:
         raise InputError(f"{path}: no such picture") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         words = str(error).split(":")[0].split(str(path.parent))[0].strip() or "damaged file"
         raise InputError(f"{path}: not a readable picture ({words})") from None
 
@@ -36,7 +42,9 @@ def read_face(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
         if not np.isfinite(values).all():
             raise InputError(f"{path}: holds pixels that are not numbers")
         if picture.mode == "F" or values.max(initial=0) > 65535:
-            raise InputError(f"{path}: holds {picture.mode} pixels, whose range is anybody's guess; store it in 8 or 16 bit")
+            raise InputError(
+                f"{path}: holds {picture.mode} pixels, whose range is anybody's guess; store it in 8 or 16 bit"
+            )
         return np.repeat(np.uint8(values / 257.0 + 0.5)[..., None], 3, -1)
     return np.asarray(picture.convert("RGB"))
 
@@ -58,16 +66,23 @@ class PairedFolders(Sequence):
 
         Without it each name is a subject of its own. Raises InputError where folders, names or sizes do not match.
         """
-        ours, theirs = _named(generated, "evaluate.generated"), _named(reference, "evaluate.reference")
+        ours, theirs = (
+            _named(generated, "evaluate.generated"),
+            _named(reference, "evaluate.reference"),
+        )
         if ours.keys() != theirs.keys():
             alone = min(ours.keys() ^ theirs.keys())
             where, other = (generated, reference) if alone in ours else (reference, generated)
-            raise InputError(f"{where} holds {alone!r}, {other} does not; both folders must hold the same names")
+            raise InputError(
+                f"{where} holds {alone!r}, {other} does not; both folders must hold the same names"
+            )
         self._pairs = [(name, ours[name], theirs[name]) for name in sorted(ours)]
         try:
             self._pattern = re.compile(pattern)
         except re.error as error:
-            raise InputError(f"evaluate.names={pattern!r} is no regular expression ({error})") from None
+            raise InputError(
+                f"evaluate.names={pattern!r} is no regular expression ({error})"
+            ) from None
         if pattern and "subject" not in self._pattern.groupindex:
             raise InputError(f"evaluate.names={pattern!r} has no group (?P<subject>...)")
         self.who = [self._who(name) for name in sorted(ours)]
@@ -83,9 +98,16 @@ class PairedFolders(Sequence):
     def _who(self, name: str) -> dict[str, str]:
         found = self._pattern.search(name)
         if not found:
-            raise InputError(f"evaluate.names={self._pattern.pattern!r} finds no subject in {name!r}")
+            raise InputError(
+                f"evaluate.names={self._pattern.pattern!r} finds no subject in {name!r}"
+            )
         groups = {group: text or "" for group, text in found.groupdict().items()}
-        return {"id": name, "subject": groups.get("subject", name), "view": groups.get("view", ""), "variant": groups.get("variant", name)}
+        return {
+            "id": name,
+            "subject": groups.get("subject", name),
+            "view": groups.get("view", ""),
+            "variant": groups.get("variant", name),
+        }
 
     def __len__(self) -> int:
         return len(self._pairs)

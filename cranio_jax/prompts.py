@@ -21,9 +21,55 @@ VIEWS = ("frontal", "lateral")
 SEXES = ("female", "male")
 # What the packaged tokenizer knows: enough for the demo's template, and small enough to learn from scratch.
 WORDS = (
-    ("<pad>", "<start>", "<end>", "<unknown>", ",", "-", "a", "an", "of", "the", "with", "at", "and", "in", "photo", "portrait")
-    + ("face", "head", "person", "man", "woman", "male", "female", "view", "frontal", "lateral", "year", "years", "old", "aged")
-    + ("weight", "bmi", "percent", "less", "usual", "more", "below", "above", "change", "skull", "x", "ray", "none")
+    (
+        "<pad>",
+        "<start>",
+        "<end>",
+        "<unknown>",
+        ",",
+        "-",
+        "a",
+        "an",
+        "of",
+        "the",
+        "with",
+        "at",
+        "and",
+        "in",
+        "photo",
+        "portrait",
+    )
+    + (
+        "face",
+        "head",
+        "person",
+        "man",
+        "woman",
+        "male",
+        "female",
+        "view",
+        "frontal",
+        "lateral",
+        "year",
+        "years",
+        "old",
+        "aged",
+    )
+    + (
+        "weight",
+        "bmi",
+        "percent",
+        "less",
+        "usual",
+        "more",
+        "below",
+        "above",
+        "change",
+        "skull",
+        "x",
+        "ray",
+        "none",
+    )
     + tuple(str(n) for n in range(201))
 )
 
@@ -49,7 +95,14 @@ def check_profile(view: str, sex: str, age: float, bmi_change: float) -> None:
         raise InputError(f"bmi_change={bmi_change:g} is outside -60 to 200 percent")
 
 
-def make_prompt(template: str, view: str, sex: str, age: float, bmi_change: float, known_ages: Sequence[float] = ()) -> str:
+def make_prompt(
+    template: str,
+    view: str,
+    sex: str,
+    age: float,
+    bmi_change: float,
+    known_ages: Sequence[float] = (),
+) -> str:
     """Fills a template with a face's biometrics.
 
     Args:
@@ -64,12 +117,18 @@ def make_prompt(template: str, view: str, sex: str, age: float, bmi_change: floa
     check_profile(view, sex, age, bmi_change)
     if known_ages:
         age = min(known_ages, key=lambda known: abs(known - age))
-    amount = "usual weight" if round(bmi_change) == 0 else f"{abs(round(bmi_change))} percent {'more' if bmi_change > 0 else 'less'} weight"
+    amount = (
+        "usual weight"
+        if round(bmi_change) == 0
+        else f"{abs(round(bmi_change))} percent {'more' if bmi_change > 0 else 'less'} weight"
+    )
     noun = {"female": "woman", "male": "man"}[sex]
     try:
         return template.format(view=view, sex=sex, noun=noun, age=round(age), bmi=amount)
     except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"prompt.template={template!r} names a field other than view, sex, noun, age, bmi ({error})") from None
+        raise InputError(
+            f"prompt.template={template!r} names a field other than view, sex, noun, age, bmi ({error})"
+        ) from None
 
 
 class PromptTokenizer:
@@ -79,7 +138,9 @@ class PromptTokenizer:
     know, is refused with InputError: cut or unknown words would be lost in silence.
     """
 
-    def __init__(self, length: int, pad: int, encode: Encode, unknown: int | None, limit: int, size: int):
+    def __init__(
+        self, length: int, pad: int, encode: Encode, unknown: int | None, limit: int, size: int
+    ):
         """Makes a tokenizer.
 
         Args:
@@ -97,7 +158,9 @@ class PromptTokenizer:
         self._unknown = unknown
         self._limit = limit
 
-    def __call__(self, texts: Sequence[str], field: str = "prompt.template") -> Int[np.ndarray, "texts length"]:
+    def __call__(
+        self, texts: Sequence[str], field: str = "prompt.template"
+    ) -> Int[np.ndarray, "texts length"]:
         """Returns the ids. `field` names the setting that the texts come from, for errors."""
         texts = list(texts)
         ids = np.full((len(texts), self.length), self._pad, np.int32)
@@ -108,13 +171,19 @@ class PromptTokenizer:
 
     def _check(self, text: str, tokens: Sequence[int], field: str) -> None:
         if len(tokens) > self.length:
-            cure = f"Set prompt.length={len(tokens)}" if len(tokens) <= self._limit else "Shorten it"
+            cure = (
+                f"Set prompt.length={len(tokens)}" if len(tokens) <= self._limit else "Shorten it"
+            )
             raise InputError(
                 f"prompt.length={self.length}: {text!r} needs {len(tokens)} tokens. {cure}, or "
                 f"change {field}; the text encoder takes {self._limit}."
             )
         if self._unknown is not None and self._unknown in tokens[1:-1]:
-            words = [w for w in re.findall(r"\w+|[^\w\s]", text) if self._unknown in self._encode([w], False)[0]]
+            words = [
+                w
+                for w in re.findall(r"\w+|[^\w\s]", text)
+                if self._unknown in self._encode([w], False)[0]
+            ]
             raise InputError(
                 f"{field}: the tokenizer doesn't know {', '.join(map(repr, words or [text]))}. Use other words, or a pretrained tokenizer."
             )
@@ -123,16 +192,22 @@ class PromptTokenizer:
 def word_tokenizer(length: int) -> PromptTokenizer:
     """Returns a tokenizer over WORDS."""
     unknown = WORDS.index("<unknown>")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unknown>"))
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unknown>")
+    )
     tokenizer.normalizer = tokenizers.normalizers.Lowercase()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     marks = [(mark, WORDS.index(mark)) for mark in ("<start>", "<end>")]
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="<start> $A <end>", special_tokens=marks)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=marks
+    )
 
     def encode(texts: list[str], marks: bool) -> list[list[int]]:
         return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=marks)]
 
-    return PromptTokenizer(length, WORDS.index("<pad>"), encode, unknown, limit=1024, size=len(WORDS))
+    return PromptTokenizer(
+        length, WORDS.index("<pad>"), encode, unknown, limit=1024, size=len(WORDS)
+    )
 
 
 def pretrained_tokenizer(folder: pathlib.Path, length: int) -> PromptTokenizer:
@@ -147,7 +222,9 @@ def pretrained_tokenizer(folder: pathlib.Path, length: int) -> PromptTokenizer:
 
     # A folder that doesn't state the limit gets transformers' "infinite".
     limit = min(loaded.model_max_length, CLIP_LENGTH)
-    return PromptTokenizer(length, loaded.pad_token_id, encode, loaded.unk_token_id, limit, len(loaded))
+    return PromptTokenizer(
+        length, loaded.pad_token_id, encode, loaded.unk_token_id, limit, len(loaded)
+    )
 
 
 def make_tokenizer(config: ml_collections.ConfigDict) -> PromptTokenizer:
@@ -162,7 +239,9 @@ def make_tokenizer(config: ml_collections.ConfigDict) -> PromptTokenizer:
     if name == "pretrained" and config.pretrained.model:
         folder = open_pipeline(config.pretrained).folders["tokenizer"]
     elif name != "words":
-        raise InputError(f"prompt.tokenizer={name!r}: expected 'words', or 'pretrained' with pretrained.model set")
+        raise InputError(
+            f"prompt.tokenizer={name!r}: expected 'words', or 'pretrained' with pretrained.model set"
+        )
     p = config.prompt
     if foreign := set(p.omits) - set(_CONTRASTS):
         expected = ", ".join(_CONTRASTS)
@@ -188,7 +267,9 @@ def _checked(
                 f"prompt. Add {{{attribute}}}, or name it in prompt.omits to leave it out."
             )
         if attribute in omits and not alike:
-            raise InputError(f"prompt.omits: prompt.template names {attribute}. Take it out of one.")
+            raise InputError(
+                f"prompt.omits: prompt.template names {attribute}. Take it out of one."
+            )
     # Different prompts have different ids.
     texts = sorted({make_prompt(template, *profile, known_ages) for profile in _profiles()})
     first: dict[bytes, str] = {}

@@ -18,7 +18,9 @@ def public_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
         if "://" in part:
             return part.rstrip("/").rpartition("/")[2]
         path = pathlib.Path(part).expanduser()
-        return path.name if path.is_absolute() or path.exists() else part  # absolute ones are patterns, perhaps, or gone by now
+        return (
+            path.name if path.is_absolute() or path.exists() else part
+        )  # absolute ones are patterns, perhaps, or gone by now
 
     def bare(value: Any) -> Any:
         if isinstance(value, dict):
@@ -34,11 +36,22 @@ def public_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def provenance(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Configuration, seed, versions, machine, commit."""
-    names = ("jax", "flax", "optax", "orbax-checkpoint", "clu", "grain", "tensorflow-datasets", "numpy", "pillow")
+    names = (
+        "jax",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "clu",
+        "grain",
+        "tensorflow-datasets",
+        "numpy",
+        "pillow",
+    )
     return {
         "config": public_config(config),
         "seed": config.seed,
-        "versions": {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()},
+        "versions": {name: importlib.metadata.version(name) for name in names}
+        | {"python": platform.python_version()},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "commit": _commit(),
     }
@@ -47,8 +60,12 @@ def provenance(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def _commit() -> str:
     """Of the checkout; 'unknown' where there is no git, or no checkout."""
     checkout = pathlib.Path(__file__).resolve().parent.parent
-    git = lambda *a: subprocess.run(["git", "-C", str(checkout), *a], capture_output=True, text=True, check=False).stdout.strip()
+    git = lambda *a: subprocess.run(
+        ["git", "-C", str(checkout), *a], capture_output=True, text=True, check=False
+    ).stdout.strip()
     if not shutil.which("git"):
         return "unknown"
     commit = git("rev-parse", "HEAD") or "unknown"
-    return commit + (" with uncommitted changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return commit + (
+        " with uncommitted changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+    )

@@ -69,8 +69,14 @@ def _literal(name: str) -> pathlib.Path | None:
 def _matches(pattern: str) -> list[pathlib.Path]:
     """The files that a pattern finds. Raises InputError where there is none."""
     if pathlib.Path(pattern).expanduser().is_dir():
-        raise InputError(f"reconstruct.xrays: {pattern} is a folder; name files, or {pattern.rstrip('/')}/*.png")
-    found = [path for path in map(pathlib.Path, sorted(glob.glob(os.path.expanduser(pattern)))) if path.is_file()]
+        raise InputError(
+            f"reconstruct.xrays: {pattern} is a folder; name files, or {pattern.rstrip('/')}/*.png"
+        )
+    found = [
+        path
+        for path in map(pathlib.Path, sorted(glob.glob(os.path.expanduser(pattern))))
+        if path.is_file()
+    ]
     if not found:
         raise InputError(f"{pattern}: no such X-ray")
     return found
@@ -79,7 +85,9 @@ def _matches(pattern: str) -> list[pathlib.Path]:
 def heat(spread: np.ndarray) -> np.ndarray:
     """A spread in [0, 1] as black-red-yellow-white, uint8; white is a quarter of the range."""
     level = np.clip(spread * 4.0, 0.0, 1.0)[..., None]
-    return np.round(255 * np.clip(level * np.array([3.0, 3.0, 3.0]) - np.array([0.0, 1.0, 2.0]), 0, 1)).astype(np.uint8)
+    return np.round(
+        255 * np.clip(level * np.array([3.0, 3.0, 3.0]) - np.array([0.0, 1.0, 2.0]), 0, 1)
+    ).astype(np.uint8)
 
 
 def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -102,21 +110,39 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
     for words, count in Counter(words for made in prepared for words in made.remarks).items():
         print(f"{count} of {len(paths)} X-rays: {words}", file=sys.stderr)
     generator = Generator(config, workdir, "reconstruct")
-    prompt = make_prompt(config.prompt.template, r.view, r.sex, r.age, r.bmi_change, config.prompt.known_ages)
+    prompt = make_prompt(
+        config.prompt.template, r.view, r.sex, r.age, r.bmi_change, config.prompt.known_ages
+    )
     ids = make_tokenizer(config)([prompt])[0]
     nothing = np.zeros((size, size, 3), np.uint8)
     folders = []
     for number, xray in enumerate(xrays):
         # The pixels decide the noise, so the same X-ray gives the same faces wherever it lies.
         digest = zlib.crc32(xray.tobytes())
-        example = {"xray": xray, "face": nothing, "prompt_ids": ids, "frontal": np.float32(r.view == "frontal")}
-        examples = [example | {"id": f"X-ray {digest:08x}", "id_hash": np.uint32((digest + k) % 2**32)} for k in range(r.num_samples)]
+        example = {
+            "xray": xray,
+            "face": nothing,
+            "prompt_ids": ids,
+            "frontal": np.float32(r.view == "frontal"),
+        }
+        examples = [
+            example | {"id": f"X-ray {digest:08x}", "id_hash": np.uint32((digest + k) % 2**32)}
+            for k in range(r.num_samples)
+        ]
         faces = generator.draw(examples, say=f"X-ray {number + 1} of {len(xrays)}")
         mean = faces.mean(0, dtype=np.float64)
         spread = (faces / 255.0).std(0).mean(-1)
-        folder = workdir / "reconstructions" / f"{r.view}_{r.sex}_{r.age:g}_{r.bmi_change:+g}_{digest:08x}"
+        folder = (
+            workdir
+            / "reconstructions"
+            / f"{r.view}_{r.sex}_{r.age:g}_{r.bmi_change:+g}_{digest:08x}"
+        )
         pictures = {f"face_{k}": face for k, face in enumerate(faces)}
-        pictures |= {"xray": np.repeat(xray, 3, -1), "mean": np.round(mean).astype(np.uint8), "spread": heat(spread)}
+        pictures |= {
+            "xray": np.repeat(xray, 3, -1),
+            "mean": np.round(mean).astype(np.uint8),
+            "spread": heat(spread),
+        }
         order = ["xray", "mean", "spread", *(f"face_{k}" for k in range(len(faces)))]
         pictures["sheet"] = np.concatenate([pictures[name] for name in order], 1)
         for name, picture in pictures.items():

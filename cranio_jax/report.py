@@ -79,12 +79,21 @@ def _match_curves(results: dict[str, Any]) -> str:
         for protocol, part in protocols.items():
             lines, names = "", ""
             length = min(20, *map(len, part["curves"].values()))
-            for colour, (name, curve) in zip(itertools.cycle(_COLOURS), part["curves"].items(), strict=False):
-                points = " ".join(f"{34 + 250 * i / max(length - 1, 1):.1f},{10 + 150 * (1 - v):.1f}" for i, v in enumerate(curve[:length]))
+            for colour, (name, curve) in zip(
+                itertools.cycle(_COLOURS), part["curves"].items(), strict=False
+            ):
+                points = " ".join(
+                    f"{34 + 250 * i / max(length - 1, 1):.1f},{10 + 150 * (1 - v):.1f}"
+                    for i, v in enumerate(curve[:length])
+                )
                 lines += f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
                 names += f'<span style="color:{colour}">■</span> {html.escape(name)}<br>'
-            axes = '<polyline points="34,10 34,160 284,160" fill="none" stroke="#b9c2cc"/>' + "".join(
-                f'<text x="28" y="{14 + 150 * (1 - v):.0f}" text-anchor="end">{v:g}</text>' for v in (0, 0.5, 1)
+            axes = (
+                '<polyline points="34,10 34,160 284,160" fill="none" stroke="#b9c2cc"/>'
+                + "".join(
+                    f'<text x="28" y="{14 + 150 * (1 - v):.0f}" text-anchor="end">{v:g}</text>'
+                    for v in (0, 0.5, 1)
+                )
             )
             ends = f'<text x="34" y="176" text-anchor="middle">1</text><text x="284" y="176" text-anchor="middle">{length}</text>'
             title = f"subject among the first k, {embedder}, {protocol}"
@@ -131,7 +140,9 @@ def _reconstructions(folder: pathlib.Path) -> str:
     return "<h2>Reconstructions</h2>" + "".join(parts) if parts else ""
 
 
-def study(results: dict[str, Any], folders: dict[str, list[pathlib.Path]], workdir: pathlib.Path) -> pathlib.Path:
+def study(
+    results: dict[str, Any], folders: dict[str, list[pathlib.Path]], workdir: pathlib.Path
+) -> pathlib.Path:
     """Writes study.html: the tables of a comparison, the same people by each method, and how each method's scores rose.
 
     Args:
@@ -142,14 +153,25 @@ def study(results: dict[str, Any], folders: dict[str, list[pathlib.Path]], workd
     pictures: dict[str, np.ndarray] = {}
     for name, (first, *_) in folders.items():
         if (first / "pictures.npz").exists():
-            with (first / "pictures.npz").open("rb") as file, np.load(file, allow_pickle=False) as kept:
-                pictures = pictures or {"X-ray": kept["xray"], "truth": kept["face"], "captions": kept["captions"]}
+            with (
+                (first / "pictures.npz").open("rb") as file,
+                np.load(file, allow_pickle=False) as kept,
+            ):
+                pictures = pictures or {
+                    "X-ray": kept["xray"],
+                    "truth": kept["face"],
+                    "captions": kept["captions"],
+                }
                 pictures[name] = kept["faces"][:, 0]
     captions = pictures.pop("captions", np.zeros(0))
     curves = ""
     for name, (first, *_) in folders.items():
         told = _points(first)
-        charts = [_curve(points, f"{name}: {metric}") for metric, points in told.items() if _watched(metric)]
+        charts = [
+            _curve(points, f"{name}: {metric}")
+            for metric, points in told.items()
+            if _watched(metric)
+        ]
         curves += f"<div class=curves>{''.join(charts)}</div>"
     seeds = ", ".join(f"{name} {len(seeds)}" for name, seeds in results["seeds"].items())
     page = f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
@@ -172,7 +194,10 @@ def study(results: dict[str, Any], folders: dict[str, list[pathlib.Path]], workd
 def _watched(name: str) -> bool:
     """Whether a curve is worth a look."""
     part, _, metric = name.partition("/")
-    return name == "loss" or (part == "validation" and metric.split("/")[0] in ("psnr", "ssim", "lpips", "identity", "arcface"))
+    return name == "loss" or (
+        part == "validation"
+        and metric.split("/")[0] in ("psnr", "ssim", "lpips", "identity", "arcface")
+    )
 
 
 def _points(workdir: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
@@ -195,8 +220,22 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     if "unpaired" in results:
         people = f"Pictures: {tables.counted(results)}"
     curves = _points(workdir).get("loss", [])
-    origin = f", step {results['step']}, {sum(results['parameters'].values()) / 1e6:.1f} M parameters" if "step" in results else ""
-    told = ("seed", "step", "data", "networks", "weights_sha256", "versions", "devices", "commit", "parameters")
+    origin = (
+        f", step {results['step']}, {sum(results['parameters'].values()) / 1e6:.1f} M parameters"
+        if "step" in results
+        else ""
+    )
+    told = (
+        "seed",
+        "step",
+        "data",
+        "networks",
+        "weights_sha256",
+        "versions",
+        "devices",
+        "commit",
+        "parameters",
+    )
     training = f"<h2>Training</h2>{_curve(curves, 'loss on training batches')}" if curves else ""
     page = f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
 <title>cranio_jax: {html.escape(results["config"]["name"])}</title><style>{STYLE}</style>

@@ -89,13 +89,28 @@ class Scorer:
         self._names, self._features, self._mesh, self._count = tuple(kinds), features, mesh, count
         self._params = features.load(mesh)
         picture = jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
-        widths = features.distributions | {n: v.shape[1] for n, v in jax.eval_shape(features.embed, self._params, picture).items()}
+        widths = features.distributions | {
+            n: v.shape[1] for n, v in jax.eval_shape(features.embed, self._params, picture).items()
+        }
         self._rows, self._pairs = tuple(widths), tuple(features.pair_metrics(*size, masked))
         # A network's rows and the metric that comes of them may have one name.
-        rows = lambda found: {f"rows of {name}": found[name] for name in self._rows} | {"logits": found.get("logits")}
-        alone: Kinds = {f"rows of {name}": Rows.of(f"rows of {name}", count, width) for name, width in widths.items()}
-        alone |= {f"moments of {name}": Moments.of(f"rows of {name}", width) for name, width in features.distributions.items()}
-        alone |= {"inception score": InceptionScore.of("logits", splits, 1008)} if features.has_inception else {}
+        rows = lambda found: (
+            {f"rows of {name}": found[name] for name in self._rows}
+            | {"logits": found.get("logits")}
+        )
+        alone: Kinds = {
+            f"rows of {name}": Rows.of(f"rows of {name}", count, width)
+            for name, width in widths.items()
+        }
+        alone |= {
+            f"moments of {name}": Moments.of(f"rows of {name}", width)
+            for name, width in features.distributions.items()
+        }
+        alone |= (
+            {"inception score": InceptionScore.of("logits", splits, 1008)}
+            if features.has_inception
+            else {}
+        )
         paired = alone | {name: Rows.of(name, count) for name in self._pairs}
 
         def step(params, given, batch, totals):
@@ -110,12 +125,16 @@ class Scorer:
 
             def measure(faces):
                 found = features.describe(params, faces)
-                pairs = features.compare(params, found, truth, faces, batch["face"], batch.get("head_mask"))
+                pairs = features.compare(
+                    params, found, truth, faces, batch["face"], batch.get("head_mask")
+                )
                 return of_batch(paired, **rows(found), **pairs, **place)
 
             totals = {
                 "truth": merge(totals["truth"], of_batch(alone, **rows(truth), **place)),
-                "kinds": jax.vmap(merge)(totals["kinds"], jax.lax.map(measure, jnp.concatenate(faces))),
+                "kinds": jax.vmap(merge)(
+                    totals["kinds"], jax.lax.map(measure, jnp.concatenate(faces))
+                ),
             }
             return totals, finite
 
@@ -127,10 +146,16 @@ class Scorer:
         self._step = jax.jit(step, out_shardings=everywhere, donate_argnums=3)
         self._start = jax.jit(start, out_shardings=everywhere)
         # Drawn at random: neighbours in the list are one person's pictures.
-        self._split = (np.random.default_rng(0).permutation(count) * splits // count).astype(np.int32)
+        self._split = (np.random.default_rng(0).permutation(count) * splits // count).astype(
+            np.int32
+        )
 
     def run(
-        self, examples: Sequence[dict[str, Any]], batch_size: int, say: str | None, given: Any = None
+        self,
+        examples: Sequence[dict[str, Any]],
+        batch_size: int,
+        say: str | None,
+        given: Any = None,
     ) -> tuple[Scores, dict[str, Scores]]:
         """The true faces' scores, and each kind's.
 
@@ -148,13 +173,23 @@ class Scorer:
             if not places.start:
                 self._step = cluster.compiled(self._step, self._params, given, batch, totals)
             totals, finite = self._step(self._params, given, batch, totals)
-            jax.block_until_ready(before)  # one batch ahead and no more: memory is bounded, and progress is true
+            jax.block_until_ready(
+                before
+            )  # one batch ahead and no more: memory is bounded, and progress is true
             before = finite
-            if given is not None and not (whole := np.atleast_2d(jax.device_get(finite)).all(0)).all():
+            if (
+                given is not None
+                and not (whole := np.atleast_2d(jax.device_get(finite)).all(0)).all()
+            ):
                 check_finite(whole, [examples[i]["id"] for i in places])
         totals = jax.device_get(totals)
-        kinds = {name: jax.tree.map(lambda a, i=i: a[i], totals["kinds"]) for i, name in enumerate(self._names)}
-        return self._scores(totals["truth"], ()), {name: self._scores(part, self._pairs) for name, part in kinds.items()}
+        kinds = {
+            name: jax.tree.map(lambda a, i=i: a[i], totals["kinds"])
+            for i, name in enumerate(self._names)
+        }
+        return self._scores(totals["truth"], ()), {
+            name: self._scores(part, self._pairs) for name, part in kinds.items()
+        }
 
     def _scores(self, totals: Totals, pairs: Sequence[str]) -> Scores:
         return Scores(

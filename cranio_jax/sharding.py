@@ -19,9 +19,13 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     if data == -1:
         data = max(count // fsdp, 1)
     if not 0 < data * fsdp <= count or (jax.process_count() > 1 and data * fsdp < count):
-        raise InputError(f"mesh.data={data} x mesh.fsdp={fsdp} is {data * fsdp} devices, but there are {count}")
+        raise InputError(
+            f"mesh.data={data} x mesh.fsdp={fsdp} is {data * fsdp} devices, but there are {count}"
+        )
     devices = jax.devices()[: data * fsdp]
-    return jax.make_mesh((data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return jax.make_mesh(
+        (data, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
 
 
 def check_batch(batch_size: int, mesh: Mesh, name: str) -> None:
@@ -29,7 +33,9 @@ def check_batch(batch_size: int, mesh: Mesh, name: str) -> None:
     for count, what in ((mesh.size, "devices"), (jax.process_count(), "processes")):
         if batch_size <= 0 or batch_size % count:
             nearest = max(round(batch_size / count), 1) * count
-            raise InputError(f"{name}={batch_size} does not divide over {count} {what}; the nearest that does is {nearest}")
+            raise InputError(
+                f"{name}={batch_size} does not divide over {count} {what}; the nearest that does is {nearest}"
+            )
 
 
 def padded_batch(batch_size: int, mesh: Mesh, name: str = "batch_size") -> int:
@@ -83,5 +89,10 @@ def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, "n"]:
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Global arrays from this process's rows of a batch, as `local_rows` orders them."""
     sharding = batch_sharding(mesh)
-    with jax.transfer_guard("allow"):  # this one is meant; JAX takes it for an oversight where processes are several
-        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    with jax.transfer_guard(
+        "allow"
+    ):  # this one is meant; JAX takes it for an oversight where processes are several
+        return {
+            name: jax.make_array_from_process_local_data(sharding, value)
+            for name, value in batch.items()
+        }

@@ -42,8 +42,12 @@ def restore_or_init(
             loaded[network] = loaded.get(network, {}) | params
     key = sharding.random_key(config.seed, mesh)
     # Run once: on a CPU the same numbers, compiled in half the time, which a small network's start is mostly spent on.
-    quickly = {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
-    compiled = lambda f, placed: jax.jit(f, out_shardings=placed, donate_argnums=1, compiler_options=quickly)
+    quickly = (
+        {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
+    )
+    compiled = lambda f, placed: jax.jit(
+        f, out_shardings=placed, donate_argnums=1, compiler_options=quickly
+    )
     if fresh:
         return *compiled(method.init, shardings)(key, loaded), 0, None
     step, state, position = checkpoints.restore(shapes[0], shardings[0])
@@ -57,8 +61,14 @@ def restore(config: ml_collections.ConfigDict, workdir: pathlib.Path):
     method = make_method(config)
     check(workdir, config, method)
     if not (workdir / "checkpoints").is_dir():
-        raise InputError(f"{workdir} holds no checkpoint; run job=train first, or name another --workdir")
-    with Checkpoints(workdir / "checkpoints", config.train.keep, config.train.keep_period) as checkpoints:
+        raise InputError(
+            f"{workdir} holds no checkpoint; run job=train first, or name another --workdir"
+        )
+    with Checkpoints(
+        workdir / "checkpoints", config.train.keep, config.train.keep_period
+    ) as checkpoints:
         if checkpoints.latest is None:
-            raise InputError(f"{workdir / 'checkpoints'} holds no complete checkpoint; run job=train first")
+            raise InputError(
+                f"{workdir / 'checkpoints'} holds no complete checkpoint; run job=train first"
+            )
         return method, mesh, *restore_or_init(method, mesh, config, workdir, checkpoints)[:3]

@@ -26,8 +26,18 @@ _LATE, _LATE_S = 10, 300.0
 def running(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Iterator[None]:
     """Notes in run.json that a training runs here, and in the end how it ended."""
     t = config.train
-    told = {"state": "training", "num_steps": t.num_steps, "batch_size": t.batch_size, "log_every": t.log_every}
-    told |= {"processes": jax.process_count(), "devices": jax.device_count(), "host": platform.node(), "pid": os.getpid()}
+    told = {
+        "state": "training",
+        "num_steps": t.num_steps,
+        "batch_size": t.batch_size,
+        "log_every": t.log_every,
+    }
+    told |= {
+        "processes": jax.process_count(),
+        "devices": jax.device_count(),
+        "host": platform.node(),
+        "pid": os.getpid(),
+    }
 
     def note(**more: Any) -> None:
         if cluster.is_first():
@@ -38,7 +48,10 @@ def running(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Iterato
     try:
         yield
     except BaseException as error:
-        note(state="stopped" if isinstance(error, cluster.Preempted) else "failed", why=f"{error}" or type(error).__name__)
+        note(
+            state="stopped" if isinstance(error, cluster.Preempted) else "failed",
+            why=f"{error}" or type(error).__name__,
+        )
         raise
     note(state="finished")
 
@@ -62,8 +75,12 @@ def status(workdir: pathlib.Path) -> str:
     words[0] += f", {rate:.3g} images/s" if rate else ""
     left = (run["num_steps"] - step) * run["batch_size"] / rate if rate else None
     words[0] += f", {_duration(left)} left" if left and run["state"] == "training" else ""
-    words.append(_life(run, max([run["time"], *(line["time"] for line in lines if "time" in line)]), rate))
-    words += [_metrics("training", line) for line in training[-1:]] + [_metrics("validation", line) for line in validated[-1:]]
+    words.append(
+        _life(run, max([run["time"], *(line["time"] for line in lines if "time" in line)]), rate)
+    )
+    words += [_metrics("training", line) for line in training[-1:]] + [
+        _metrics("validation", line) for line in validated[-1:]
+    ]
     kept = workdir / "checkpoints"
     # In a bucket those that are being written have the same names.
     steps = ocp.utils.checkpoint_steps(kept) if kept.is_dir() else []
@@ -99,7 +116,11 @@ def _exists(pid: int) -> bool:
 
 def _metrics(title: str, line: dict[str, float]) -> str:
     left_out = ("step", "time", "images_per_second")
-    values = ", ".join(f"{name.removeprefix('validation/')} {value:.4g}" for name, value in line.items() if name not in left_out)
+    values = ", ".join(
+        f"{name.removeprefix('validation/')} {value:.4g}"
+        for name, value in line.items()
+        if name not in left_out
+    )
     return f"{title}, step {line['step']:,}: {values}"
 
 

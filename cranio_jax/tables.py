@@ -67,17 +67,32 @@ def cell(value: dict[str, float] | None, digits: int, scale: float = 1.0, sign: 
 
 
 def _table(
-    title: str, rows: dict[str, dict[str, dict[str, float]]], notes: list[str], sign: str = "", part: str = "pictures", main: bool = True
+    title: str,
+    rows: dict[str, dict[str, dict[str, float]]],
+    notes: list[str],
+    sign: str = "",
+    part: str = "pictures",
+    main: bool = True,
 ) -> Table:
-    metrics = [metric for metric in dict.fromkeys(m for row in rows.values() for m in row) if metric not in ("map@1", "mrr@1")]
-    metrics.sort(key=lambda m: list(_METRICS).index(next(k for k in _METRICS if m.split("/")[0] == k or ("@" in k and m.startswith(k)))))
+    metrics = [
+        metric
+        for metric in dict.fromkeys(m for row in rows.values() for m in row)
+        if metric not in ("map@1", "mrr@1")
+    ]
+    metrics.sort(
+        key=lambda m: list(_METRICS).index(
+            next(k for k in _METRICS if m.split("/")[0] == k or ("@" in k and m.startswith(k)))
+        )
+    )
     arrow = lambda better: "↑" if better else "↓"
     head, cells = [], {name: [] for name in rows}
     for metric in metrics:
         words, better, digits = describe(metric)
         head.append(words if sign else f"{words}\u00a0{arrow(better)}")
         for name, row in rows.items():
-            cells[name].append(cell(row.get(metric), digits, 1000.0 if "x 1000" in words else 1.0, sign))
+            cells[name].append(
+                cell(row.get(metric), digits, 1000.0 if "x 1000" in words else 1.0, sign)
+            )
     return Table(title, head, list(cells.items()), notes, part, main)
 
 
@@ -85,7 +100,9 @@ def tables(results: dict[str, Any]) -> list[Table]:
     """All tables of an evaluation: pictures, differences to the controls, and each embedder's and protocol's retrieval."""
     found = []
     if results["rows"]:
-        found.append(_table(f"Pictures: {counted(results)}", results["rows"], picture_notes(results)))
+        found.append(
+            _table(f"Pictures: {counted(results)}", results["rows"], picture_notes(results))
+        )
     if results["differences"]:
         found.append(_differences(results, results.get("against", "the controls")))
     for embedder, protocols in results["retrieval"].items():
@@ -96,7 +113,9 @@ def tables(results: dict[str, Any]) -> list[Table]:
                 f"gallery of {part['gallery']} real faces, of which a query sees {part['seen']} ({words}); ties count against the query"
             ]
             if "chance" in part:
-                notes.append("chance: " + ", ".join(f"{m} {v:.3f}" for m, v in part["chance"].items()))
+                notes.append(
+                    "chance: " + ", ".join(f"{m} {v:.3f}" for m, v in part["chance"].items())
+                )
             if "against" in part:
                 against = ", ".join(
                     f"{m} {v['mean']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}], p = {v['p']:.2g}"
@@ -106,15 +125,27 @@ def tables(results: dict[str, Any]) -> list[Table]:
                 notes.append(f"against shuffled X-rays: {against} (signs of subjects drawn anew)")
             if "recall@1" in next(iter(part["rows"].values()), ()):
                 notes.append("mAP@1 and MRR@1 are recall@1")
-            found.append(_table(f"Retrieval, {embedder}, {protocol}", part["rows"], notes, part="retrieval", main=i == 0))
+            found.append(
+                _table(
+                    f"Retrieval, {embedder}, {protocol}",
+                    part["rows"],
+                    notes,
+                    part="retrieval",
+                    main=i == 0,
+                )
+            )
             if part.get("differences"):
                 title = f"{results['against']}, {embedder}, {protocol}"
                 found.append(_differences(part, title)._replace(part="retrieval", main=i == 0))
     if results.get("costs"):
         rows = [(name, [Cell(f"{cost[key] * scale:.{digits}f}") if key in cost else Cell() for key, _, scale, digits in _COSTS])
                 for name, cost in results["costs"].items()]  # fmt: skip
-        notes = ["of one seed; operations are counted, of products and convolutions; seconds are those of the machine it ran on"]
-        found.append(Table("Cost", [title for _, title, *_ in _COSTS], rows, notes, "pictures", True))
+        notes = [
+            "of one seed; operations are counted, of products and convolutions; seconds are those of the machine it ran on"
+        ]
+        found.append(
+            Table("Cost", [title for _, title, *_ in _COSTS], rows, notes, "pictures", True)
+        )
     return found
 
 
@@ -134,7 +165,11 @@ def _differences(part: dict[str, Any], against: str) -> Table:
     if part.get("best"):
         notes.append(
             "the best baseline: "
-            + ", ".join(f"{describe(m)[0]} {name}" for m, name in part["best"].items() if m[:4] not in ("map@", "mrr@"))
+            + ", ".join(
+                f"{describe(m)[0]} {name}"
+                for m, name in part["best"].items()
+                if m[:4] not in ("map@", "mrr@")
+            )
         )
     return _table(f"Against {against}", part["differences"], notes, "+")
 
@@ -148,13 +183,17 @@ def counted(results: dict[str, Any]) -> str:
 
 def picture_notes(results: dict[str, Any]) -> list[str]:
     """What a reader must know of the table of pictures."""
-    notes = ["means over subjects with 95 % intervals of resampling subjects; ± is a standard deviation over subsets or splits"]
+    notes = [
+        "means over subjects with 95 % intervals of resampling subjects; ± is a standard deviation over subsets or splits"
+    ]
     if "unpaired" in results:
         notes = [results["unpaired"], "± is a standard deviation over subsets or splits"]
     notes.append(results["resizing"])
     for what, digest in results["networks"].items():
         notes.append(f"{what}: SHA-256 {digest[:12]}")
-    return notes + [f"{name}: not computed, needs {needs}" for name, needs in results["not_computed"].items()]
+    return notes + [
+        f"{name}: not computed, needs {needs}" for name, needs in results["not_computed"].items()
+    ]
 
 
 def _joined(c: Cell) -> str:
@@ -167,7 +206,10 @@ def text(results: dict[str, Any]) -> str:
     for table in (table for table in tables(results) if table.main):
         lines = [["", *table.head], *([name, *map(_joined, cells)] for name, cells in table.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        body = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        body = [
+            "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        ]
         parts.append("\n".join([table.title, *body, *(f"  {note}" for note in table.notes)]) + "\n")
     return "\n".join(parts)
 
@@ -179,14 +221,25 @@ def markdown(results: dict[str, Any]) -> str:
         lines = [["", *table.head], ["---"] * (len(table.head) + 1)]
         lines += [[name, *map(_joined, cells)] for name, cells in table.rows]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        parts.append(f"**{table.title}**\n\n{body}\n\n" + "\n".join(f"- {note}" for note in table.notes) + "\n")
+        parts.append(
+            f"**{table.title}**\n\n{body}\n\n"
+            + "\n".join(f"- {note}" for note in table.notes)
+            + "\n"
+        )
     return "\n".join(parts)
 
 
 def latex(results: dict[str, Any]) -> str:
     """LaTeX, for the packages booktabs and graphicx."""
 
-    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "é": r"\'e", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "\u00a0": "~"}
+    special = {
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "é": r"\'e",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "\u00a0": "~",
+    }
     special |= {mark: "\\" + mark for mark in "&%_#${}"}
     escape = lambda words: "".join(special.get(mark, mark) for mark in words)
 
@@ -194,7 +247,10 @@ def latex(results: dict[str, Any]) -> str:
     for table in tables(results):
         lines = [" & ".join(map(escape, ["", *table.head])) + r" \\ \midrule"]
         for name, cells in table.rows:
-            parts_of = [f"{c.value} {{\\scriptsize {escape(c.spread)}}}" if c.spread else c.value for c in cells]
+            parts_of = [
+                f"{c.value} {{\\scriptsize {escape(c.spread)}}}" if c.spread else c.value
+                for c in cells
+            ]
             lines.append(" & ".join([escape(name), *parts_of]) + r" \\")
         notes = escape("; ".join(table.notes))
         parts.append(
@@ -210,13 +266,20 @@ def web(results: dict[str, Any], part: str) -> str:
     """HTML of the tables of a part: a heading, a table and its notes for each; what is not main is folded away."""
     shown, folded = "", ""
     for table in (table for table in tables(results) if table.part == part):
-        titles = (html.escape(words).replace("_", "_<wbr>") for words in ["", *table.head])  # names of networks are long
+        titles = (
+            html.escape(words).replace("_", "_<wbr>") for words in ["", *table.head]
+        )  # names of networks are long
         head = "".join(f"<th>{title}</th>" for title in titles)
         body = ""
         for name, cells in table.rows:
-            values = "".join(f"<td>{html.escape(c.value)} <span class=interval>{html.escape(c.spread)}</span></td>" for c in cells)
+            values = "".join(
+                f"<td>{html.escape(c.value)} <span class=interval>{html.escape(c.spread)}</span></td>"
+                for c in cells
+            )
             body += f"<tr><td>{html.escape(name)}</td>{values}</tr>"
         notes = "<br>".join(html.escape(note) for note in table.notes)
         made = f"<h2>{html.escape(table.title)}</h2><div class=wide><table><tr>{head}</tr>{body}</table></div><p class=small>{notes}</p>"
         shown, folded = (shown + made, folded) if table.main else (shown, folded + made)
-    return shown + (f"<details><summary>Other protocols</summary>{folded}</details>" if folded else "")
+    return shown + (
+        f"<details><summary>Other protocols</summary>{folded}</details>" if folded else ""
+    )

@@ -44,7 +44,9 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     with running(config, workdir):
         state, done = _train(config, workdir, method, mesh, last)
         if done < last:
-            raise cluster.Preempted(f"told to stop after step {done}, whose state is kept; start it again to go on")
+            raise cluster.Preempted(
+                f"told to stop after step {done}, whose state is kept; start it again to go on"
+            )
     return state
 
 
@@ -65,7 +67,19 @@ def _train(config, workdir, method, mesh, last):
             cluster.say(f"going on from step {first}")
         step_fn = jit_step(method, mesh)
         validate = Validation(config, mesh, builder) if config.validation.every else None
-        state, done = loop(config, workdir, mesh, step_fn, validate, state, frozen, batches, first, last, checkpoints)
+        state, done = loop(
+            config,
+            workdir,
+            mesh,
+            step_fn,
+            validate,
+            state,
+            frozen,
+            batches,
+            first,
+            last,
+            checkpoints,
+        )
         checkpoints.save(done, state, batches.get_state())
     return state, done
 
@@ -88,7 +102,14 @@ def progress(start: int, total: int):
     """A line with images per second and the time left."""
     form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {elapsed} gone, {remaining} left{postfix}"
     quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file wants few lines
-    with tqdm(total=total, initial=start, desc="training", bar_format=form, mininterval=quiet, disable=not cluster.is_first()) as bar:
+    with tqdm(
+        total=total,
+        initial=start,
+        desc="training",
+        bar_format=form,
+        mininterval=quiet,
+        disable=not cluster.is_first(),
+    ) as bar:
         yield bar
 
 
@@ -121,7 +142,9 @@ class Trace:
         cluster.say(f"a trace of {len(self._steps)} steps: tensorboard --logdir={self._folder}")
 
 
-def loop(config, workdir, mesh, step_fn, validate, state, frozen, batches, first, last, checkpoints):
+def loop(
+    config, workdir, mesh, step_fn, validate, state, frozen, batches, first, last, checkpoints
+):
     """Steps from `first` to `last`, or to the notice to stop; logs, looks at held-out faces, saves.
 
     Returns `(state, steps done)`; what was done last is not saved yet.
@@ -168,8 +191,12 @@ def loop(config, workdir, mesh, step_fn, validate, state, frozen, batches, first
                 check(*before)
                 values = {name: float(v) for name, v in jax.device_get(metrics).items()}
                 if done > began_step:
-                    values["images_per_second"] = (done - began_step) * t.batch_size / (time.monotonic() - began)
-                    bar.set_postfix_str(f"{values['images_per_second']:.0f} images/s, loss {values['loss']:.4f}")
+                    values["images_per_second"] = (
+                        (done - began_step) * t.batch_size / (time.monotonic() - began)
+                    )
+                    bar.set_postfix_str(
+                        f"{values['images_per_second']:.0f} images/s, loss {values['loss']:.4f}"
+                    )
                 writer.scalars(done, values)
             if stop:
                 break

@@ -17,7 +17,16 @@ from cranio_jax.writers import write_json
 
 # Fields that say what to do with an experiment and where, not which experiment it is.
 _FREE = (
-    *("job", "profile_steps", "sampling", "evaluate", "validation", "reconstruct", "export", "mesh"),
+    *(
+        "job",
+        "profile_steps",
+        "sampling",
+        "evaluate",
+        "validation",
+        "reconstruct",
+        "export",
+        "mesh",
+    ),
     *("train.stop_at", "train.log_every", "train.checkpoint_every", "train.keep"),
     *("train.keep_period", "train.remat"),
 )
@@ -80,7 +89,9 @@ def _differences(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, A
         yield name, there, here
 
 
-def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, method: Method) -> list[tuple[str, Any, Any]]:
+def check(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, method: Method
+) -> list[tuple[str, Any, Any]]:
     """Raises InputError if `workdir` holds another experiment.
 
     Returns the name, the old and the new value of each field that may change on the way and did.
@@ -100,7 +111,9 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, method: Meth
                 f"{workdir} was trained with other weights of {name.partition('.')[2]}. Put those back, or choose another --workdir."
             )
         if name not in _ADJUSTABLE:
-            raise InputError(f"{workdir} holds another experiment ({name} is {old!r} there and {new!r} here); choose another --workdir")
+            raise InputError(
+                f"{workdir} holds another experiment ({name} is {old!r} there and {new!r} here); choose another --workdir"
+            )
     return changes
 
 
@@ -128,7 +141,9 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, method: Meth
             break
         time.sleep(1.0)
     if not cluster.all_agree(path.exists()):
-        raise InputError(f"--workdir={workdir} is not one folder for all {jax.process_count()} processes; name one that they share")
+        raise InputError(
+            f"--workdir={workdir} is not one folder for all {jax.process_count()} processes; name one that they share"
+        )
 
 
 def _claimed(

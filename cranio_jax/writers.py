@@ -59,7 +59,9 @@ class _Lines:
         if not buckets.is_remote(path):
             self._file = path.open("ab+")
             self._file.seek(0)
-            self._file.truncate(self._file.read().rfind(b"\n") + 1)  # a full disk, or a kill, leaves half a line
+            self._file.truncate(
+                self._file.read().rfind(b"\n") + 1
+            )  # a full disk, or a kill, leaves half a line
         else:
             self._text = path.read_text() if path.exists() else ""
 
@@ -110,7 +112,9 @@ class Writer:
         """Logs numbers of a step."""
         with self._written():
             if self._lines:
-                self._lines.add(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
+                self._lines.add(
+                    json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n"
+                )
             if self._board:
                 from tensorboardX import summary
 
@@ -136,4 +140,6 @@ class Writer:
         try:
             yield
         except OSError as error:
-            raise InputError(f"{self._workdir} can't be written ({error.strerror}); start again when it can") from error
+            raise InputError(
+                f"{self._workdir} can't be written ({error.strerror}); start again when it can"
+            ) from error

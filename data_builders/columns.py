@@ -10,10 +10,16 @@ from data_builders.table_files import Fit
 
 # Other names, without spaces and signs. A unit other than years is none of an age.
 _SYNONYMS = {
-    "subject": ("subjectid subjectno subjectnumber patient patientid patientno patientnumber person personid participant participantid"),
-    "xray": ("xraypath xrayfile xrayfilename xrayimage radiograph radiographpath radiographfile radiographimage"),
+    "subject": (
+        "subjectid subjectno subjectnumber patient patientid patientno patientnumber person personid participant participantid"
+    ),
+    "xray": (
+        "xraypath xrayfile xrayfilename xrayimage radiograph radiographpath radiographfile radiographimage"
+    ),
     "xray_view": "radiographview xrayprojection radiographprojection",
-    "face": ("facepath facefile facefilename faceimage facephoto photo photopath photofile photograph photographpath portrait"),
+    "face": (
+        "facepath facefile facefilename faceimage facephoto photo photopath photofile photograph photographpath portrait"
+    ),
     "face_view": "photoview photographview portraitview",
     "age": "ageyears ageinyears ageyrs patientage",
     "sex": "gender patientsex",
@@ -23,7 +29,9 @@ _SYNONYMS = {
 _UNITS = re.compile(r"[(\[]\s*(?:years?|yrs?|y|in years|kg/m\^?2|px|pixels?|f/m|m/f)\s*[)\]]")
 
 
-def names_meant(names: list[str], needed: Sequence[str], optional: Iterable[str] = ()) -> dict[str, int]:
+def names_meant(
+    names: list[str], needed: Sequence[str], optional: Iterable[str] = ()
+) -> dict[str, int]:
     """Returns the place of each known column among the names.
 
     An exact name counts before other spellings of it. Raises InputError where two columns read as
@@ -38,7 +46,11 @@ def names_meant(names: list[str], needed: Sequence[str], optional: Iterable[str]
         matches = spelled or others
         if len(matches) > 1:
             first, second = (names[i].strip() for i in matches[:2])
-            raise InputError(f"has two columns {column!r}; keep one" if first == second else _twice(first, second, column))
+            raise InputError(
+                f"has two columns {column!r}; keep one"
+                if first == second
+                else _twice(first, second, column)
+            )
         if matches:
             places[column] = matches[0]
     lacking = [column for column in needed if column.endswith("_view") and column not in places]

@@ -43,7 +43,9 @@ TOLD = ("sex", "age", "bmi_change", "xray_view", "face_view")
 def of_records(builder: tfds.core.DatasetBuilder) -> Iterator[Entry]:
     """The pairs of records on disk; no picture is decoded."""
     unread = {
-        name: tfds.decode.SkipDecoding() for name, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)
+        name: tfds.decode.SkipDecoding()
+        for name, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
     }
     plain = lambda value: value.decode() if isinstance(value, bytes) else float(value)
     for split in sorted(builder.info.splits):

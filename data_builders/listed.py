@@ -50,7 +50,9 @@ class ListedConfig(tfds.core.BuilderConfig):
     def __post_init__(self):
         for field, known in (("pairing", self.PAIRINGS), ("on_bad_row", ("stop", "skip"))):
             if getattr(self, field) not in known:
-                raise ValueError(f"{field}={getattr(self, field)!r} is not one of {', '.join(known)}")
+                raise ValueError(
+                    f"{field}={getattr(self, field)!r} is not one of {', '.join(known)}"
+                )
         if not 16 <= self.size <= 4096:
             raise ValueError(f"size={self.size} is outside 16 to 4096 pixels")
         if not 0 < self.test_fraction < 1:
@@ -74,7 +76,11 @@ class ListedConfig(tfds.core.BuilderConfig):
             "salt",
             "split",
         }
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in unsaid}
+        own = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in unsaid
+        }
         return own | {"split_by": "list" if self.split_path else self.split}
 
     @property
@@ -83,7 +89,11 @@ class ListedConfig(tfds.core.BuilderConfig):
 
     @property
     def root_path(self) -> pathlib.Path:
-        return (pathlib.Path(self.root) if self.root else self.manifest_path.parent).expanduser().resolve()
+        return (
+            (pathlib.Path(self.root) if self.root else self.manifest_path.parent)
+            .expanduser()
+            .resolve()
+        )
 
     @property
     def split_path(self) -> pathlib.Path | None:
@@ -100,7 +110,9 @@ class ListedConfig(tfds.core.BuilderConfig):
 
         Raises InputError with all of them where they stop the build.
         """
-        return stop_or_skip(problems, self.manifest_path.name, self.on_bad_row, f"data.{self.BLOCK}.on_bad_row")
+        return stop_or_skip(
+            problems, self.manifest_path.name, self.on_bad_row, f"data.{self.BLOCK}.on_bad_row"
+        )
 
     def split_of(self, sexes: dict[str, str], listed: dict[str, str]) -> dict[str, str]:
         """Returns the split of each subject, from their sexes and what the list says.

@@ -20,7 +20,9 @@ def read_salt(salt: str, table: pathlib.Path, field: str) -> bytes:
     except FileExistsError:
         pass
     except OSError as error:
-        raise InputError(f"{path} can't be written ({error.strerror}); set {field} to a file of yours") from None
+        raise InputError(
+            f"{path} can't be written ({error.strerror}); set {field} to a file of yours"
+        ) from None
     secret = path.read_bytes().strip()
     if len(secret) < 16:
         raise InputError(f"{path} holds fewer than 16 characters, which is no secret")

@@ -11,12 +11,16 @@ from typing import Any
 
 import tqdm
 
-BYTES = 256 << 20  # of uncompressed pictures in a file, which TFDS holds in memory while it writes it
+BYTES = (
+    256 << 20
+)  # of uncompressed pictures in a file, which TFDS holds in memory while it writes it
 
 Record = tuple[str, dict[str, Any]]
 
 
-def shards(name: str, records: Iterable[Record], count: int, size: int) -> list[Callable[[], Iterator[Record]]]:
+def shards(
+    name: str, records: Iterable[Record], count: int, size: int
+) -> list[Callable[[], Iterator[Record]]]:
     """For a split of `tfds.core.ShardBasedBuilder`: what makes the records of each file; TFDS asks for one after the other.
 
     Args:

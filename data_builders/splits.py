@@ -31,8 +31,13 @@ def by_seed(sexes: dict[str, str], test_fraction: float, seed: int) -> dict[str,
         ranks += [((place + 0.5) / len(members), name) for place, name in enumerate(members)]
     held_out = max(1, round(len(sexes) * test_fraction))
     if not held_out < len(sexes):
-        raise InputError(f"test_fraction={test_fraction:g} of {len(sexes)} subjects leaves nobody to train on")
-    return {name: "test" if place < held_out else "train" for place, (_, name) in enumerate(sorted(ranks))}
+        raise InputError(
+            f"test_fraction={test_fraction:g} of {len(sexes)} subjects leaves nobody to train on"
+        )
+    return {
+        name: "test" if place < held_out else "train"
+        for place, (_, name) in enumerate(sorted(ranks))
+    }
 
 
 def by_list(subjects: Iterable[str], path: pathlib.Path) -> dict[str, str]:
@@ -57,7 +62,9 @@ def by_list(subjects: Iterable[str], path: pathlib.Path) -> dict[str, str]:
         elif name and (number > 1 or name.lower() != "subject"):
             raise InputError(f"{path.name}, line {number}: no subject of that name is in the data")
     if not held_out or len(held_out) == len(known):
-        raise InputError(f"{path.name} names {'everybody' if held_out else 'nobody'}; it lists the test subjects, one a line")
+        raise InputError(
+            f"{path.name} names {'everybody' if held_out else 'nobody'}; it lists the test subjects, one a line"
+        )
     return {name: "test" if name in held_out else "train" for name in sorted(known.values())}
 
 

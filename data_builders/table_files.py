@@ -38,7 +38,9 @@ _OTHER_FORMS = (
     (b"{\\rtf", "a text document"),
 )
 _SAVE = "save it as .xlsx or as CSV in UTF-8"
-_UNCLOSED = "a quote opens here and is not closed in its row; close it, or double the quotes within a value"
+_UNCLOSED = (
+    "a quote opens here and is not closed in its row; close it, or double the quotes within a value"
+)
 
 
 class Fit(NamedTuple):
@@ -115,9 +117,13 @@ def decoded(content: bytes, name: str) -> str:
         raise InputError(f"{name} starts as {encoding.upper()} and is not; {_SAVE}") from None
     if wrong := re.search("[\udc80-\udcff]", text):
         row = _row_at(text, wrong.start())
-        raise InputError(f"{name}, row {row}: not UTF-8; save the file as UTF-8 (Excel's 'CSV UTF-8')")
+        raise InputError(
+            f"{name}, row {row}: not UTF-8; save the file as UTF-8 (Excel's 'CSV UTF-8')"
+        )
     if "\0" in text:
-        raise InputError(f"{name}, row {_row_at(text, text.index(chr(0)))}: holds NUL bytes; {_SAVE}")
+        raise InputError(
+            f"{name}, row {_row_at(text, text.index(chr(0)))}: holds NUL bytes; {_SAVE}"
+        )
     return text
 
 
@@ -126,7 +132,9 @@ def _content(path: pathlib.Path) -> bytes:
         if path.is_dir():
             raise InputError(f"{path} is a folder; name the list in it")
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path.name} is larger than {MAX_BYTES / 1e6:.0f} MB, which no list is")
+            raise InputError(
+                f"{path.name} is larger than {MAX_BYTES / 1e6:.0f} MB, which no list is"
+            )
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or 'not readable'}") from None
@@ -160,7 +168,9 @@ class _Lines:
 def _csv(text: str, name: str, fit: Fitness) -> Sheet:
     stated = re.match(r'"?sep=([,;\t|])"?[,;\t|]*(?:\r\n|\r|\n|$)', text, re.IGNORECASE)
     lines = text_lines(text[stated.end() :] if stated else text)
-    separator = stated[1] if stated else max(SEPARATORS, key=lambda sign: fit(_header(lines, sign).values))
+    separator = (
+        stated[1] if stated else max(SEPARATORS, key=lambda sign: fit(_header(lines, sign).values))
+    )
     header = _header(lines, separator)
     if not header.values:
         raise InputError(f"{name} is empty; its first row names the columns")
@@ -217,8 +227,15 @@ def _holds_rows(values: list[str], separator: str, width: int) -> bool:
 
     They have as many separators, and no space after them.
     """
-    within = (line for value in values if "\n" in value or "\r" in value for line in re.split(r"[\r\n]+", value)[1:])
-    return width > 1 and any(len(re.findall(re.escape(separator) + r"(?! )", line)) >= width - 1 for line in within)
+    within = (
+        line
+        for value in values
+        if "\n" in value or "\r" in value
+        for line in re.split(r"[\r\n]+", value)[1:]
+    )
+    return width > 1 and any(
+        len(re.findall(re.escape(separator) + r"(?! )", line)) >= width - 1 for line in within
+    )
 
 
 def _excel(content: bytes, name: str, fit: Fitness) -> Sheet:
@@ -243,9 +260,18 @@ def _check_archive(archive: zipfile.ZipFile, name: str) -> None:
             ("Index/", "a Numbers file"),
             ("xl/workbook.bin", "an .xlsb file"),
         )
-        kinds = [words for start, words in forms if any(entry.startswith(start) for entry in inside)]
+        kinds = [
+            words for start, words in forms if any(entry.startswith(start) for entry in inside)
+        ]
         raise InputError(f"{name} is {kinds[0] if kinds else 'a zip file'}; {_SAVE}")
-    if sum(entry.file_size for entry in archive.infolist() if entry.filename.endswith((".xml", ".rels"))) > MAX_BYTES:
+    if (
+        sum(
+            entry.file_size
+            for entry in archive.infolist()
+            if entry.filename.endswith((".xml", ".rels"))
+        )
+        > MAX_BYTES
+    ):
         raise InputError(f"{name} unpacks to more than {MAX_BYTES / 1e6:.0f} MB, which no list is")
 
 
@@ -254,14 +280,22 @@ def _workbook(archive: zipfile.ZipFile, content: bytes, name: str, fit: Fitness)
 
     book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
     # Choose the sheet.
-    rows = {sheet.title: list(_cells(sheet)) for sheet in book.worksheets if sheet.sheet_state == "visible"}
+    rows = {
+        sheet.title: list(_cells(sheet))
+        for sheet in book.worksheets
+        if sheet.sheet_state == "visible"
+    }
     rows = {title: cells for title, cells in rows.items() if cells}
     if not rows:
         raise InputError(f"{name} is empty; its first row names the columns")
-    fits: dict[str, Fit] = {title: fit([_text(value) for value in cells[0][1]]) for title, cells in rows.items()}
+    fits: dict[str, Fit] = {
+        title: fit([_text(value) for value in cells[0][1]]) for title, cells in rows.items()
+    }
     complete = [title for title in rows if fits[title].complete]
     if len(complete) > 1:
-        raise InputError(f"{name}: {len(complete)} of its {len(rows)} sheets have the needed columns; keep one")
+        raise InputError(
+            f"{name}: {len(complete)} of its {len(rows)} sheets have the needed columns; keep one"
+        )
     title = max(rows, key=fits.get)
     # Read it.
     (_, header), *below = rows[title]
@@ -269,8 +303,14 @@ def _workbook(archive: zipfile.ZipFile, content: bytes, name: str, fit: Fitness)
     hidden, formulas = _oddities(archive.read(book[title]._worksheet_path.lstrip("/")))
     lines = []
     for number, cells in below:
-        lost = [names[i] for i in formulas.get(number, ()) if i < len(names) and fit([names[i]]).known]
-        words = f"{lost[0]} is a formula without a result; open the list in a spreadsheet and save it" if lost else ""
+        lost = [
+            names[i] for i in formulas.get(number, ()) if i < len(names) and fit([names[i]]).known
+        ]
+        words = (
+            f"{lost[0]} is a formula without a result; open the list in a spreadsheet and save it"
+            if lost
+            else ""
+        )
         lines.append(Line(number, [_text(value) for value in cells[: len(names)]], words))
     remarks = (f"{name}: {hidden} hidden rows count like the others",) if hidden else ()
     return Sheet(names, lines, remarks=remarks)
@@ -309,21 +349,28 @@ def _parquet(content: bytes, name: str) -> Sheet:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError:
-        raise InputError(f"{name} is a Parquet file: install pyarrow to read it, or save it as CSV") from None
+        raise InputError(
+            f"{name} is a Parquet file: install pyarrow to read it, or save it as CSV"
+        ) from None
     try:
         file = parquet.ParquetFile(pyarrow.BufferReader(content))
         if file.metadata.num_rows > MAX_ROWS:
             raise InputError(f"{name} has more than {MAX_ROWS} rows, which no list has")
         table = file.read()
         nested = [field.name for field in table.schema if pyarrow.types.is_nested(field.type)]
-        columns = [[None] * table.num_rows if n in nested else table[n].to_pylist() for n in table.column_names]
+        columns = [
+            [None] * table.num_rows if n in nested else table[n].to_pylist()
+            for n in table.column_names
+        ]
         names = [f"{n} (nested)" if n in nested else n for n in table.column_names]
     except InputError:
         raise
     except Exception as error:  # of a damaged file: whatever its parts lead to
         raise InputError(f"{name}: not a readable Parquet file ({type(error).__name__})") from None
     rows = enumerate(zip(*columns, strict=True), 2)
-    return Sheet(names, [Line(number, [_text(value) for value in values]) for number, values in rows])
+    return Sheet(
+        names, [Line(number, [_text(value) for value in values]) for number, values in rows]
+    )
 
 
 def _text(value: Any) -> str:

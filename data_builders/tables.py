@@ -25,7 +25,9 @@ SEXES = {
 SPLITS = ("train", "validation", "test")
 SHOWN = 50  # problems told at once
 _FRONTAL = "frontal front pa ap posteroanterior anteroposterior posterioranterior anteriorposterior"
-_LATERAL = "lateral lat side profile ll rl llat rlat leftlateral rightlateral lateralleft lateralright"
+_LATERAL = (
+    "lateral lat side profile ll rl llat rlat leftlateral rightlateral lateralleft lateralright"
+)
 # What one word means: letters and digits of a value.
 OTHER_WORDS = {
     **dict.fromkeys(_FRONTAL.split(), "frontal"),
@@ -36,7 +38,9 @@ OTHER_WORDS = {
 }
 _ABSENT = ("na", "n/a", "nan", "null", "none", "<na>", "#n/a", "#nv", "-", "?")
 _FORMULA_ERROR = re.compile(r"#[¡¿]?[^\W\d_]+(?:/0)?[!?]", re.IGNORECASE)
-_ROUNDED = re.compile(r"\d[.,]\d+[eE]\+?\d+|\d[eE]\+\d+")  # what a spreadsheet makes of a long number
+_ROUNDED = re.compile(
+    r"\d[.,]\d+[eE]\+?\d+|\d[eE]\+\d+"
+)  # what a spreadsheet makes of a long number
 _UNSEEN = "\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2069\ufeff"
 _SIGNS = str.maketrans("\u2212\u2013\uff0d\ufe63\uff0b\uff0c\uff0e\u066b", "----+,..")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)")
@@ -62,7 +66,9 @@ class Values(dict[str, str]):
     decimals: str = "."
 
 
-def read_table(path: pathlib.Path, needed: Sequence[str], optional: Sequence[str] = ()) -> tuple[list[str], Iterator[tuple[int, Values]]]:
+def read_table(
+    path: pathlib.Path, needed: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[list[str], Iterator[tuple[int, Values]]]:
     """Returns the names of the columns, and `(row number, values by column)`; the header is row 1.
 
     Rows are counted as a spreadsheet shows them. Columns under another spelling come under their
@@ -77,9 +83,13 @@ def read_table(path: pathlib.Path, needed: Sequence[str], optional: Sequence[str
     except InputError as error:
         raise InputError(f"{path.name} {error}") from None
     if missing := [name for name in needed if name not in places]:
-        near = columns.nearest(missing[0], [name for i, name in enumerate(sheet.names) if i not in places.values()])
+        near = columns.nearest(
+            missing[0], [name for i, name in enumerate(sheet.names) if i not in places.values()]
+        )
         near = f" (is it {near!r}?)" if near else ""
-        raise InputError(f"{path.name} lacks the column {missing[0]!r}{near}; it needs {', '.join(needed)}")
+        raise InputError(
+            f"{path.name} lacks the column {missing[0]!r}{near}; it needs {', '.join(needed)}"
+        )
     names = [name.strip().lower() for name in sheet.names]
     forgiven = [f"{names[i]!r} as {name}" for name, i in places.items() if names[i] != name]
     for remark in [
@@ -94,8 +104,15 @@ def read_table(path: pathlib.Path, needed: Sequence[str], optional: Sequence[str
     return names, _rows(sheet, names, places)
 
 
-def _rows(sheet: Sheet, names: list[str], places: Mapping[str, int]) -> Iterator[tuple[int, Values]]:
-    used = [line.values[place] for line in sheet.lines for place in places.values() if place < len(line.values)]
+def _rows(
+    sheet: Sheet, names: list[str], places: Mapping[str, int]
+) -> Iterator[tuple[int, Values]]:
+    used = [
+        line.values[place]
+        for line in sheet.lines
+        for place in places.values()
+        if place < len(line.values)
+    ]
     decimals = _decimals(used, sheet.separator)
     for line in sheet.lines:
         values = Values(zip(names, map(_cleaned, line.values), strict=False))
@@ -117,7 +134,11 @@ def _rows(sheet: Sheet, names: list[str], places: Mapping[str, int]) -> Iterator
 
 def _decimals(values: Iterable[str], separator: str) -> str:
     """Returns the signs that stand before decimals: those that do so where it is certain."""
-    shapes = {re.sub(r"[^.,]", "", value) for value in values if re.fullmatch(r"\s*[+-]?\d+[.,](\d{1,2}|\d{4,})\s*", value)}
+    shapes = {
+        re.sub(r"[^.,]", "", value)
+        for value in values
+        if re.fullmatch(r"\s*[+-]?\d+[.,](\d{1,2}|\d{4,})\s*", value)
+    }
     points = "." in shapes or "," not in shapes
     commas = "." not in shapes and ("," in shapes or separator == ";")
     return "." * points + "," * commas
@@ -145,7 +166,9 @@ def tell(problems: list[tuple[int, str]], name: str) -> str:
     return "\n".join([head, *lines, *([f"... and {more} more"] if more else [])])
 
 
-def stop_or_skip(problems: list[tuple[int, str]], name: str, on_bad_row: str, field: str) -> list[tuple[int, str]]:
+def stop_or_skip(
+    problems: list[tuple[int, str]], name: str, on_bad_row: str, field: str
+) -> list[tuple[int, str]]:
     """Prints and returns the problems.
 
     Raises InputError with all of them where `on_bad_row`, the setting `field`, is 'stop'.
@@ -179,7 +202,9 @@ def number_of(values: dict[str, str], name: str, low: float, high: float, unit: 
         raise Problem(f"{name}={text!r} is not a number of {unit}")
     sign = "," if "," in digits else "."
     if _THOUSANDS.fullmatch(digits) and sign not in getattr(values, "decimals", "."):
-        raise Problem(f"{name}={text!r} is in thousands or has three decimals; write it without the {sign!r}, or with a fourth decimal")
+        raise Problem(
+            f"{name}={text!r} is in thousands or has three decimals; write it without the {sign!r}, or with a fourth decimal"
+        )
     value = float(digits.replace(",", "."))
     if not low <= value <= high:
         raise Problem(f"{name}={text} is outside {low:g} to {high:g} {unit}")
@@ -213,7 +238,9 @@ def path_of(values: dict[str, str], name: str, root: pathlib.Path) -> pathlib.Pa
             raise Problem(f"{words} can't be reached; you have no right to read it") from None
         raise Problem(f"{words} is no path") from None
     if re.match(r"[a-zA-Z]:[\\/]", bare):
-        raise Problem(f"{words} is a path on a Windows drive; write it relative to the data's folder")
+        raise Problem(
+            f"{words} is a path on a Windows drive; write it relative to the data's folder"
+        )
     hint = f"; there is {near.relative_to(root).as_posix()!r}" if near else ""
     raise Problem(f"{words}: no such file{hint}")
 

@@ -44,13 +44,48 @@ from launch import benchmark_metrics
 
 REMAT = "-remat"
 STEPS = ("controlnet", "both", "losses")
-CASES = (*STEPS, *(case + REMAT for case in STEPS), "loop", "sample", "load", "batches", "batches-cached", *benchmark_metrics.CASES)
+CASES = (
+    *STEPS,
+    *(case + REMAT for case in STEPS),
+    "loop",
+    "sample",
+    "load",
+    "batches",
+    "batches-cached",
+    *benchmark_metrics.CASES,
+)
 # Cases that torch is not asked to repeat.
-OURS_ALONE = ("losses", "losses-remat", "loop", "batches", "batches-cached", "iresnet50", "mobilefacenet")
+OURS_ALONE = (
+    "losses",
+    "losses-remat",
+    "loop",
+    "batches",
+    "batches-cached",
+    "iresnet50",
+    "mobilefacenet",
+)
 # Dense bfloat16 TFLOP/s by the makers' data sheets, by a word of the device's name.
-PEAKS = {"H200": 989, "H100": 989, "A100": 312, "TPU v6": 918, "TPU v5p": 459, "TPU v5 lite": 197, "TPU v4": 275}
+PEAKS = {
+    "H200": 989,
+    "H100": 989,
+    "A100": 312,
+    "TPU v6": 918,
+    "TPU v5p": 459,
+    "TPU v5 lite": 197,
+    "TPU v4": 275,
+}
 COLUMNS = "{case:18s}{size:>6}{batch:>6}  {engine:7s}{ms:>10}{rate:>10}{tflop:>9}{mfu:>7}{memory:>9}{compiling:>9}{ratio:>8}"
-HEADS = dict(case="case", size="px", batch="batch", engine="", ms="ms", rate="images/s", tflop="TFLOP/im", mfu="MFU", memory="peak GB")
+HEADS = dict(
+    case="case",
+    size="px",
+    batch="batch",
+    engine="",
+    ms="ms",
+    rate="images/s",
+    tflop="TFLOP/im",
+    mfu="MFU",
+    memory="peak GB",
+)
 HEADS |= dict(compiling="start s", ratio="speed")
 
 
@@ -62,7 +97,9 @@ def main() -> None:
     parser.add_argument("--batches", type=several(int), default=[1])
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--against", choices=("torch",))
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps, of which the median counts")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed steps, of which the median counts"
+    )
     parser.add_argument("--sampling-steps", type=int, default=50)
     parser.add_argument("--trace", help="folder for a profiler trace of our steps")
     parser.add_argument("--output", help="file for the figures, as JSON")
@@ -76,24 +113,51 @@ def main() -> None:
     print(COLUMNS.format(**HEADS), flush=True)
     lines = []
     with tempfile.TemporaryDirectory() as scratch:
-        shared = dict(dtype=options.dtype, repeats=options.repeats, sampling_steps=options.sampling_steps, scratch=scratch)
+        shared = dict(
+            dtype=options.dtype,
+            repeats=options.repeats,
+            sampling_steps=options.sampling_steps,
+            scratch=scratch,
+        )
         for case in options.cases:
-            sizes = [(s, b) for s in options.sizes for b in options.batches] if case != "load" else [(0, 1)]
+            sizes = (
+                [(s, b) for s in options.sizes for b in options.batches]
+                if case != "load"
+                else [(0, 1)]
+            )
             for size, batch in sizes:
                 ours = None
-                for engine in ("jax", options.against) if options.against and case not in OURS_ALONE else ("jax",):
-                    task = shared | dict(case=case, size=size, batch=batch, engine=engine, trace=options.trace if engine == "jax" else None)
+                for engine in (
+                    ("jax", options.against)
+                    if options.against and case not in OURS_ALONE
+                    else ("jax",)
+                ):
+                    task = shared | dict(
+                        case=case,
+                        size=size,
+                        batch=batch,
+                        engine=engine,
+                        trace=options.trace if engine == "jax" else None,
+                    )
                     line = task | child(task)
                     ours = ours or line
                     print(row(line, ours), flush=True)
-                    lines.append({name: value for name, value in line.items() if name not in ("scratch", "trace")})
+                    lines.append(
+                        {
+                            name: value
+                            for name, value in line.items()
+                            if name not in ("scratch", "trace")
+                        }
+                    )
     if options.output:
         pathlib.Path(options.output).write_text(json.dumps(lines, indent=1) + "\n")
 
 
 def child(task: dict) -> dict:
     """The figures of one line, from a process of its own; an `error` where that died."""
-    found = subprocess.run([sys.executable, __file__, "--one", json.dumps(task)], capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, __file__, "--one", json.dumps(task)], capture_output=True, text=True
+    )
     if found.returncode:
         words = [line for line in found.stderr.splitlines() if "Error" in line] or [
             f"stopped by signal {-found.returncode}: out of memory?"
@@ -128,7 +192,10 @@ def measure(task: dict) -> dict:
     """Seconds a step (or sampling, or load), TFLOP an image, peak memory in GB, seconds to start."""
     if task["case"].startswith("batches"):
         return batches_jax(task)
-    measures = {"jax": {"load": load_jax, "sample": sample_jax, "loop": loop_jax}, "torch": {"load": load_torch, "sample": sample_torch}}
+    measures = {
+        "jax": {"load": load_jax, "sample": sample_jax, "loop": loop_jax},
+        "torch": {"load": load_torch, "sample": sample_torch},
+    }
     if task["case"] in benchmark_metrics.CASES:
         return getattr(benchmark_metrics, f"score_{task['engine']}")(task)
     usual = {"jax": step_jax, "torch": step_torch}[task["engine"]]
@@ -167,7 +234,9 @@ def make_config(task: dict):
     c.train.batch_size = task["batch"]
     c.sampling.num_steps = task["sampling_steps"]
     if case == "losses":
-        c.method.losses.update(write_features(pathlib.Path(task["scratch"]) / "features"), decode_batch=0, gate="none")
+        c.method.losses.update(
+            write_features(pathlib.Path(task["scratch"]) / "features"), decode_batch=0, gate="none"
+        )
     else:
         c.method.losses.update(lpips=0.0, identity=0.0)
     return c
@@ -180,10 +249,21 @@ def write_features(folder: pathlib.Path) -> dict[str, str]:
     from cranio_jax import models, pretrained
     from cranio_jax.models.functional import Network
 
-    lpips, embedder = Network(lambda rngs: models.LPIPS("vgg", rngs=rngs)), Network(lambda rngs: models.EMBEDDERS["iresnet50"](rngs=rngs))
-    files = {"trunk_file": (lpips, "features."), "heads_file": (lpips, "lin"), "embedder_file": (embedder, "")}
+    lpips, embedder = (
+        Network(lambda rngs: models.LPIPS("vgg", rngs=rngs)),
+        Network(lambda rngs: models.EMBEDDERS["iresnet50"](rngs=rngs)),
+    )
+    files = {
+        "trunk_file": (lpips, "features."),
+        "heads_file": (lpips, "lin"),
+        "embedder_file": (embedder, ""),
+    }
     for field, (network, prefix) in files.items():
-        params = {path: p for path, p in jax.jit(network.init)(jax.random.key(0)).items() if path.startswith(prefix)}
+        params = {
+            path: p
+            for path, p in jax.jit(network.init)(jax.random.key(0)).items()
+            if path.startswith(prefix)
+        }
         pretrained.save(folder / field, "", pretrained.tensors_of(params), "float32")
     return {field: str(folder / field) for field in files}
 
@@ -192,14 +272,20 @@ def examples(method, task: dict) -> dict:
     import numpy as np
 
     rng, count, size = np.random.default_rng(0), task["batch"], task["size"]
-    batch = {"xray": rng.integers(0, 256, (count, size, size, 1), np.uint8), "id_hash": np.arange(count, dtype=np.uint32)}
+    batch = {
+        "xray": rng.integers(0, 256, (count, size, size, 1), np.uint8),
+        "id_hash": np.arange(count, dtype=np.uint32),
+    }
     if task["case"] == "sample":
         return batch | {"prompt_ids": np.ones((count, 77), np.int32)}
     kind = method.dtype
     batch["latents"] = rng.standard_normal((count, size // 8, size // 8, 4)).astype(kind)
     batch["context"] = rng.standard_normal((count, 77, 768)).astype(kind)
     if task["case"].removesuffix(REMAT) == "losses":
-        batch |= {"face": rng.integers(0, 256, (count, size, size, 3), np.uint8), "frontal": np.ones(count, np.float32)}
+        batch |= {
+            "face": rng.integers(0, 256, (count, size, size, 3), np.uint8),
+            "frontal": np.ones(count, np.float32),
+        }
     return batch
 
 
@@ -219,10 +305,15 @@ def start_jax(task: dict):
     shardings = shardings_of(method, mesh)[1]
     features = method.load(mesh, frozen_only=False)
     # As if all had been loaded: drawing a billion normal numbers takes minutes on two cores.
-    wave = lambda shape: 0.02 * jnp.sin(jnp.arange(math.prod(shape), dtype=jnp.float32)).reshape(shape)
+    wave = lambda shape: (
+        0.02 * jnp.sin(jnp.arange(math.prod(shape), dtype=jnp.float32)).reshape(shape)
+    )
 
     def init(features):
-        made = {name: {path: wave(shape) for path, shape in network.shapes().items()} for name, network in method.networks.items()}
+        made = {
+            name: {path: wave(shape) for path, shape in network.shapes().items()}
+            for name, network in method.networks.items()
+        }
         return method.init(jax.random.key(0), made | features)
 
     state, frozen = jax.jit(init, out_shardings=shardings, donate_argnums=0)(features)
@@ -237,8 +328,14 @@ def tflop(function: str, task: dict, *args) -> float:
     from cranio_jax.methods import make_method
     from launch.flops import flops
 
-    method = make_method(make_config(task | {"dtype": "float32", "case": task["case"].removesuffix(REMAT)}))
-    return flops(getattr(method, function), *args, jax.eval_shape(lambda: jax.random.key(0))) / task["batch"] / 1e12
+    method = make_method(
+        make_config(task | {"dtype": "float32", "case": task["case"].removesuffix(REMAT)})
+    )
+    return (
+        flops(getattr(method, function), *args, jax.eval_shape(lambda: jax.random.key(0)))
+        / task["batch"]
+        / 1e12
+    )
 
 
 def finish_jax(task: dict, seconds: float, starting: float, count: float, again) -> dict:
@@ -248,11 +345,23 @@ def finish_jax(task: dict, seconds: float, starting: float, count: float, again)
     stats = device.memory_stats() or {}
     memory = stats["peak_bytes_in_use"] / 2**30 if "peak_bytes_in_use" in stats else host_peak()
     if task["trace"]:
-        with jax.profiler.trace(os.path.join(task["trace"], f"{task['case']}_{task['size']}_{task['batch']}")):
+        with jax.profiler.trace(
+            os.path.join(task["trace"], f"{task['case']}_{task['size']}_{task['batch']}")
+        ):
             again()
-    peak = [value for word, value in PEAKS.items() if word.lower() in device.device_kind.lower()] if task["dtype"] == "bfloat16" else []
+    peak = (
+        [value for word, value in PEAKS.items() if word.lower() in device.device_kind.lower()]
+        if task["dtype"] == "bfloat16"
+        else []
+    )
     device = f"{jax.device_count()} x {device.device_kind}, jax {jax.__version__}"
-    found = {"seconds": seconds, "starting": starting, "tflop": count, "memory": memory, "device": device}
+    found = {
+        "seconds": seconds,
+        "starting": starting,
+        "tflop": count,
+        "memory": memory,
+        "device": device,
+    }
     return found | ({"peak_tflops": peak[0] * jax.device_count()} if peak else {})
 
 
@@ -273,7 +382,9 @@ def step_jax(task: dict) -> dict:
     once()
     starting = time.monotonic() - began
     seconds = timed(once, task["repeats"])
-    return finish_jax(task, seconds, starting, tflop("train_step", task, state, frozen, batch), once)
+    return finish_jax(
+        task, seconds, starting, tflop("train_step", task, state, frozen, batch), once
+    )
 
 
 def loop_jax(task: dict) -> dict:
@@ -290,7 +401,11 @@ def loop_jax(task: dict) -> dict:
     batches = batches_of(task | {"case": "batches-cached"}, method)
     batch, key = sharding.put_batch(next(batches), mesh), sharding.random_key(1, mesh)
     step = train.jit_step(method, mesh).lower(state, frozen, batch, key).compile()
-    c, workdir, count = make_config(task), pathlib.Path(task["scratch"]) / "loop", 2 * task["repeats"] + 1
+    c, workdir, count = (
+        make_config(task),
+        pathlib.Path(task["scratch"]) / "loop",
+        2 * task["repeats"] + 1,
+    )
     saved_every, c.train.checkpoint_every, c.train.log_every = c.train.checkpoint_every, 0, 2
     times = []
 
@@ -308,28 +423,38 @@ def loop_jax(task: dict) -> dict:
     starting = time.monotonic() - began
     times.clear()
     with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
-        state, _ = train.loop(c, workdir, mesh, watched, None, state, frozen, batches, 0, count, checkpoints)
+        state, _ = train.loop(
+            c, workdir, mesh, watched, None, state, frozen, batches, 0, count, checkpoints
+        )
         saving = time.monotonic()
         checkpoints.save(count, state, batches.get_state())
         saving = time.monotonic() - saving
     del times[0]  # the loop's own start came after it
     alone = statistics.mean(left - entered for entered, left in times)
     between = statistics.mean(later[0] - earlier[1] for earlier, later in itertools.pairwise(times))
-    return finish_jax(task, alone + between + saving / saved_every, starting, 0.0, once) | {"alone": alone, "saving": saving}
+    return finish_jax(task, alone + between + saving / saved_every, starting, 0.0, once) | {
+        "alone": alone,
+        "saving": saving,
+    }
 
 
 def sample_jax(task: dict) -> dict:
     import jax
 
     method, _, state, frozen, batch, began = start_jax(task)
-    params = {name: {path: p.astype(method.dtype) for path, p in part.items()} for name, part in state["params"].items()}
+    params = {
+        name: {path: p.astype(method.dtype) for path, p in part.items()}
+        for name, part in state["params"].items()
+    }
     del state
     generate = jax.jit(method.generate).lower(params, frozen, batch, jax.random.key(0)).compile()
     once = lambda: jax.block_until_ready(generate(params, frozen, batch, jax.random.key(0)))
     if jax.default_backend() != "cpu":
         once()
     starting = time.monotonic() - began
-    return finish_jax(task, timed(once, 1), starting, tflop("generate", task, params, frozen, batch), once)
+    return finish_jax(
+        task, timed(once, 1), starting, tflop("generate", task, params, frozen, batch), once
+    )
 
 
 def write_pipeline(folder: pathlib.Path) -> None:
@@ -345,8 +470,18 @@ def write_pipeline(folder: pathlib.Path) -> None:
 
     unet = sd15.UNET | sd15.UP
     parts = {
-        "unet": (unet, models.UNet2DConditionConfig, models.UNet2DConditionModel, "UNet2DConditionModel"),
-        "controlnet": (sd15.UNET, models.ControlNetConfig, models.ControlNetModel, "ControlNetModel"),
+        "unet": (
+            unet,
+            models.UNet2DConditionConfig,
+            models.UNet2DConditionModel,
+            "UNet2DConditionModel",
+        ),
+        "controlnet": (
+            sd15.UNET,
+            models.ControlNetConfig,
+            models.ControlNetModel,
+            "ControlNetModel",
+        ),
         "vae": (sd15.VAE, models.AutoencoderKLConfig, models.AutoencoderKL, "AutoencoderKL"),
         "text_encoder": (sd15.TEXT, models.CLIPTextConfig, models.CLIPTextModel, "CLIPTextModel"),
     }
@@ -354,13 +489,22 @@ def write_pipeline(folder: pathlib.Path) -> None:
     for part, (settings, config, model, kind) in parts.items():
         made = config.from_mapping(settings)
         shapes = Network(lambda rngs, model=model, made=made: model(made, rngs=rngs)).shapes()
-        tensors = ((torch_key(path), rng.standard_normal(torch_shape(path, shape), np.float32)) for path, shape in shapes.items())
+        tensors = (
+            (torch_key(path), rng.standard_normal(torch_shape(path, shape), np.float32))
+            for path, shape in shapes.items()
+        )
         pretrained.save(folder / part, part, tensors, "float32")
-        extra = {"model_type": "clip_text_model", **sd15.EOS} if part == "text_encoder" else {"_class_name": kind}
+        extra = (
+            {"model_type": "clip_text_model", **sd15.EOS}
+            if part == "text_encoder"
+            else {"_class_name": kind}
+        )
         write_json(folder / part / "config.json", settings | extra)
     write_json(folder / "tokenizer" / "vocab.json", {})
     write_json(folder / "scheduler" / "scheduler_config.json", {})
-    write_json(folder / "model_index.json", {part: ["", ""] for part in (*parts, "tokenizer", "scheduler")})
+    write_json(
+        folder / "model_index.json", {part: ["", ""] for part in (*parts, "tokenizer", "scheduler")}
+    )
     jax.clear_caches()
 
 
@@ -393,11 +537,18 @@ def batches_of(task: dict, method=None):
     c.data.data_dir = str(pathlib.Path(task["scratch"]) / "records")
     c.data.cranio_phantom.subjects = 3
     cached = task["case"].endswith("cached")
-    examples = data.Examples(data.make_builder(c.data), "train", c, ("xray",) if cached else ("xray", "face"))
+    examples = data.Examples(
+        data.make_builder(c.data), "train", c, ("xray",) if cached else ("xray", "face")
+    )
     zeros = lambda *shape: np.zeros(shape, method.dtype if method else np.float32)
     ready = {"latents": zeros(task["size"] // 8, task["size"] // 8, 4)} if cached else {}
     ready |= {"context": zeros(77, 768)} if method else {}
-    return data.TrainingBatches(examples, task["batch"], 0, lambda example, rng: data.augment(example, rng, c.augment) | ready)
+    return data.TrainingBatches(
+        examples,
+        task["batch"],
+        0,
+        lambda example, rng: data.augment(example, rng, c.augment) | ready,
+    )
 
 
 def batches_jax(task: dict) -> dict:
@@ -444,7 +595,12 @@ def finish_torch(seconds: float, starting: float) -> dict:
     import torch
 
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else host_peak()
-    return {"seconds": seconds, "starting": starting, "memory": memory, "device": f"torch {torch.__version__}"}
+    return {
+        "seconds": seconds,
+        "starting": starting,
+        "memory": memory,
+        "device": f"torch {torch.__version__}",
+    }
 
 
 def step_torch(task: dict) -> dict:
@@ -457,14 +613,23 @@ def step_torch(task: dict) -> dict:
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-5, fused=True)
     count, side = task["batch"], task["size"] // 8
     latents = torch.randn(count, 4, side, side, device=device)
-    context, picture = torch.randn(count, 77, 768, device=device), torch.rand(count, 3, task["size"], task["size"], device=device)
+    context, picture = (
+        torch.randn(count, 77, 768, device=device),
+        torch.rand(count, 3, task["size"], task["size"], device=device),
+    )
 
     def once():
         noise, t = torch.randn_like(latents), torch.randint(0, 1000, (count,), device=device)
         noisy = 0.7 * latents + 0.7 * noise
         with torch.autocast(device, kind, enabled=task["dtype"] != "float32"):
             down, middle = controlnet(noisy, t, context, controlnet_cond=picture, return_dict=False)
-            output = unet(noisy, t, context, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+            output = unet(
+                noisy,
+                t,
+                context,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+            ).sample
         loss = torch.nn.functional.mse_loss(output.float(), noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -488,7 +653,9 @@ def sample_torch(task: dict) -> dict:
     unet, controlnet = (model.to(kind).eval() for model in torch_networks(task))
     with torch.device(device):
         vae = diffusers.AutoencoderKL(**sd15.VAE).to(kind).eval()
-    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler = diffusers.DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+    )
     count, side = task["batch"], task["size"] // 8
     context = torch.randn(2 * count, 77, 768, device=device, dtype=kind)
     picture = torch.rand(2 * count, 3, task["size"], task["size"], device=device, dtype=kind)
@@ -500,7 +667,13 @@ def sample_torch(task: dict) -> dict:
         for t in scheduler.timesteps:
             both = torch.cat([x, x])
             down, middle = controlnet(both, t, context, controlnet_cond=picture, return_dict=False)
-            output = unet(both, t, context, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+            output = unet(
+                both,
+                t,
+                context,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+            ).sample
             empty, full = output.chunk(2)
             x = scheduler.step(empty + 7.5 * (full - empty), t, x).prev_sample
         return vae.decode(x / vae.config.scaling_factor).sample.float().cpu()
@@ -517,11 +690,20 @@ def load_torch(task: dict) -> dict:
     import transformers
 
     folder, kind = pathlib.Path(task["scratch"]) / "pipeline", getattr(torch, task["dtype"])
-    kinds = {"unet": diffusers.UNet2DConditionModel, "controlnet": diffusers.ControlNetModel, "vae": diffusers.AutoencoderKL}
+    kinds = {
+        "unet": diffusers.UNet2DConditionModel,
+        "controlnet": diffusers.ControlNetModel,
+        "vae": diffusers.AutoencoderKL,
+    }
     kinds["text_encoder"] = transformers.CLIPTextModel
     began = time.monotonic()
     # The ControlNet is trained: float32, as ours.
-    models = [k.from_pretrained(folder / part, torch_dtype=torch.float32 if part == "controlnet" else kind) for part, k in kinds.items()]
+    models = [
+        k.from_pretrained(
+            folder / part, torch_dtype=torch.float32 if part == "controlnet" else kind
+        )
+        for part, k in kinds.items()
+    ]
     models = [model.to(torch_device()) for model in models]
     # Files are mapped: a sum over each parameter makes that they have been read.
     sum(float(p.sum()) for model in models for p in model.parameters())

@@ -34,7 +34,9 @@ def network_of(case: str):
 def pictures(task: dict):
     import numpy as np
 
-    return np.random.default_rng(0).integers(0, 256, (2, task["batch"], task["size"], task["size"], 3), np.uint8)
+    return np.random.default_rng(0).integers(
+        0, 256, (2, task["batch"], task["size"], task["size"], 3), np.uint8
+    )
 
 
 def score_jax(task: dict) -> dict:
@@ -61,7 +63,11 @@ def score_torch(task: dict) -> dict:
     from launch import benchmark
 
     began, device = time.monotonic(), benchmark.torch_device()
-    model = inception_torch(task) if task["case"] == "inception" else lpips_torch(task["case"].removeprefix("lpips-"))
+    model = (
+        inception_torch(task)
+        if task["case"] == "inception"
+        else lpips_torch(task["case"].removeprefix("lpips-"))
+    )
     model = model.eval().to(device)
     a, b = (torch.from_numpy(p.transpose(0, 3, 1, 2).copy()).to(device) for p in pictures(task))
 
@@ -93,11 +99,15 @@ def inception_torch(task: dict):
     rng, state = np.random.default_rng(0), {}
     for path, shape in network_of("inception")[0].shapes().items():
         value = rng.standard_normal(torch_shape(path, shape), np.float32) * 0.05
-        state[torch_key(path)] = torch.from_numpy(abs(value) + 0.8 if path.endswith((".scale", ".var")) else value)
+        state[torch_key(path)] = torch.from_numpy(
+            abs(value) + 0.8 if path.endswith((".scale", ".var")) else value
+        )
     file = pathlib.Path(task["scratch"]) / "inception.pth"
     torch.save(state, file)
     extractor = importlib.import_module("torch_fidelity").FeatureExtractorInceptionV3
-    return extractor("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file))
+    return extractor(
+        "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
+    )
 
 
 def lpips_torch(trunk: str):
@@ -109,7 +119,10 @@ def lpips_torch(trunk: str):
         def __init__(self, inside, squeeze, expand):
             super().__init__()
             self.squeeze = nn.Conv2d(inside, squeeze, 1)
-            self.one, self.three = nn.Conv2d(squeeze, expand, 1), nn.Conv2d(squeeze, expand, 3, padding=1)
+            self.one, self.three = (
+                nn.Conv2d(squeeze, expand, 1),
+                nn.Conv2d(squeeze, expand, 3, padding=1),
+            )
 
         def forward(self, x):
             x = torch.relu(self.squeeze(x))
@@ -119,16 +132,32 @@ def lpips_torch(trunk: str):
     if trunk == "vgg":
         layers, inside = [], 3
         for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512):
-            layers += [nn.Conv2d(inside, width, 3, padding=1), relu()] if width else [nn.MaxPool2d(2, 2)]
+            layers += (
+                [nn.Conv2d(inside, width, 3, padding=1), relu()] if width else [nn.MaxPool2d(2, 2)]
+            )
             inside = width or inside
         taps = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}
     elif trunk == "alex":
-        layers = [nn.Conv2d(3, 64, 11, 4, 2), relu(), pool(), nn.Conv2d(64, 192, 5, padding=2), relu(), pool()]
+        layers = [
+            nn.Conv2d(3, 64, 11, 4, 2),
+            relu(),
+            pool(),
+            nn.Conv2d(64, 192, 5, padding=2),
+            relu(),
+            pool(),
+        ]
         for inside, width in ((192, 384), (384, 256), (256, 256)):
             layers += [nn.Conv2d(inside, width, 3, padding=1), relu()]
         taps = {1: 64, 4: 192, 7: 384, 9: 256, 11: 256}
     else:
-        layers = [nn.Conv2d(3, 64, 3, 2), relu(), pool(ceil_mode=True), Fire(64, 16, 64), Fire(128, 16, 64), pool(ceil_mode=True)]
+        layers = [
+            nn.Conv2d(3, 64, 3, 2),
+            relu(),
+            pool(ceil_mode=True),
+            Fire(64, 16, 64),
+            Fire(128, 16, 64),
+            pool(ceil_mode=True),
+        ]
         layers += [Fire(128, 32, 128), Fire(256, 32, 128), pool(ceil_mode=True)]
         layers += [Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)]
         taps = {1: 64, 4: 128, 7: 256, 9: 384, 10: 384, 11: 512, 12: 512}
@@ -137,7 +166,9 @@ def lpips_torch(trunk: str):
         def __init__(self):
             super().__init__()
             self.layers = nn.ModuleList(layers)
-            self.heads = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in taps.values())
+            self.heads = nn.ModuleList(
+                nn.Conv2d(width, 1, 1, bias=False) for width in taps.values()
+            )
             self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
             self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
 

@@ -31,13 +31,23 @@ def _of(jaxpr) -> float:
 
 
 def _inner(eqn) -> float:
-    parts = [p for value in eqn.params.values() for p in (value if isinstance(value, (tuple, list)) else (value,))]
-    return sum(_of(getattr(p, "jaxpr", p)) for p in parts if hasattr(getattr(p, "jaxpr", p), "eqns"))
+    parts = [
+        p
+        for value in eqn.params.values()
+        for p in (value if isinstance(value, (tuple, list)) else (value,))
+    ]
+    return sum(
+        _of(getattr(p, "jaxpr", p)) for p in parts if hasattr(getattr(p, "jaxpr", p), "eqns")
+    )
 
 
 def _dot(eqn) -> float:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    return (
+        2.0
+        * math.prod(eqn.outvars[0].aval.shape)
+        * math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+    )
 
 
 def _while(eqn) -> float:
@@ -70,8 +80,15 @@ def of_method(config) -> dict[str, float]:
     config.compute_dtype = "float32"  # in which every product is visible
     method, count, size = make_method(config), config.train.batch_size, config.data.settings.size
     array = lambda *shape, dtype=np.float32: jax.ShapeDtypeStruct((count, *shape), dtype)
-    batch = {"xray": array(size, size, 1, dtype=np.uint8), "face": array(size, size, 3, dtype=np.uint8), "frontal": array()}
-    batch |= {"prompt_ids": array(config.prompt.length, dtype=np.int32), "id_hash": array(dtype=np.uint32)}
+    batch = {
+        "xray": array(size, size, 1, dtype=np.uint8),
+        "face": array(size, size, 3, dtype=np.uint8),
+        "frontal": array(),
+    }
+    batch |= {
+        "prompt_ids": array(config.prompt.length, dtype=np.int32),
+        "id_hash": array(dtype=np.uint32),
+    }
     batch |= {"subject_index": array(dtype=np.int32)}
     key = jax.eval_shape(lambda: jax.random.key(0))
     state, frozen = jax.eval_shape(method.init, key)
@@ -87,7 +104,9 @@ def main() -> None:
 
     from cranio_jax import main as program
 
-    app.run(lambda _: print(json.dumps(of_method(program._CONFIG.value))), flags_parser=program.parse)
+    app.run(
+        lambda _: print(json.dumps(of_method(program._CONFIG.value))), flags_parser=program.parse
+    )
 
 
 if __name__ == "__main__":

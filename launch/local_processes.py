@@ -22,10 +22,16 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 GRACE_S = 60.0
 
 
-def commands(processes: int, devices: int, port: int, arguments: list[str]) -> list[tuple[dict[str, str], list[str]]]:
+def commands(
+    processes: int, devices: int, port: int, arguments: list[str]
+) -> list[tuple[dict[str, str], list[str]]]:
     """`(environment, command)` of each process; the environment is what is added to one's own."""
     xla = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}".strip()
-    shared = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla, "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
+    shared = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": xla,
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+    }
     shared |= {"JAX_NUM_PROCESSES": str(processes)}
     command = [sys.executable, "-m", "cranio_jax.main", *arguments]
     return [(shared | {"JAX_PROCESS_ID": str(number)}, command) for number in range(processes)]
@@ -44,14 +50,20 @@ def _pass_on(number: int, lines) -> None:
 
 def run(started: list[subprocess.Popen]) -> int:
     """Waits for all; returns the exit code of the first that failed, or 0."""
-    signal.signal(signal.SIGTERM, lambda number, _: [process.send_signal(number) for process in started])
+    signal.signal(
+        signal.SIGTERM, lambda number, _: [process.send_signal(number) for process in started]
+    )
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal has told them itself
     code, deadline = 0, None
     while any(process.poll() is None for process in started):
         failed = next((n for n, process in enumerate(started) if process.poll()), None)
         if failed is not None and deadline is None:
             code, deadline = started[failed].returncode, time.monotonic() + GRACE_S
-            print(f"process {failed} ended with {code}; the others have {GRACE_S:.0f} s to end", file=sys.stderr, flush=True)
+            print(
+                f"process {failed} ended with {code}; the others have {GRACE_S:.0f} s to end",
+                file=sys.stderr,
+                flush=True,
+            )
         if deadline is not None and time.monotonic() > deadline:
             for process in started:
                 process.kill()
@@ -72,14 +84,22 @@ def main() -> None:
     made = commands(options.processes, options.devices_per_process, _free_port(), arguments)
     if options.dry_run:
         for environment, command in made:
-            print(shlex.join(["env", *(f"{name}={value}" for name, value in environment.items()), *command]))
+            print(
+                shlex.join(
+                    ["env", *(f"{name}={value}" for name, value in environment.items()), *command]
+                )
+            )
         return
     started = []
     for number, (environment, command) in enumerate(made):
-        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if number else {}
+        pipe = (
+            {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if number else {}
+        )
         started.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, **pipe))
         if number:
-            threading.Thread(target=_pass_on, args=(number, started[-1].stdout), daemon=True).start()
+            threading.Thread(
+                target=_pass_on, args=(number, started[-1].stdout), daemon=True
+            ).start()
     sys.exit(run(started))
 
 

@@ -55,7 +55,10 @@ def ours(make, folder: pathlib.Path):
 def report(name: str, got, wanted: np.ndarray, began: float) -> bool:
     error = float(np.linalg.norm(np.asarray(got) - wanted) / np.linalg.norm(wanted))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{name:32s} relative error {error:.1e}   {time.monotonic() - began:5.0f} s   peak memory {peak:.1f} GB", flush=True)
+    print(
+        f"{name:32s} relative error {error:.1e}   {time.monotonic() - began:5.0f} s   peak memory {peak:.1f} GB",
+        flush=True,
+    )
     return error <= 1e-4
 
 
@@ -71,13 +74,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, torch.no_grad():
         scratch = pathlib.Path(scratch)
 
-        reference = filled(transformers.CLIPTextModel(transformers.CLIPTextConfig(**sd15.TEXT, **sd15.EOS)))
+        reference = filled(
+            transformers.CLIPTextModel(transformers.CLIPTextConfig(**sd15.TEXT, **sd15.EOS))
+        )
         context = reference(torch.from_numpy(ids)).last_hidden_state.numpy()
         reference.save_pretrained(scratch / "text_encoder")
         del reference
         config = models.CLIPTextConfig.from_mapping(sd15.TEXT)
-        network, params = ours(lambda rngs: models.CLIPTextModel(config, rngs=rngs), scratch / "text_encoder")
-        fine.append(report("text encoder", jax.jit(lambda p: network.bind(p)(ids))(params), context, began))
+        network, params = ours(
+            lambda rngs: models.CLIPTextModel(config, rngs=rngs), scratch / "text_encoder"
+        )
+        fine.append(
+            report("text encoder", jax.jit(lambda p: network.bind(p)(ids))(params), context, began)
+        )
 
         reference = filled(diffusers.AutoencoderKL(**sd15.VAE))
         mean = back(reference.encode(turned(2 * picture - 1)).latent_dist.mean)
@@ -85,34 +94,71 @@ def main() -> None:
         reference.save_pretrained(scratch / "vae")
         del reference
         config = models.AutoencoderKLConfig.from_mapping(sd15.VAE)
-        network, params = ours(lambda rngs: models.AutoencoderKL(config, rngs=rngs), scratch / "vae")
-        fine.append(report("autoencoder, encode", jax.jit(lambda p: network.bind(p).moments(2 * picture - 1)[0])(params), mean, began))
+        network, params = ours(
+            lambda rngs: models.AutoencoderKL(config, rngs=rngs), scratch / "vae"
+        )
+        fine.append(
+            report(
+                "autoencoder, encode",
+                jax.jit(lambda p: network.bind(p).moments(2 * picture - 1)[0])(params),
+                mean,
+                began,
+            )
+        )
         latents = mean * config.scaling_factor
-        fine.append(report("autoencoder, decode", jax.jit(lambda p: network.bind(p).decode(latents))(params), decoded, began))
+        fine.append(
+            report(
+                "autoencoder, decode",
+                jax.jit(lambda p: network.bind(p).decode(latents))(params),
+                decoded,
+                began,
+            )
+        )
 
         step, words = torch.tensor([501]), torch.from_numpy(context)
         reference = filled(diffusers.ControlNetModel(**sd15.UNET))
-        down, middle = reference(turned(noise), step, words, controlnet_cond=turned(picture), return_dict=False)
+        down, middle = reference(
+            turned(noise), step, words, controlnet_cond=turned(picture), return_dict=False
+        )
         reference.save_pretrained(scratch / "controlnet")
         del reference
         config = models.ControlNetConfig.from_mapping(sd15.UNET)
-        network, params = ours(lambda rngs: models.ControlNetModel(config, rngs=rngs), scratch / "controlnet")
+        network, params = ours(
+            lambda rngs: models.ControlNetModel(config, rngs=rngs), scratch / "controlnet"
+        )
         t = np.array([501.0], np.float32)
-        got_down, got_middle = jax.jit(lambda p: network.bind(p)(noise, t, context, picture))(params)
+        got_down, got_middle = jax.jit(lambda p: network.bind(p)(noise, t, context, picture))(
+            params
+        )
         flat = lambda parts: np.concatenate([np.asarray(p).ravel() for p in parts])
-        fine.append(report("ControlNet, 13 residuals", flat([*got_down, got_middle]), flat([back(d) for d in (*down, middle)]), began))
+        fine.append(
+            report(
+                "ControlNet, 13 residuals",
+                flat([*got_down, got_middle]),
+                flat([back(d) for d in (*down, middle)]),
+                began,
+            )
+        )
         del params
         gc.collect()
 
         reference = filled(diffusers.UNet2DConditionModel(**sd15.UNET, **sd15.UP))
         wanted = back(
-            reference(turned(noise), step, words, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+            reference(
+                turned(noise),
+                step,
+                words,
+                down_block_additional_residuals=down,
+                mid_block_additional_residual=middle,
+            ).sample
         )
         reference.save_pretrained(scratch / "unet")
         del reference
         gc.collect()
         config = models.UNet2DConditionConfig.from_mapping(sd15.UNET | sd15.UP)
-        network, params = ours(lambda rngs: models.UNet2DConditionModel(config, rngs=rngs), scratch / "unet")
+        network, params = ours(
+            lambda rngs: models.UNet2DConditionModel(config, rngs=rngs), scratch / "unet"
+        )
         answer = jax.jit(lambda p: network.bind(p)(noise, t, context, got_down, got_middle))(params)
         fine.append(report("U-Net with ControlNet", answer, wanted, began))
     sys.exit(0 if all(fine) else "a network differs by more than 1e-4")

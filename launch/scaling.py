@@ -80,16 +80,29 @@ class Need:
 def parameters(state, frozen) -> tuple[int, int, int]:
     """Trained, of them sharded, and frozen; from shapes."""
     sizes = [leaf.size for leaf in jax.tree.leaves(state["params"])]
-    return sum(sizes), sum(n for n in sizes if n >= MIN_SHARDED_SIZE), sum(leaf.size for leaf in jax.tree.leaves(frozen))
+    return (
+        sum(sizes),
+        sum(n for n in sizes if n >= MIN_SHARDED_SIZE),
+        sum(leaf.size for leaf in jax.tree.leaves(frozen)),
+    )
 
 
 def kept_for_backward(method, state, frozen, batch) -> int:
     """Bytes that autodiff keeps of a loss, parameters in the type they compute in among them."""
     count, side = batch["xray"].shape[0], method.size // method.factor
     array = lambda dtype, *shape: jax.ShapeDtypeStruct((count, *shape), dtype)
-    draws = {"timesteps": array(np.int32), "noise": array(np.float32, side, side, method.channels), "drop_prompt": array(bool)}
-    gradient = lambda params, *rest: jax.vjp(lambda params: method.loss(params, *rest)[0], params)[1]
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(gradient, state["params"], frozen, batch, draws)))
+    draws = {
+        "timesteps": array(np.int32),
+        "noise": array(np.float32, side, side, method.channels),
+        "drop_prompt": array(bool),
+    }
+    gradient = lambda params, *rest: jax.vjp(lambda params: method.loss(params, *rest)[0], params)[
+        1
+    ]
+    return sum(
+        leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(jax.eval_shape(gradient, state["params"], frozen, batch, draws))
+    )
 
 
 def need(case: str, size: int = 512) -> Need:
@@ -100,9 +113,20 @@ def need(case: str, size: int = 512) -> Need:
     for count in (1, 2):
         method = make_method(benchmark.make_config(task | {"batch": count}))
         state, frozen = jax.eval_shape(method.init, key)
-        kept.append(kept_for_backward(method, state, frozen, benchmark.examples(method, task | {"batch": count})))
-    exact = make_method(benchmark.make_config(task | {"batch": 1, "dtype": "float32"}))  # in which every product is visible
-    flop = flops(exact.train_step, *jax.eval_shape(exact.init, key), benchmark.examples(exact, task | {"batch": 1}), key)
+        kept.append(
+            kept_for_backward(
+                method, state, frozen, benchmark.examples(method, task | {"batch": count})
+            )
+        )
+    exact = make_method(
+        benchmark.make_config(task | {"batch": 1, "dtype": "float32"})
+    )  # in which every product is visible
+    flop = flops(
+        exact.train_step,
+        *jax.eval_shape(exact.init, key),
+        benchmark.examples(exact, task | {"batch": 1}),
+        key,
+    )
     return Need(*parameters(state, frozen), flop, kept[1] - kept[0], BESIDE_STATE[case])
 
 
@@ -121,22 +145,36 @@ def link_bytes(n: Need, devices: int, fsdp: int) -> float:
     gathered = 2 * 4 * n.sharded * (fsdp - 1) / fsdp
     scattered = 4 * n.sharded * (fsdp - 1) / fsdp
     whole, parts = n.trained - n.sharded, n.sharded / fsdp
-    return gathered + scattered + 8 * whole * (devices - 1) / devices + 8 * parts * (groups - 1) / groups
+    return (
+        gathered
+        + scattered
+        + 8 * whole * (devices - 1) / devices
+        + 8 * parts * (groups - 1) / groups
+    )
 
 
-def step_seconds(n: Need, machine: Machine, fsdp: int, batch: int, mfu: float) -> tuple[float, float]:
+def step_seconds(
+    n: Need, machine: Machine, fsdp: int, batch: int, mfu: float
+) -> tuple[float, float]:
     """Seconds of arithmetic, and of the links, which may run beside it."""
-    return batch * n.flop / (mfu * machine.peak * 1e12), link_bytes(n, machine.devices, fsdp) / (machine.link * GB)
+    return batch * n.flop / (mfu * machine.peak * 1e12), link_bytes(n, machine.devices, fsdp) / (
+        machine.link * GB
+    )
 
 
 def largest_batch(n: Need, machine: Machine, fsdp: int) -> int:
     """Images a device that fit into nine tenths of its memory."""
-    return int((0.9 * machine.memory * GB - state_bytes(n, fsdp)) / (n.measured if machine.cudnn else n.kept))
+    return int(
+        (0.9 * machine.memory * GB - state_bytes(n, fsdp))
+        / (n.measured if machine.cudnn else n.kept)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--mfu", type=float, help="share of the peak, in place of what was measured")
+    parser.add_argument(
+        "--mfu", type=float, help="share of the peak, in place of what was measured"
+    )
     options = parser.parse_args()
     for case, title in (("controlnet", "the ControlNet alone"), ("both", "U-Net and ControlNet")):
         n = need(case)
@@ -145,7 +183,17 @@ def main() -> None:
         print(
             f"\n{title}: {counted} an image, {n.measured / GB:.2f} GB with cuDNN's attention and {n.kept / GB:.2f} without, MFU {mfu:.0%}\n"
         )
-        heads = ("", "fsdp", "state GB", "images fit", "images", "GB sent", "arithmetic ms", "links ms", "images/s")
+        heads = (
+            "",
+            "fsdp",
+            "state GB",
+            "images fit",
+            "images",
+            "GB sent",
+            "arithmetic ms",
+            "links ms",
+            "images/s",
+        )
         print(f"| {' | '.join(heads)} |")
         print("| --- " * len(heads) + "|")
         for name, machine in MACHINES.items():
@@ -158,7 +206,9 @@ def main() -> None:
                 work, wait = step_seconds(n, machine, fsdp, batch, mfu)
                 rate = machine.devices * batch / max(work, wait)
                 cells = f"{state_bytes(n, fsdp) / GB:.1f} | {fit} | {batch} | {link_bytes(n, machine.devices, fsdp) / GB:.1f}"
-                print(f"| {name} | {fsdp} | {cells} | {1000 * work:.0f} | {1000 * wait:.0f} | {rate:.0f} |")
+                print(
+                    f"| {name} | {fsdp} | {cells} | {1000 * work:.0f} | {1000 * wait:.0f} | {rate:.0f} |"
+                )
 
 
 if __name__ == "__main__":

@@ -62,9 +62,18 @@ class Cell:
         return (self.folder / "results.json").exists() and not self.begun_otherwise
 
     def command(self) -> list[str]:
-        files = {cell.name: str(cell.folder / EMBEDDER) for cell in self.needs} | {"weights": str(self.weights)}
+        files = {cell.name: str(cell.folder / EMBEDDER) for cell in self.needs} | {
+            "weights": str(self.weights)
+        }
         filled = [flag.format(**files) for flag in self.flags]
-        return [sys.executable, "-m", "cranio_jax.main", *filled, f"--config.seed={self.seed}", f"--workdir={self.folder}"]
+        return [
+            sys.executable,
+            "-m",
+            "cranio_jax.main",
+            *filled,
+            f"--config.seed={self.seed}",
+            f"--workdir={self.folder}",
+        ]
 
 
 def read_study(name: str):
@@ -88,12 +97,24 @@ def cells_of(study, workdir: pathlib.Path, weights: pathlib.Path, more: list[str
     made = []
     for helper in study.helpers:
         own = (f"--config={helper['config']}", *flags(study.flags), *flags(helper["flags"]), *more)
-        made.append(Cell(helper["name"], helper["seed"], workdir / "cells" / helper["name"], own, weights))
+        made.append(
+            Cell(helper["name"], helper["seed"], workdir / "cells" / helper["name"], own, weights)
+        )
     helpers = {cell.name: cell for cell in made}
     for seed in study.seeds:
         for method in study.methods:
-            own = (f"--config={method['config']}", *flags(study.flags), *flags(study.method_flags), *flags(method["flags"]), *more)
-            needs = tuple(cell for name, cell in helpers.items() if any("{" + name + "}" in flag for flag in own))
+            own = (
+                f"--config={method['config']}",
+                *flags(study.flags),
+                *flags(study.method_flags),
+                *flags(method["flags"]),
+                *more,
+            )
+            needs = tuple(
+                cell
+                for name, cell in helpers.items()
+                if any("{" + name + "}" in flag for flag in own)
+            )
             folder = workdir / "cells" / f"{method['name'].replace(' ', '_')}_{seed}"
             made.append(Cell(method["name"], seed, folder, own, weights, needs))
     return made
@@ -109,10 +130,20 @@ def run(cell: Cell) -> str:
         return f"{cell.folder} was begun with other flags; remove it or choose another --workdir"
     write_json(cell.folder / "flags.json", list(cell.flags))
     # Cells compile much in common, small programs among it.
-    kept = {"JAX_COMPILATION_CACHE_DIR": str(cell.folder.parent / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(cell.folder.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
     environment = kept | os.environ
     with open(cell.folder / "log.txt", "ab") as log:
-        ended = subprocess.run(cell.command(), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+        ended = subprocess.run(
+            cell.command(),
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
+        )
     if ended.returncode:
         lines = (cell.folder / "log.txt").read_text(errors="replace").strip().splitlines()
         return f"{lines[-1] if lines else 'no word'} (exit {ended.returncode}; see {cell.folder / 'log.txt'})"
@@ -121,7 +152,9 @@ def run(cell: Cell) -> str:
 
 def cost(cell: Cell, results: dict) -> dict[str, float]:
     """What a run took: parameters, images seen, seconds of training, TFLOP of both, seconds a face."""
-    rate = [line["images_per_second"] for line in logged(cell.folder) if "images_per_second" in line][-1:]
+    rate = [
+        line["images_per_second"] for line in logged(cell.folder) if "images_per_second" in line
+    ][-1:]
     images = results["step"] * results["config"]["train"]["batch_size"]
     found = {"parameters": sum(results["parameters"].values()), "images": images}
     if rate:
@@ -129,7 +162,12 @@ def cost(cell: Cell, results: dict) -> dict[str, float]:
     counted = cell.folder / "operations.json"
     if not counted.exists():
         flags = [flag for flag in cell.command()[3:] if not flag.startswith("--workdir")]
-        asked = subprocess.run([sys.executable, str(ROOT / "launch" / "flops.py"), *flags], cwd=ROOT, capture_output=True, check=False)
+        asked = subprocess.run(
+            [sys.executable, str(ROOT / "launch" / "flops.py"), *flags],
+            cwd=ROOT,
+            capture_output=True,
+            check=False,
+        )
         if asked.returncode:
             return found
         write_json(counted, json.loads(asked.stdout))
@@ -137,14 +175,21 @@ def cost(cell: Cell, results: dict) -> dict[str, float]:
     found["training_tflop"] = operations["train"] * images
     if "generate" in operations:
         found["face_tflop"] = operations["generate"]
-    return found | ({"face_seconds": results["seconds_per_face"]} if results.get("seconds_per_face") else {})
+    return found | (
+        {"face_seconds": results["seconds_per_face"]} if results.get("seconds_per_face") else {}
+    )
 
 
 def compare(study, cells: list[Cell], workdir: pathlib.Path) -> pathlib.Path | None:
     """Writes the comparison of what is finished: study.json, table.md, table.tex, study.html. None where nothing is."""
     methods = [method["name"] for method in study.methods]
-    finished = {name: [cell for cell in cells if cell.name == name and cell.done] for name in methods}
-    runs = {name: [json.loads((cell.folder / "results.json").read_text()) for cell in own] for name, own in finished.items()}
+    finished = {
+        name: [cell for cell in cells if cell.name == name and cell.done] for name in methods
+    }
+    runs = {
+        name: [json.loads((cell.folder / "results.json").read_text()) for cell in own]
+        for name, own in finished.items()
+    }
     if not any(runs.values()):
         return None
     results = comparison.compare(runs, study.headline, study.baselines, study.bootstrap)
@@ -155,7 +200,11 @@ def compare(study, cells: list[Cell], workdir: pathlib.Path) -> pathlib.Path | N
     for ending, write in (("md", tables.markdown), ("tex", tables.latex)):
         with whole_file(workdir / f"table.{ending}") as file:
             file.write(write(results))
-    return report.study(results, {name: [cell.folder for cell in own] for name, own in finished.items() if own}, workdir)
+    return report.study(
+        results,
+        {name: [cell.folder for cell in own] for name, own in finished.items() if own},
+        workdir,
+    )
 
 
 def told(number: int, cell: Cell, count: int) -> bool:
@@ -168,7 +217,10 @@ def told(number: int, cell: Cell, count: int) -> bool:
     began = time.monotonic()
     problem = run(cell)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
-    print(f"{what}: " + (f"FAILED, {problem}" if problem else f"done in {minutes}:{seconds:02d}"), flush=True)
+    print(
+        f"{what}: " + (f"FAILED, {problem}" if problem else f"done in {minutes}:{seconds:02d}"),
+        flush=True,
+    )
     return bool(problem)
 
 
@@ -182,12 +234,25 @@ def _take_cores(numbers: Iterator[int], at_once: int) -> None:
 def main() -> None:
     # Without abbreviations: a --seed=3 taken for --seeds=3 would begin a study of days.
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--study", required=True, help="a file of configs/, with :variant if it has some")
+    parser.add_argument(
+        "--study", required=True, help="a file of configs/, with :variant if it has some"
+    )
     parser.add_argument("--workdir", required=True, help="a local folder")
-    parser.add_argument("--weights", default="", help="your folder of weights, where the study wants some")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], help="in place of the study's own")
+    parser.add_argument(
+        "--weights", default="", help="your folder of weights, where the study wants some"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=lambda text: [int(seed) for seed in text.split(",")],
+        help="in place of the study's own",
+    )
     parser.add_argument("--cell", type=int, help="run this one alone, and compare nothing")
-    parser.add_argument("--at_once", type=int, default=1, help="run so many cells at a time, each on its share of the cores")
+    parser.add_argument(
+        "--at_once",
+        type=int,
+        default=1,
+        help="run so many cells at a time, each on its share of the cores",
+    )
     parser.add_argument("--compare", action="store_true", help="run nothing")
     parser.add_argument("--list", action="store_true", help="number the cells")
     options, more = parser.parse_known_args()
@@ -201,9 +266,17 @@ def main() -> None:
     options.workdir = pathlib.Path(options.workdir).expanduser().resolve()
     study = read_study(options.study)
     study.seeds = options.seeds or study.seeds
-    cells = cells_of(study, options.workdir, pathlib.Path(options.weights).expanduser().resolve(), more)
-    if not options.weights and not options.compare and any("{weights}" in flag for cell in cells for flag in cell.flags):
-        parser.error(f"{study.name} scores with networks of yours: name their folder by --weights; its configuration tells what is in it")
+    cells = cells_of(
+        study, options.workdir, pathlib.Path(options.weights).expanduser().resolve(), more
+    )
+    if (
+        not options.weights
+        and not options.compare
+        and any("{weights}" in flag for cell in cells for flag in cell.flags)
+    ):
+        parser.error(
+            f"{study.name} scores with networks of yours: name their folder by --weights; its configuration tells what is in it"
+        )
     if options.cell is not None and not 0 <= options.cell < len(cells):
         parser.error(f"--cell={options.cell}: the study has the cells 0 to {len(cells) - 1}")
     if options.at_once < 1:
@@ -212,19 +285,29 @@ def main() -> None:
         for number, cell in enumerate(cells):
             print(f"{number:3d}  {cell.name}, seed {cell.seed}{', finished' if cell.done else ''}")
         return
-    chosen = list(enumerate(cells)) if options.cell is None else [(options.cell, cells[options.cell])]
+    chosen = (
+        list(enumerate(cells)) if options.cell is None else [(options.cell, cells[options.cell])]
+    )
     chosen = [] if options.compare else chosen
     failed = 0
     # Helpers first: others name their embedders. They have all cores: the first makes the records, for which the others wait.
     for helpers in (True, False):
-        part = [(number, cell) for number, cell in chosen if (number < len(study.helpers)) == helpers]
-        share = {} if helpers else dict(initializer=_take_cores, initargs=(itertools.count(), options.at_once))
+        part = [
+            (number, cell) for number, cell in chosen if (number < len(study.helpers)) == helpers
+        ]
+        share = (
+            {}
+            if helpers
+            else dict(initializer=_take_cores, initargs=(itertools.count(), options.at_once))
+        )
         with futures.ThreadPoolExecutor(options.at_once, **share) as pool:
             failed += sum(pool.map(lambda one: told(*one, len(cells)), part))
     if options.cell is None:
         page = compare(study, cells, options.workdir)
         if page:
-            print(f"\n{tables.text(json.loads((options.workdir / 'study.json').read_text()))}\npage: {page}")
+            print(
+                f"\n{tables.text(json.loads((options.workdir / 'study.json').read_text()))}\npage: {page}"
+            )
     if failed:
         sys.exit(f"cranio_jax: {failed} of {len(chosen)} cells failed")
 

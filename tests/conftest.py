@@ -33,7 +33,9 @@ def shared_data():
     for folder in (os.environ.get("CRANIO_JAX_TEST_DATA"), CHECKOUT.parent / "shared" / "data"):
         if folder and pathlib.Path(folder).is_dir():
             return pathlib.Path(folder)
-    pytest.skip("no real test data: set CRANIO_JAX_TEST_DATA to the folder that holds ct/ and weights/")
+    pytest.skip(
+        "no real test data: set CRANIO_JAX_TEST_DATA to the folder that holds ct/ and weights/"
+    )
 
 
 @pytest.fixture(scope="session")

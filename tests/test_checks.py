@@ -8,7 +8,9 @@ import pytest
 from cranio_jax import checks, train
 from cranio_jax.errors import InputError
 
-CONFIGS = sorted(path.stem for path in pathlib.Path(checks.__file__).parents[1].joinpath("configs").glob("*.py"))
+CONFIGS = sorted(
+    path.stem for path in pathlib.Path(checks.__file__).parents[1].joinpath("configs").glob("*.py")
+)
 WITHOUT_WEIGHTS = ("cranio_diff", "cranio_diff_robust")  # they need the user's files
 NAN = float("nan")
 
@@ -42,7 +44,11 @@ def changed(config, name, value):
         ("method.losses.gate", "open", "method.losses.gate='open'"),
         ("method.loss_weight", "snr", "method.loss_weight='snr'.*min_snr"),
         ("method.prompt_dropout", 1.2, "method.prompt_dropout=1.2.*at most 1"),
-        ("method.learning_rates", {"unet": -1e-4}, "method.learning_rates.unet=-0.0001.*more than 0"),
+        (
+            "method.learning_rates",
+            {"unet": -1e-4},
+            "method.learning_rates.unet=-0.0001.*more than 0",
+        ),
         ("method.patch", 0, "method.patch=0"),
         ("train.learning_rate", 0.0, "train.learning_rate=0.0.*more than 0"),
         ("train.learning_rate", float("inf"), "train.learning_rate=inf"),
@@ -59,7 +65,11 @@ def changed(config, name, value):
         ("evaluate.bootstrap", 0, "evaluate.bootstrap=0"),
         ("evaluate.crop", (0.5, 0.5, 0.6, 0.6), "evaluate.crop"),
         ("evaluate.retrieval.ks", (0, 1), "evaluate.retrieval.ks"),
-        ("evaluate.retrieval.protocols", ("every/all",), "evaluate.retrieval.protocols names 'every/all'"),
+        (
+            "evaluate.retrieval.protocols",
+            ("every/all",),
+            "evaluate.retrieval.protocols names 'every/all'",
+        ),
         ("evaluate.generated", "/nowhere", "evaluate.generated and evaluate.reference"),
         ("prompt.length", 10, "prompt.length=10"),
         ("seed", -1, "seed=-1"),
@@ -90,7 +100,9 @@ def test_other_jobs_too(config, job, name, value, words):
         checks.check(changed(config, name, value))
 
 
-@pytest.mark.parametrize("name", [c for c in CONFIGS if c not in ("__init__", "common") and not c.startswith("study_")])
+@pytest.mark.parametrize(
+    "name", [c for c in CONFIGS if c not in ("__init__", "common") and not c.startswith("study_")]
+)
 def test_every_configuration_passes(name):
     """Nothing that is fine is refused; full-size ones lack the user's files of weights, and say so."""
     config = importlib.import_module(f"configs.{name}").get_config()

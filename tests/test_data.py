@@ -35,7 +35,10 @@ def test_processes_share_one_global_order(config, examples):
 
 def test_each_pass_sees_every_example_once(config, examples):
     batches = data.TrainingBatches(examples, 8, 0, partial(data.augment, settings=config.augment))
-    seen = [np.concatenate([next(batches)["id_hash"] for _ in range(len(examples) // 8)]) for _ in range(2)]
+    seen = [
+        np.concatenate([next(batches)["id_hash"] for _ in range(len(examples) // 8)])
+        for _ in range(2)
+    ]
     assert len(examples) % 8 == 0 and all(len(set(s)) == len(examples) for s in seen)
     assert list(seen[0]) != list(seen[1])
 
@@ -48,7 +51,13 @@ def marked():
 
 
 @pytest.mark.parametrize(
-    ("setting", "moved"), [({"flip": 1.0}, 5), ({"rotation": 30.0}, 5), ({"bend": 0.03}, 2), ({"rotation": 30.0, "bend": 0.03}, 5)]
+    ("setting", "moved"),
+    [
+        ({"flip": 1.0}, 5),
+        ({"rotation": 30.0}, 5),
+        ({"bend": 0.03}, 2),
+        ({"rotation": 30.0, "bend": 0.03}, 5),
+    ],
 )
 def test_geometry_moves_xray_and_face_together(config, setting, moved):
     config.augment.update(flip=0.0, rotation=0.0, brightness=0.0, contrast=0.0, erase=0.0)
@@ -64,7 +73,14 @@ def test_geometry_moves_xray_and_face_together(config, setting, moved):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"flip": 1.0}, {"rotation": 30.0}, {"bend": 0.03}, {"flip": 1.0, "rotation": 30.0}, {"rotation": 30.0, "bend": 0.03}]
+    "setting",
+    [
+        {"flip": 1.0},
+        {"rotation": 30.0},
+        {"bend": 0.03},
+        {"flip": 1.0, "rotation": 30.0},
+        {"rotation": 30.0, "bend": 0.03},
+    ],
 )
 def test_landmarks_move_with_the_face(config, setting):
     config.augment.update(flip=0.0, rotation=0.0)
@@ -72,9 +88,13 @@ def test_landmarks_move_with_the_face(config, setting):
     places = np.array([[20, 30], [44, 28], [33, 40], [24, 50], [41, 51]], np.float32)
     face = np.zeros((64, 64, 3), np.uint8)
     for i, (column, row) in enumerate(places.astype(int)):
-        face[row - 1 : row + 2, column - 1 : column + 2] = 50 + 40 * i  # a mark of its own brightness each
+        face[row - 1 : row + 2, column - 1 : column + 2] = (
+            50 + 40 * i
+        )  # a mark of its own brightness each
     after = data.move({"face": face, "landmarks": places}, np.random.default_rng(1), config.augment)
-    order = [1, 0, 2, 4, 3] if "flip" in setting else range(5)  # the picture's left eye and corner stay first
+    order = (
+        [1, 0, 2, 4, 3] if "flip" in setting else range(5)
+    )  # the picture's left eye and corner stay first
     for place, i in zip(after["landmarks"], order, strict=True):
         column, row = np.round(place).astype(int)
         assert after["face"][row, column, 0] == pytest.approx(50 + 40 * i, abs=12)
@@ -88,7 +108,11 @@ def test_frontal_faces_have_landmarks(examples):
         assert np.isfinite(landmarks).all() == (example["face_view"] == "frontal")
         if example["face_view"] == "frontal":  # in ArcFace's order, and so laid like its template
             fit = transform.SimilarityTransform.from_estimate(landmarks, losses.TEMPLATE)
-            assert np.abs(fit(landmarks) - losses.TEMPLATE).max() < 10 and fit.scale > 0 and abs(fit.rotation) < 0.1
+            assert (
+                np.abs(fit(landmarks) - losses.TEMPLATE).max() < 10
+                and fit.scale > 0
+                and abs(fit.rotation) < 0.1
+            )
 
 
 def test_exposure_and_erasing_touch_the_xray_alone(config):
@@ -105,7 +129,10 @@ def test_exposure_and_erasing_touch_the_xray_alone(config):
 def test_erased_area_is_bounded(config):
     config.augment.update(flip=0.0, rotation=0.0, brightness=0.0, contrast=0.0, erase=0.05)
     flat = {"xray": np.full((64, 64, 1), 100, np.uint8), "face": np.zeros((64, 64, 3), np.uint8)}
-    areas = [(data.augment(flat, np.random.default_rng(s), config.augment)["xray"] != 100).mean() for s in range(200)]
+    areas = [
+        (data.augment(flat, np.random.default_rng(s), config.augment)["xray"] != 100).mean()
+        for s in range(200)
+    ]
     assert 0.01 < max(areas) < 0.06
 
 
@@ -154,7 +181,12 @@ def test_records_built_with_other_settings_are_refused(config, tmp_path):
 
 def test_the_fingerprint_is_of_the_content(monkeypatch):
     builder = types.SimpleNamespace(info=types.SimpleNamespace(splits=("train", "test")))
-    record = {"id": b"a", "xray": b"\x89PNG", "age": 45.0, "face_landmarks": np.zeros((5, 2), np.float32)}
+    record = {
+        "id": b"a",
+        "xray": b"\x89PNG",
+        "age": 45.0,
+        "face_landmarks": np.zeros((5, 2), np.float32),
+    }
 
     def of(*records):
         monkeypatch.setattr(data, "_records", lambda builder, split, images: records)
@@ -162,5 +194,9 @@ def test_the_fingerprint_is_of_the_content(monkeypatch):
 
     turned = dict(reversed(record.items()))  # the order of fields differs from build to build
     assert of(record, record) == of(turned, record) != of(record)
-    for change in ({"xray": b"\x89PNH"}, {"age": 46.0}, {"face_landmarks": np.ones((5, 2), np.float32)}):
+    for change in (
+        {"xray": b"\x89PNH"},
+        {"age": 46.0},
+        {"face_landmarks": np.ones((5, 2), np.float32)},
+    ):
         assert of(record | change, record) != of(record, record)

@@ -18,7 +18,10 @@ def config(config):
     """With a small autoencoder; the ControlNet alone is trained."""
     config.method.update(codec="vae", trained=("controlnet",))
     config.method.vae = dict(block_out_channels=(8, 8, 8), norm_num_groups=4, layers_per_block=1)
-    config.method.vae.down_block_types, config.method.vae.up_block_types = ("DownEncoderBlock2D",) * 3, ("UpDecoderBlock2D",) * 3
+    config.method.vae.down_block_types, config.method.vae.up_block_types = (
+        ("DownEncoderBlock2D",) * 3,
+        ("UpDecoderBlock2D",) * 3,
+    )
     config.method.unet.update(in_channels=4, out_channels=4)
     config.data.cached_variants = 2
     config.augment.update(flip=0.5, rotation=5.0, bend=0.02)
@@ -62,7 +65,9 @@ def written(monkeypatch, cache):
         path.touch()
 
     monkeypatch.setattr(encoded, "_write", write)
-    monkeypatch.setattr(encoded, "_mapped", lambda path, count, shape: np.zeros((count, *shape.shape[1:])))
+    monkeypatch.setattr(
+        encoded, "_mapped", lambda path, count, shape: np.zeros((count, *shape.shape[1:]))
+    )
     return made
 
 
@@ -74,9 +79,15 @@ def names(cache):
 def test_cached_and_fresh_give_the_same_step(config, builder, cache, dtype):
     config.compute_dtype = dtype
     method, state, frozen, examples, prepare = prepared(config, builder)
-    assert names(cache) == {name for name in names(cache) if name.startswith(("latents_", "context_"))} and len(names(cache)) == 2
+    assert (
+        names(cache) == {name for name in names(cache) if name.startswith(("latents_", "context_"))}
+        and len(names(cache)) == 2
+    )
     rows = [prepare(examples[i], np.random.default_rng(i)) for i in range(8)]
-    assert all("face" not in row and row["latents"].shape == (8, 8, 4) and row["latents"].dtype == dtype for row in rows)
+    assert all(
+        "face" not in row and row["latents"].shape == (8, 8, 4) and row["latents"].dtype == dtype
+        for row in rows
+    )
     # The same examples with the same draws, whose faces are encoded by the step itself.
     whole = data.Examples(builder, "train", config)
     fresh = []
@@ -86,7 +97,8 @@ def test_cached_and_fresh_give_the_same_step(config, builder, cache, dtype):
         fresh.append(data.expose(data.move(whole[i], variant, config.augment), rng, config.augment))
         np.testing.assert_array_equal(fresh[i]["xray"], rows[i]["xray"])
     stack = lambda rows: {
-        name: np.stack([row[name] for row in map(data.to_device_fields, rows)]) for name in data.to_device_fields(rows[0])
+        name: np.stack([row[name] for row in map(data.to_device_fields, rows)])
+        for name in data.to_device_fields(rows[0])
     }
     assert set(stack(fresh)) ^ set(stack(rows)) == {"face", "latents", "context"}
     # Bit for bit what the networks give...
@@ -94,9 +106,15 @@ def test_cached_and_fresh_give_the_same_step(config, builder, cache, dtype):
     for field in ("latents", "context"):
         np.testing.assert_array_equal(np.asarray(made[field]), stack(rows)[field])
     # ... and so the same loss, as far as a program with them inside rounds alike.
-    draws = {"timesteps": np.arange(8) * 100, "noise": np.ones((8, 8, 8, 4), np.float32), "drop_prompt": np.zeros(8, bool)}
+    draws = {
+        "timesteps": np.arange(8) * 100,
+        "noise": np.ones((8, 8, 8, 4), np.float32),
+        "drop_prompt": np.zeros(8, bool),
+    }
     loss = jax.jit(lambda batch: method.loss(state["params"], frozen, batch, draws)[0])
-    np.testing.assert_allclose(loss(stack(rows)), loss(stack(fresh)), rtol=1e-5 if dtype == "float32" else 2e-2)
+    np.testing.assert_allclose(
+        loss(stack(rows)), loss(stack(fresh)), rtol=1e-5 if dtype == "float32" else 2e-2
+    )
 
 
 def test_a_second_start_encodes_nothing(config, builder, cache, monkeypatch, tmp_path):
@@ -136,7 +154,11 @@ def test_weights_and_records_are_part_of_the_name(config, builder, written, monk
     prepared(config, builder, shapes)
     assert [name.split("_")[0] for name in written] == ["context", "latents", "latents"]
     real = CranioDiff.encodable
-    monkeypatch.setattr(CranioDiff, "encodable", lambda self: {f: v | {"weights": "others"} for f, v in real(self).items()})
+    monkeypatch.setattr(
+        CranioDiff,
+        "encodable",
+        lambda self: {f: v | {"weights": "others"} for f, v in real(self).items()},
+    )
     prepared(config, builder, shapes)
     assert len(set(written)) == len(written) == 5
 
@@ -145,7 +167,9 @@ def test_trained_networks_are_not_cached(config, builder, written):
     config.method.trained = ("controlnet", "text_encoder", "vae")
     *_, examples, prepare = prepared(config, builder, shapes)
     row = prepare(examples[0], np.random.default_rng(0))
-    assert {"face", "prompt_ids"} < set(row) and not {"latents", "context"} & set(row) and not written
+    assert (
+        {"face", "prompt_ids"} < set(row) and not {"latents", "context"} & set(row) and not written
+    )
 
 
 def test_faces_stay_where_the_loss_reads_them(config, builder, written, monkeypatch):
@@ -153,7 +177,9 @@ def test_faces_stay_where_the_loss_reads_them(config, builder, written, monkeypa
     *_, examples, prepare = prepared(config, builder, shapes)
     row = prepare(examples[0], np.random.default_rng(0))
     variant = np.random.default_rng([config.seed, 0, int(np.random.default_rng(0).integers(2))])
-    np.testing.assert_array_equal(row["face"], data.move(examples[0], variant, config.augment)["face"])
+    np.testing.assert_array_equal(
+        row["face"], data.move(examples[0], variant, config.augment)["face"]
+    )
 
 
 def test_a_folder_that_takes_no_file(config, builder, cache):
@@ -161,7 +187,10 @@ def test_a_folder_that_takes_no_file(config, builder, cache):
         cache.rmdir()
     cache.write_text("")  # where the folder would be
     try:
-        with pytest.raises(InputError, match=r"can't take the .* GB of encoded records .* set data.cached_variants=0"):
+        with pytest.raises(
+            InputError,
+            match=r"can't take the .* GB of encoded records .* set data.cached_variants=0",
+        ):
             prepared(config, builder)
     finally:
         cache.unlink()
@@ -178,4 +207,7 @@ def test_a_damaged_file_is_named(config, builder, cache):
 def test_bfloat16_survives_the_file(tmp_path):
     values = jnp.asarray([[1.5, -3.25], [1e-30, 7e30]], jnp.bfloat16)
     np.save(tmp_path / "a.npy", np.asarray(values).view("u2"))
-    np.testing.assert_array_equal(encoded._mapped(tmp_path / "a.npy", 2, jax.ShapeDtypeStruct((1, 2), jnp.bfloat16)), np.asarray(values))
+    np.testing.assert_array_equal(
+        encoded._mapped(tmp_path / "a.npy", 2, jax.ShapeDtypeStruct((1, 2), jnp.bfloat16)),
+        np.asarray(values),
+    )

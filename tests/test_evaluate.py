@@ -49,10 +49,14 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     config.evaluate.kernel_subset = 50
     config.evaluate.retrieval.ks = (1, 3)
     second = evaluate.evaluate(config, workdir)
-    assert made == [files[3].stem]  # another metric makes no face anew; a missing one is made, and made alike
+    assert made == [
+        files[3].stem
+    ]  # another metric makes no face anew; a missing one is made, and made alike
     assert files[3].read_bytes() == whole
     assert all(f.stat().st_mtime_ns == t for f, t in before.items() if f != files[3])
-    assert second["rows"]["cranio_diff"]["psnr"] == pytest.approx(first["rows"]["cranio_diff"]["psnr"])
+    assert second["rows"]["cranio_diff"]["psnr"] == pytest.approx(
+        first["rows"]["cranio_diff"]["psnr"]
+    )
     row = second["rows"]["cranio_diff"]
     assert list(row) == [
         "psnr",
@@ -66,7 +70,12 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     ]
     assert set(first["not_computed"]) == {"fid, kid and the inception score", "lpips", "arcface"}
     assert set(second["not_computed"]) == {"fid, kid and the inception score", "arcface"}
-    assert list(second["retrieval"]["identity/iresnet18"]) == ["same/all", "same/one", "any/all", "any/one"]
+    assert list(second["retrieval"]["identity/iresnet18"]) == [
+        "same/all",
+        "same/one",
+        "any/all",
+        "any/one",
+    ]
     page = report.report(config, workdir).read_text()
     assert "Retrieval, identity/iresnet18, same/all" in page and "Match curves" in page
 
@@ -81,7 +90,9 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
 
 def test_a_diverged_checkpoint_gives_no_number(run, tmp_path, monkeypatch):
     config, workdir = run
-    shutil.copytree(workdir, tmp_path / "copy", ignore=shutil.ignore_patterns("faces", "results.json"))
+    shutil.copytree(
+        workdir, tmp_path / "copy", ignore=shutil.ignore_patterns("faces", "results.json")
+    )
     restore = generate.restore
 
     def broken(config, workdir):
@@ -90,19 +101,27 @@ def test_a_diverged_checkpoint_gives_no_number(run, tmp_path, monkeypatch):
         return method, mesh, state, frozen, step
 
     monkeypatch.setattr(generate, "restore", broken)
-    with pytest.raises(InputError, match="the face generated for p.* holds values that are not numbers"):
+    with pytest.raises(
+        InputError, match="the face generated for p.* holds values that are not numbers"
+    ):
         evaluate.evaluate(config, tmp_path / "copy")
     config.evaluate.keep_faces = False
-    with pytest.raises(InputError, match="the face generated for p.* holds values that are not numbers"):
+    with pytest.raises(
+        InputError, match="the face generated for p.* holds values that are not numbers"
+    ):
         evaluate.evaluate(config, tmp_path / "copy")
-    assert not (tmp_path / "copy" / "results.json").exists() and not list((tmp_path / "copy").rglob("*.png"))
+    assert not (tmp_path / "copy" / "results.json").exists() and not list(
+        (tmp_path / "copy").rglob("*.png")
+    )
 
 
 def test_settings_that_fit_no_test_set(run, weights, tmp_path):  # noqa: F811
     config, workdir = run
     config.evaluate.weights = f"{weights}/trunk.safetensors"
     config.evaluate.kernel_subset = 73
-    with pytest.raises(InputError, match="evaluate.kernel_subset=73 images don't fit in the 72 that are scored"):
+    with pytest.raises(
+        InputError, match="evaluate.kernel_subset=73 images don't fit in the 72 that are scored"
+    ):
         evaluate.evaluate(config, workdir)
     config.evaluate.weights = f"{weights}/embedder.safetensors"
     config.evaluate.retrieval.ks = (1, 37)
@@ -118,7 +137,10 @@ def test_the_judge_is_not_the_teacher(config, weights):  # noqa: F811
     config.evaluate.weights = str(weights / "embedder.safetensors")
     config.evaluate.retrieval.ks = (1,)
     who = [{"subject": f"s{i // 4}", "view": "frontal", "variant": str(i)} for i in range(72)]
-    with pytest.raises(InputError, match="embedder.safetensors is what method.losses.embedder_file was trained to please, or its twin"):
+    with pytest.raises(
+        InputError,
+        match="embedder.safetensors is what method.losses.embedder_file was trained to please, or its twin",
+    ):
         evaluate._features(config, who, (32, 32))
     config.method.losses.identity = 0.0
     assert evaluate._features(config, who, (32, 32)).embedders
@@ -133,7 +155,11 @@ def test_validation_while_training(config, weights, tmp_path):  # noqa: F811
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     found = {line["step"]: line for line in lines if "validation/psnr" in line}
     assert list(found) == [2, 4] and found[2]["validation/psnr"] != found[4]["validation/psnr"]
-    assert set(found[2]) > {"validation/lpips/squeeze (unpublished heads)", "validation/identity/iresnet18", "validation/psnr/head"}
+    assert set(found[2]) > {
+        "validation/lpips/squeeze (unpublished heads)",
+        "validation/identity/iresnet18",
+        "validation/psnr/head",
+    }
 
 
 def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path):
@@ -148,10 +174,15 @@ def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path):
     train.train(c, tmp_path)
     results = evaluate.evaluate(c, tmp_path)
     assert not results["rows"] and list(results["retrieval"]) == ["identity/iresnet18"]
-    ceiling = results["retrieval"]["identity/iresnet18"]["same/all"]["rows"]["another real face of the subject"]
+    ceiling = results["retrieval"]["identity/iresnet18"]["same/all"]["rows"][
+        "another real face of the subject"
+    ]
     assert 0 <= ceiling["recall@1"]["mean"] <= 1
     embedder = pretrained.open_embedder(tmp_path / "embedder.safetensors")
-    assert embedder.settings == {"network": "iresnet18", "channels": 4, "height": 16, "width": 16} and embedder.seed == 0
+    assert (
+        embedder.settings == {"network": "iresnet18", "channels": 4, "height": 16, "width": 16}
+        and embedder.seed == 0
+    )
     assert embedder.crop == tuple(c.method.crop)
     assert "conv1.weight" in safetensors.numpy.load_file(embedder.file)
     assert "Retrieval, identity/iresnet18" in report.report(c, tmp_path).read_text()
@@ -159,12 +190,17 @@ def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path):
     with pytest.raises(InputError, match="which arcface is not"):
         export.export(c, tmp_path)
     # More people in the gallery: nobody's rank gets better.
-    c.evaluate.retrieval.distractors.update(builder="cranio_phantom", split="train", data_dir=str(records))
+    c.evaluate.retrieval.distractors.update(
+        builder="cranio_phantom", split="train", data_dir=str(records)
+    )
     for block in ("settings", "cranio_phantom"):
         c.evaluate.retrieval.distractors[block].update(c.data[block])
     crowded = evaluate.evaluate(c, tmp_path)["retrieval"]["identity/iresnet18"]["same/all"]
     assert crowded["gallery"] == 24 * 18 and crowded["seen"] == 24 * 9
-    assert crowded["rows"]["another real face of the subject"]["recall@1"]["mean"] <= ceiling["recall@1"]["mean"]
+    assert (
+        crowded["rows"]["another real face of the subject"]["recall@1"]["mean"]
+        <= ceiling["recall@1"]["mean"]
+    )
 
 
 @pytest.fixture
@@ -187,17 +223,32 @@ def pair_config(folders, weights):  # noqa: F811
     from configs import common
 
     c = common.get_config()
-    c.evaluate.update(generated=str(folders[0]), reference=str(folders[1]), batch_size=7, weights=f"{weights}/*.safetensors", bootstrap=100)
-    c.evaluate.update(kernel_subset=6, kernel_rounds=10, names=r"(?P<subject>s\d+)_(?P<view>[a-z]+)")
+    c.evaluate.update(
+        generated=str(folders[0]),
+        reference=str(folders[1]),
+        batch_size=7,
+        weights=f"{weights}/*.safetensors",
+        bootstrap=100,
+    )
+    c.evaluate.update(
+        kernel_subset=6, kernel_rounds=10, names=r"(?P<subject>s\d+)_(?P<view>[a-z]+)"
+    )
     c.evaluate.retrieval.ks = (1, 3)
     return c
 
 
 def test_two_folders(pair_config, folders, tmp_path):
     results = evaluate.evaluate(pair_config, tmp_path / "w")
-    assert results["images"] == 12 and results["subjects"] == 4 and list(results["rows"]) == ["generated"]
+    assert (
+        results["images"] == 12
+        and results["subjects"] == 4
+        and list(results["rows"]) == ["generated"]
+    )
     pairs = PairedFolders(*folders)
-    a, b = np.stack([e["generated"][0] for e in pairs]).astype(float), np.stack([e["face"] for e in pairs])
+    a, b = (
+        np.stack([e["generated"][0] for e in pairs]).astype(float),
+        np.stack([e["face"] for e in pairs]),
+    )
     psnr = 20 * np.log10(255) - 10 * np.log10(((a - b) ** 2).mean((1, 2, 3)))
     assert results["rows"]["generated"]["psnr"]["mean"] == pytest.approx(psnr.mean(), rel=1e-5)
     assert results["retrieval"]["identity/iresnet18"]["same/one"]["seen"] == 4
@@ -224,7 +275,9 @@ def test_small_pictures(pair_config, tmp_path, size):
         c[field] = str(tmp_path / field)
     c.update(kernel_subset=2, weights=c.weights.replace("*", "trunk"))
     if min(size) < 17:
-        words = f"trunk squeeze needs pictures of at least 17 x 17 pixels, not {size[0]} x {size[1]}"
+        words = (
+            f"trunk squeeze needs pictures of at least 17 x 17 pixels, not {size[0]} x {size[1]}"
+        )
         with pytest.raises(InputError, match=words):
             evaluate.evaluate(pair_config, tmp_path / "w")
         assert not (tmp_path / "w").exists()
@@ -312,7 +365,9 @@ def test_wrong_folders(pair_config, folders, tmp_path):
     refused("more.txt: not a readable picture")
     (true / "sub" / "more.txt").unlink()
     Image.new("RGB", (32, 41)).save(true / "sub" / "more.png")
-    refused(r"more.png is \(40, 32\), more.png \(41, 32\); pictures that are compared in pairs must be of one size")
+    refused(
+        r"more.png is \(40, 32\), more.png \(41, 32\); pictures that are compared in pairs must be of one size"
+    )
     broken = (made / "sub" / "s0_frontal_1.png").read_bytes()
     for folder in folders:
         (folder / "sub" / "more.png").write_bytes(broken[: len(broken) // 2])

@@ -46,12 +46,17 @@ def command(config, workdir, *more):
 
 def environment(devices=1):
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": os.environ["CRANIO_JAX_TEST_CACHE"]}
+    return os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_COMPILATION_CACHE_DIR": os.environ["CRANIO_JAX_TEST_CACHE"],
+    }
 
 
 def start(config, workdir, *more, **how):
     arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir, *more)]
-    process = subprocess.Popen(arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, **how)
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, **how
+    )
     _STARTED.append(process)
     return process
 
@@ -74,7 +79,11 @@ def finish(config, workdir):
 
 def losses(workdir):
     """Of each step the loss that was logged last."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines() if (workdir / "metrics.jsonl").exists() else []
+    lines = (
+        (workdir / "metrics.jsonl").read_text().splitlines()
+        if (workdir / "metrics.jsonl").exists()
+        else []
+    )
     return {entry["step"]: entry["loss"] for entry in map(json.loads, lines)}
 
 
@@ -103,7 +112,9 @@ def assert_as_undisturbed(config, workdir, undisturbed):
     if not (undisturbed / "run.json").exists():
         finish(config, undisturbed)
     assert losses(workdir) == losses(undisturbed) and len(losses(workdir)) == STEPS
-    jax.tree.map(np.testing.assert_array_equal, last_state(config, workdir), last_state(config, undisturbed))
+    jax.tree.map(
+        np.testing.assert_array_equal, last_state(config, workdir), last_state(config, undisturbed)
+    )
 
 
 def kill(process):
@@ -111,7 +122,9 @@ def kill(process):
     process.communicate()
 
 
-@pytest.mark.parametrize("moment", [*range(4), *(pytest.param(m, marks=pytest.mark.slow) for m in range(4, 19))])
+@pytest.mark.parametrize(
+    "moment", [*range(4), *(pytest.param(m, marks=pytest.mark.slow) for m in range(4, 19))]
+)
 def test_killed_at_any_moment(config, tmp_path, undisturbed, moment):
     rng, workdir = random.Random(moment), tmp_path / "run"
     step, later = rng.randrange(STEPS), rng.random() * 0.3
@@ -126,7 +139,9 @@ def test_killed_at_any_moment(config, tmp_path, undisturbed, moment):
 def test_killed_while_it_saves(config, tmp_path, undisturbed):
     workdir = tmp_path / "run"
     process = start(config, workdir)
-    wait_until(lambda: any("tmp" in path.name for path in (workdir / "checkpoints").glob("*")), process)
+    wait_until(
+        lambda: any("tmp" in path.name for path in (workdir / "checkpoints").glob("*")), process
+    )
     kill(process)
     assert "training" in json.loads((workdir / "run.json").read_text())["state"]
     assert "DEAD: its process ended without a word" in status.status(workdir)
@@ -147,19 +162,26 @@ def test_told_to_stop(config, tmp_path, undisturbed):
     assert process.returncode == cluster.START_AGAIN == 75
     done = max(losses(workdir))
     assert 4 <= done < STEPS and f"told to stop after step {done}, whose state is kept" in words
-    assert f"newest checkpoint: step {done}" in status.status(workdir) and "stopped at " in status.status(workdir)
+    assert f"newest checkpoint: step {done}" in status.status(
+        workdir
+    ) and "stopped at " in status.status(workdir)
     assert f"going on from step {done}" in finish(config, workdir)
     assert_as_undisturbed(config, workdir, undisturbed)
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped", "gone", "truncated before its sums were written"])
+@pytest.mark.parametrize(
+    "how", ["truncated", "flipped", "gone", "truncated before its sums were written"]
+)
 def test_a_damaged_checkpoint_is_passed_over(config, tmp_path, undisturbed, how, capfd):
     if not (undisturbed / "run.json").exists():
         finish(config, undisturbed)
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
     folder = workdir / "checkpoints" / str(STEPS)
-    file = max((path for path in (folder / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    file = max(
+        (path for path in (folder / "state").rglob("*") if path.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
     content = file.read_bytes()
     if how.startswith("truncated"):
         file.write_bytes(content[: len(content) // 2])
@@ -173,9 +195,14 @@ def test_a_damaged_checkpoint_is_passed_over(config, tmp_path, undisturbed, how,
     with open(workdir / "metrics.jsonl", "w"):
         pass
     words = finish(config, workdir)
-    assert f"the checkpoint of step {STEPS} in {workdir / 'checkpoints'} is damaged (" in words and "going on from step 9" in words
+    assert (
+        f"the checkpoint of step {STEPS} in {workdir / 'checkpoints'} is damaged (" in words
+        and "going on from step 9" in words
+    )
     assert losses(workdir) == {step: loss for step, loss in losses(undisturbed).items() if step > 9}
-    jax.tree.map(np.testing.assert_array_equal, last_state(config, workdir), last_state(config, undisturbed))
+    jax.tree.map(
+        np.testing.assert_array_equal, last_state(config, workdir), last_state(config, undisturbed)
+    )
 
 
 def test_no_whole_checkpoint(config, tmp_path):
@@ -184,7 +211,9 @@ def test_no_whole_checkpoint(config, tmp_path):
     for path in (tmp_path / "run" / "checkpoints" / "1" / "state").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    with pytest.raises(InputError, match="no checkpoint in .* is whole; remove the folder to begin anew"):
+    with pytest.raises(
+        InputError, match="no checkpoint in .* is whole; remove the folder to begin anew"
+    ):
         train.train(config, tmp_path / "run")
 
 
@@ -195,7 +224,10 @@ def test_records_with_flipped_bytes(config, tmp_path):
     bad[len(bad) // 2] ^= 0xFF
     file.write_bytes(bad)
     config.train.update(num_steps=60, checkpoint_every=20)  # more than a pass
-    with pytest.raises(InputError, match=rf"{tmp_path}.*split 'train': record \d+ is damaged \(.*remove the folder, and it is built again"):
+    with pytest.raises(
+        InputError,
+        match=rf"{tmp_path}.*split 'train': record \d+ is damaged \(.*remove the folder, and it is built again",
+    ):
         train.train(config, tmp_path / "run")
     file.write_bytes(good)
     assert losses(tmp_path / "run")
@@ -221,10 +253,14 @@ def test_a_batch_that_is_not_of_numbers(config, tmp_path, undisturbed, monkeypat
             return batch
 
     made = []
-    monkeypatch.setattr(data, "TrainingBatches", lambda *given: made.append(Spoilt(*given)) or made[-1])
+    monkeypatch.setattr(
+        data, "TrainingBatches", lambda *given: made.append(Spoilt(*given)) or made[-1]
+    )
     with pytest.raises(train.NonFiniteLossError) as error:
         train.train(config, tmp_path / "run")
-    assert "at step 5, whose batch held the examples " + ", ".join(f"{i:08x}" for i in made[0].ids) in str(error.value)
+    assert "at step 5, whose batch held the examples " + ", ".join(
+        f"{i:08x}" for i in made[0].ids
+    ) in str(error.value)
     assert "the newest checkpoint is of step 4" in str(error.value)
     monkeypatch.undo()
     train.train(config, tmp_path / "run")
@@ -236,7 +272,9 @@ def last_words_where_files_stay_small(config, workdir):
     arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir)]
     limited = ["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash", *arguments]
     environment_ = environment() | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
-    process = subprocess.run(limited, cwd=ROOT, env=environment_, stderr=subprocess.PIPE, text=True, check=False)
+    process = subprocess.run(
+        limited, cwd=ROOT, env=environment_, stderr=subprocess.PIPE, text=True, check=False
+    )
     assert process.returncode == 1 and "Traceback" not in process.stderr
     return process.stderr.strip().splitlines()[-1]
 
@@ -247,7 +285,10 @@ def test_a_full_disk_keeps_what_was_there(config, tmp_path, undisturbed):
     finish(config, workdir)
     config.train.stop_at = 0
     last = last_words_where_files_stay_small(config, workdir)
-    assert "can't be written (File too large)" in last and f"the newest whole checkpoint there is of step {EVERY}" in last
+    assert (
+        "can't be written (File too large)" in last
+        and f"the newest whole checkpoint there is of step {EVERY}" in last
+    )
     finish(config, workdir)
     assert_as_undisturbed(config, workdir, undisturbed)
 
@@ -263,7 +304,10 @@ def test_a_disk_that_fills_up_while_metrics_are_written(config, tmp_path, undist
         last_words_where_files_stay_small(config, workdir)
         == f"cranio_jax: {workdir} can't be written (File too large); start again when it can"
     )
-    assert not (workdir / "metrics.jsonl").read_text().endswith("\n") and logged(workdir)[-1] == {"step": 1, "loss": 0.0}
+    assert not (workdir / "metrics.jsonl").read_text().endswith("\n") and logged(workdir)[-1] == {
+        "step": 1,
+        "loss": 0.0,
+    }
     assert status.status(workdir).startswith(f"step 1 of {STEPS}")
     finish(config, workdir)
     assert_as_undisturbed(config, workdir, undisturbed)
@@ -273,7 +317,10 @@ def test_a_disk_that_fills_up_while_records_are_written(config, tmp_path):
     config.data.data_dir = str(tmp_path / "records")
     config.data.cranio_phantom.subjects = 6
     last = last_words_where_files_stay_small(config, tmp_path / "run")
-    assert re.fullmatch(rf"cranio_jax: {config.data.data_dir}.*: the records can't be written \(File too large\)", last)
+    assert re.fullmatch(
+        rf"cranio_jax: {config.data.data_dir}.*: the records can't be written \(File too large\)",
+        last,
+    )
     assert not list((tmp_path / "records").rglob("*.array_record*"))
 
 
@@ -302,7 +349,12 @@ with Checkpoints(pathlib.Path(sys.argv[1])):
 def test_arrays_that_end_after_a_failed_save_print_no_traceback(tmp_path):
     """In a process of its own: pytest has a hook for what can't be raised, too."""
     arguments = [sys.executable, "-c", _ARRAY_THAT_ENDS_LATE, str(tmp_path)]
-    assert "Traceback" not in subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True).stderr
+    assert (
+        "Traceback"
+        not in subprocess.run(
+            arguments, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stderr
+    )
 
 
 def test_a_folder_that_can_not_be_written(config, tmp_path):

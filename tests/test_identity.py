@@ -22,7 +22,12 @@ def config():
 
 @pytest.fixture
 def who():
-    return [{"subject": f"s{s}", "view": v, "variant": str(k)} for s in range(SUBJECTS) for v in VIEWS for k in range(VARIANTS)]
+    return [
+        {"subject": f"s{s}", "view": v, "variant": str(k)}
+        for s in range(SUBJECTS)
+        for v in VIEWS
+        for k in range(VARIANTS)
+    ]
 
 
 def vectors(who, noise, seed, shift=0):
@@ -39,11 +44,20 @@ def test_good_faces_bad_faces_and_the_ceiling(config, who):
     found = retrieval(config, who, truth, kinds, None, "ours")
     assert list(found) == list(config.evaluate.retrieval.protocols)
     for name, part in found.items():
-        assert part["gallery"] == {"all": 60, "one": 20 if name == "same/one" else 10}[name.split("/")[1]]
+        assert (
+            part["gallery"]
+            == {"all": 60, "one": 20 if name == "same/one" else 10}[name.split("/")[1]]
+        )
         assert part["seen"] == {"same/all": 30, "same/one": 10, "any/all": 60, "any/one": 10}[name]
-        assert part["rows"]["ours"]["recall@1"]["mean"] == part["rows"][CEILING]["recall@1"]["mean"] == 1.0
+        assert (
+            part["rows"]["ours"]["recall@1"]["mean"]
+            == part["rows"][CEILING]["recall@1"]["mean"]
+            == 1.0
+        )
         assert part["rows"][SHUFFLED]["recall@1"]["mean"] == 0.0
-        assert part["against"]["recall@1"]["mean"] == 1.0 and part["against"]["recall@1"]["p"] < 0.01
+        assert (
+            part["against"]["recall@1"]["mean"] == 1.0 and part["against"]["recall@1"]["p"] < 0.01
+        )
         assert part["chance"]["recall@1"] == pytest.approx(0.1)
         assert part["curves"]["ours"][0] == 1.0 and part["curves"][SHUFFLED][-1] == 1.0
 
@@ -54,10 +68,15 @@ def test_the_ceiling_does_not_find_the_picture_itself(config, who):
     config.evaluate.retrieval.protocols = ("same/all", "any/all")
     found = retrieval(config, who, truth, {"itself": truth}, None, "itself")
     for part in found.values():
-        assert part["rows"]["itself"]["recall@1"]["mean"] == 1.0 and part["rows"][CEILING]["recall@1"]["mean"] < 0.3
+        assert (
+            part["rows"]["itself"]["recall@1"]["mean"] == 1.0
+            and part["rows"][CEILING]["recall@1"]["mean"] < 0.3
+        )
     # With one picture of each subject there is nothing to be found.
     alone = [{"subject": f"s{i}", "view": "", "variant": ""} for i in range(len(who))]
-    assert list(retrieval(config, alone, truth, {"itself": truth}, None, "itself")["any/all"]["rows"]) == ["itself"]
+    assert list(
+        retrieval(config, alone, truth, {"itself": truth}, None, "itself")["any/all"]["rows"]
+    ) == ["itself"]
 
 
 def test_distractors_come_before_nobody(config, who):
@@ -68,8 +87,15 @@ def test_distractors_come_before_nobody(config, who):
     others = Faces(crowd, [f"distractor {i // 4}" for i in range(400)], list(VIEWS) * 200)
     crowded = retrieval(config, who, truth, {"ours": ours}, others, "ours")
     for name, part in crowded.items():
-        assert part["seen"] == alone[name]["seen"] + {"same/all": 200, "same/one": 100, "any/all": 400, "any/one": 100}[name]
-        assert part["rows"]["ours"]["recall@3"]["mean"] < alone[name]["rows"]["ours"]["recall@3"]["mean"]
+        assert (
+            part["seen"]
+            == alone[name]["seen"]
+            + {"same/all": 200, "same/one": 100, "any/all": 400, "any/one": 100}[name]
+        )
+        assert (
+            part["rows"]["ours"]["recall@3"]["mean"]
+            < alone[name]["rows"]["ours"]["recall@3"]["mean"]
+        )
         assert part["chance"]["recall@1"] < alone[name]["chance"]["recall@1"]
 
 

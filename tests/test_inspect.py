@@ -28,8 +28,14 @@ def hospital(config, tmp_path):
 def test_a_cohort_of_ones_own(hospital, tmp_path, capsys):
     config, cohort = hospital
     # The fourth person's side view is the third one's, exported again and mirrored; the fifth's is inverted.
-    paths = [cohort.folder / row["xray"] for row in cohort.rows if row["xray_view"] == "lateral"][::2]
-    copy = Image.open(paths[2]).resize((300, 375), Image.Resampling.BICUBIC).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    paths = [cohort.folder / row["xray"] for row in cohort.rows if row["xray_view"] == "lateral"][
+        ::2
+    ]
+    copy = (
+        Image.open(paths[2])
+        .resize((300, 375), Image.Resampling.BICUBIC)
+        .transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    )
     copy.point(lambda v: 0.8 * v + 10).save(paths[3])
     Image.fromarray(np.uint8(255 * (1 - skull(41)))).save(paths[4])
     config.job = "inspect"
@@ -37,17 +43,29 @@ def test_a_cohort_of_ones_own(hospital, tmp_path, capsys):
     assert str(tmp_path / "work" / "inspect.html") in capsys.readouterr().out
     found = json.loads((tmp_path / "work" / "inspect.json").read_text())
     assert (found["pairs"], found["xrays"], found["subjects"]) == (24, 12, 6)
-    assert found["counts"]["pairs, age"] == {"test": {"30 to 39": 2, "50 to 59": 2}, "train": {"30 to 39": 10, "50 to 59": 10}}
+    assert found["counts"]["pairs, age"] == {
+        "test": {"30 to 39": 2, "50 to 59": 2},
+        "train": {"30 to 39": 10, "50 to 59": 10},
+    }
     assert found["counts"]["X-rays, view"]["train"] == {"frontal": 5, "lateral": 5}
-    assert found["sizes"] == {"smallest": "300 x 240", "median": "300 x 240", "largest": "375 x 300"}
+    assert found["sizes"] == {
+        "smallest": "300 x 240",
+        "median": "300 x 240",
+        "largest": "375 x 300",
+    }
     (pair,) = found["duplicates"]
     assert {pair["first"], pair["second"]} == {"row 12", "row 16"} and pair["cosine"] > ALIKE
-    assert [odd["xray"] for odd in found["odd_exposure"]] == ["row 20"] and "inverted?" in found["odd_exposure"][0]["why"]
+    assert [odd["xray"] for odd in found["odd_exposure"]] == ["row 20"] and "inverted?" in found[
+        "odd_exposure"
+    ][0]["why"]
     assert found["painted_over"] >= 9 and not found["suspected_text"]
     lines = (tmp_path / "work" / "masked.csv").read_text().splitlines()
     assert lines[0] == "xray,subject,view,masked" and len(lines) == 13
     words = inspect.text(found)
-    assert "near-duplicates of different subjects: 1: row" in words and "24 pairs of 12 X-rays of 6 subjects" in words
+    assert (
+        "near-duplicates of different subjects: 1: row" in words
+        and "24 pairs of 12 X-rays of 6 subjects" in words
+    )
     page = (tmp_path / "work" / "inspect.html").read_text()
     for section in ("Text painted over", "Near-duplicates", "Odd exposure", "Pairs"):
         assert f"<h2>{section}</h2>" in page
@@ -82,7 +100,11 @@ def test_what_all_files_share_is_told(hospital, tmp_path):
 
 def test_records_that_are_there(config, tmp_path):
     found = inspect.inspect(config, tmp_path)
-    assert found["pairs"] == 24 * 18 and found["xrays"] == 48 and found["counts"]["subjects, sex"]["train"] == {"female": 10, "male": 10}
+    assert (
+        found["pairs"] == 24 * 18
+        and found["xrays"] == 48
+        and found["counts"]["subjects, sex"]["train"] == {"female": 10, "male": 10}
+    )
     assert not found["missing"] and "masked" in (tmp_path / "masked.csv").read_text()
 
 
@@ -90,7 +112,12 @@ def test_real_films_are_not_taken_for_inverted(shared_data):
     files = sorted((shared_data / "xrays").glob("*.jpg"))[::3]
     if not files:
         pytest.skip("the cephalograms are not here")
-    pictures = [cv2.resize(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE), (206, 256), interpolation=cv2.INTER_AREA) for file in files]
+    pictures = [
+        cv2.resize(
+            cv2.imread(str(file), cv2.IMREAD_GRAYSCALE), (206, 256), interpolation=cv2.INTER_AREA
+        )
+        for file in files
+    ]
 
     def suspected(pictures):
         return sum(inspect._rim(picture) > max(128, picture.mean()) for picture in pictures)
@@ -101,7 +128,18 @@ def test_real_films_are_not_taken_for_inverted(shared_data):
 def test_signatures():
     """Exposure, size and mirroring are nothing to them; another person is."""
     pictures = [skull(seed, 400, 400) for seed in range(6)]
-    again = np.asarray(Image.fromarray(np.float32(pictures[0])).resize((150, 150), Image.Resampling.BICUBIC)) * 0.6 + 0.1
-    signatures = np.stack([signature(p) for p in [*pictures, again, pictures[1][:, ::-1], pictures[2]]])
+    again = (
+        np.asarray(
+            Image.fromarray(np.float32(pictures[0])).resize((150, 150), Image.Resampling.BICUBIC)
+        )
+        * 0.6
+        + 0.1
+    )
+    signatures = np.stack(
+        [signature(p) for p in [*pictures, again, pictures[1][:, ::-1], pictures[2]]]
+    )
     owners = [*"abcdef", "x", "y", "c"]
-    assert [(i, j) for i, j, _ in duplicates(signatures, owners)] in ([(0, 6), (1, 7)], [(1, 7), (0, 6)])
+    assert [(i, j) for i, j, _ in duplicates(signatures, owners)] in (
+        [(0, 6), (1, 7)],
+        [(1, 7), (0, 6)],
+    )

@@ -15,7 +15,13 @@ PROGRAM = ("--config=configs/demo.py", "--workdir=gs://bucket/run")
 def bash(script, *arguments, path="", **environment):
     """What a launcher did, with commands of the test's own before the machine's."""
     environment = os.environ | environment | {"PATH": f"{path}:{os.environ['PATH']}"}
-    return subprocess.run(["bash", str(LAUNCH / script), *arguments], capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        ["bash", str(LAUNCH / script), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
 
 
 def command(folder, name, body):
@@ -46,15 +52,25 @@ def cloud(tmp_path):
 def asked(cloud):
     """The verbs, in order; trainings as 'train'."""
     lines = (cloud / "asked").read_text().splitlines()
-    words = ["train" if "cranio_jax.main" in line else line.split()[3] for line in lines if line.startswith("compute")]
+    words = [
+        "train" if "cranio_jax.main" in line else line.split()[3]
+        for line in lines
+        if line.startswith("compute")
+    ]
     return [word for word in words if word in ("create", "delete", "train")]
 
 
 def test_a_pod_dry_run_asks_for_nothing(cloud):
-    done = bash("tpu_pod.sh", *POD, "--dry-run", "--", *PROGRAM, "--config.name=two words", path=cloud)
+    done = bash(
+        "tpu_pod.sh", *POD, "--dry-run", "--", *PROGRAM, "--config.name=two words", path=cloud
+    )
     assert done.returncode == 0 and not (cloud / "asked").exists()
     create, archive, copy, install, start = done.stdout.splitlines()
-    assert "tpu-vm create pod" in create and "--accelerator-type=v5litepod-16" in create and create.rstrip().endswith("--spot")
+    assert (
+        "tpu-vm create pod" in create
+        and "--accelerator-type=v5litepod-16" in create
+        and create.rstrip().endswith("--spot")
+    )
     assert archive.startswith("git archive") and "--worker=all" in copy and "jax" in install
     assert "cranio_jax.main" in start and "two" in start
 
@@ -70,7 +86,11 @@ def test_a_preempted_pod_is_made_anew(cloud):
 def test_a_training_that_fails_is_not_started_again(cloud):
     (cloud / "codes").write_text("1\n")
     done = bash("tpu_pod.sh", *POD, "--", *PROGRAM, path=cloud, PAUSE="0")
-    assert done.returncode == 1 and "not started again" in done.stderr and asked(cloud) == ["create", "train"]
+    assert (
+        done.returncode == 1
+        and "not started again" in done.stderr
+        and asked(cloud) == ["create", "train"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,20 +110,48 @@ def test_a_pod_is_not_asked_for_in_vain(arguments, words):
 def test_slurm_requeues_what_was_told_to_stop(tmp_path, code):
     command(tmp_path, "srun", f'echo "$@" > {tmp_path}/ran; exit {code}')
     command(tmp_path, "scontrol", f'echo "$@" > {tmp_path}/requeued')
-    done = bash("slurm.sbatch", "--config=c", "--workdir=d", path=tmp_path, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(LAUNCH.parent))
-    assert done.returncode == code and "-m cranio_jax.main --config=c --workdir=d" in (tmp_path / "ran").read_text()
+    done = bash(
+        "slurm.sbatch",
+        "--config=c",
+        "--workdir=d",
+        path=tmp_path,
+        SLURM_JOB_ID="7",
+        SLURM_SUBMIT_DIR=str(LAUNCH.parent),
+    )
+    assert (
+        done.returncode == code
+        and "-m cranio_jax.main --config=c --workdir=d" in (tmp_path / "ran").read_text()
+    )
     assert (tmp_path / "requeued").exists() == (code == 75)
 
 
 def test_slurm_dry_run():
-    assert "cranio_jax.main --config=c --workdir=d" in bash("slurm.sbatch", "--config=c", "--workdir=d", DRY_RUN="1").stdout
+    assert (
+        "cranio_jax.main --config=c --workdir=d"
+        in bash("slurm.sbatch", "--config=c", "--workdir=d", DRY_RUN="1").stdout
+    )
     assert "are missing" in bash("slurm.sbatch", "--config=c", DRY_RUN="1").stderr
 
 
 def test_local_processes_dry_run():
-    arguments = ("--processes=3", "--devices-per-process=2", "--dry-run", "--", "--config=c", "--workdir=d")
-    done = subprocess.run([sys.executable, str(LAUNCH / "local_processes.py"), *arguments], capture_output=True, text=True, check=True)
+    arguments = (
+        "--processes=3",
+        "--devices-per-process=2",
+        "--dry-run",
+        "--",
+        "--config=c",
+        "--workdir=d",
+    )
+    done = subprocess.run(
+        [sys.executable, str(LAUNCH / "local_processes.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     lines = done.stdout.splitlines()
     assert len(lines) == 3 and all(f"JAX_PROCESS_ID={n}" in line for n, line in enumerate(lines))
-    assert all("device_count=2" in line and "-m cranio_jax.main --config=c --workdir=d" in line for line in lines)
+    assert all(
+        "device_count=2" in line and "-m cranio_jax.main --config=c --workdir=d" in line
+        for line in lines
+    )
     assert len({line.split("JAX_COORDINATOR_ADDRESS=")[1].split()[0] for line in lines}) == 1

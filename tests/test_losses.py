@@ -20,7 +20,9 @@ def test_gates():
     gate = lambda name: np.asarray(losses.timestep_gate(t, 1000, name, 200))
     np.testing.assert_array_equal(gate("none"), 1.0)
     np.testing.assert_array_equal(gate("below"), [1, 1, 0, 0, 0])
-    np.testing.assert_allclose(gate("quadratic"), (1 - np.array([0, 199, 200, 500, 999]) / 1000) ** 2, atol=1e-6)
+    np.testing.assert_allclose(
+        gate("quadratic"), (1 - np.array([0, 199, 200, 500, 999]) / 1000) ** 2, atol=1e-6
+    )
 
 
 def test_cosine_and_mean():
@@ -42,15 +44,30 @@ def test_crop_is_where_it_says():
 @pytest.mark.parametrize("height,width", [(112, 112), (112, 96)])
 def test_alignment_against_an_independent_fit_and_warp(height, width):
     rng = np.random.default_rng(0)
-    faces = np.float32(ndimage.gaussian_filter(rng.uniform(-1, 1, (2, 200, 160, 3)), (0, 4, 4, 0)) * 8)
-    turn = lambda degrees: np.array([[np.cos(degrees), -np.sin(degrees)], [np.sin(degrees), np.cos(degrees)]])
+    faces = np.float32(
+        ndimage.gaussian_filter(rng.uniform(-1, 1, (2, 200, 160, 3)), (0, 4, 4, 0)) * 8
+    )
+    turn = lambda degrees: np.array(
+        [[np.cos(degrees), -np.sin(degrees)], [np.sin(degrees), np.cos(degrees)]]
+    )
     places = [
-        (losses.TEMPLATE - 56) @ turn(angle) * size + [80, 100] + rng.normal(0, 2, (5, 2)) for angle, size in ((0.3, 1.2), (-0.2, 0.7))
+        (losses.TEMPLATE - 56) @ turn(angle) * size + [80, 100] + rng.normal(0, 2, (5, 2))
+        for angle, size in ((0.3, 1.2), (-0.2, 0.7))
     ]
     got = losses.align_face(jnp.asarray(faces), jnp.asarray(places, jnp.float32), height, width)
     for i in range(2):
-        fit = transform.SimilarityTransform.from_estimate(places[i], losses.TEMPLATE - np.array([(112 - width) / 2, 0]))
-        wanted = transform.warp(faces[i], fit.inverse, output_shape=(height, width), order=1, cval=-1.0, clip=False, preserve_range=True)
+        fit = transform.SimilarityTransform.from_estimate(
+            places[i], losses.TEMPLATE - np.array([(112 - width) / 2, 0])
+        )
+        wanted = transform.warp(
+            faces[i],
+            fit.inverse,
+            output_shape=(height, width),
+            order=1,
+            cval=-1.0,
+            clip=False,
+            preserve_range=True,
+        )
         np.testing.assert_allclose(got[i], wanted, atol=2e-3)
 
 
@@ -63,7 +80,9 @@ def test_faces_without_landmarks_get_the_fixed_crop():
     np.testing.assert_array_equal(got[1], fixed[1])
     assert jnp.abs(got[0] - fixed[0]).max() > 0.1
     np.testing.assert_array_equal(losses.embedder_input(faces, None, crop, 112, 96), fixed)
-    slope = jax.grad(lambda faces: (losses.embedder_input(faces, landmarks, crop, 112, 96) ** 2).sum())(faces)
+    slope = jax.grad(
+        lambda faces: (losses.embedder_input(faces, landmarks, crop, 112, 96) ** 2).sum()
+    )(faces)
     assert jnp.isfinite(slope).all() and (jnp.abs(slope).max((1, 2, 3)) > 0).all()
 
 
@@ -77,7 +96,11 @@ def with_terms(config, tmp_path):
     }
     for field, (network, prefix) in networks.items():
         params = jax.jit(network.init)(jax.random.key(1))
-        params = {path: abs(value) if "lin" in path else value for path, value in params.items() if path.startswith(prefix)}
+        params = {
+            path: abs(value) if "lin" in path else value
+            for path, value in params.items()
+            if path.startswith(prefix)
+        }
         pretrained.save(tmp_path / field, "features", pretrained.tensors_of(params), "float32")
         config.method.losses[field] = str(tmp_path / field / "diffusion_pytorch_model.safetensors")
     config.method.losses.update(trunk="squeeze")
@@ -85,7 +108,9 @@ def with_terms(config, tmp_path):
     def make(**changes):
         config.method.losses.update(changes)
         method = make_method(config)
-        return method, *method.init(jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False))
+        return method, *method.init(
+            jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False)
+        )
 
     return make
 
@@ -123,13 +148,25 @@ def test_slopes_reach_the_controlnet_and_are_right(config, with_terms, term, mon
         batch, draws = inputs(method)
         rng, params = np.random.default_rng(2), state["params"]
         # Zero convolutions would hide the rest of the ControlNet.
-        params["controlnet"] = {path: value + 0.05 * rng.standard_normal(value.shape) for path, value in params["controlnet"].items()}
+        params["controlnet"] = {
+            path: value + 0.05 * rng.standard_normal(value.shape)
+            for path, value in params["controlnet"].items()
+        }
         value = jax.jit(lambda p: method.loss(p, frozen, batch, draws)[1][term])
-        slope = jax.jit(jax.grad(lambda control: value(params | {"controlnet": control})))(params["controlnet"])
+        slope = jax.jit(jax.grad(lambda control: value(params | {"controlnet": control})))(
+            params["controlnet"]
+        )
         assert all(value.dtype == jnp.float64 for value in slope.values())
         assert sum(float(jnp.abs(s).max()) > 0 for s in slope.values()) > 0.9 * len(slope)
         direction = {path: rng.standard_normal(s.shape) for path, s in slope.items()}
-        moved = lambda h: params | {"controlnet": {path: p + h * direction[path] for path, p in params["controlnet"].items()}}
+        moved = lambda h: (
+            params
+            | {
+                "controlnet": {
+                    path: p + h * direction[path] for path, p in params["controlnet"].items()
+                }
+            }
+        )
         h = 1e-8  # piecewise linear parts have kinks; a larger step meets some
         wanted = float(value(moved(h)) - value(moved(-h))) / (2 * h)
         got = sum(float((slope[path] * direction[path]).sum()) for path in slope)
@@ -139,12 +176,23 @@ def test_slopes_reach_the_controlnet_and_are_right(config, with_terms, term, mon
 def test_total_is_the_weighted_sum(with_terms):
     method, state, frozen = with_terms(lpips=0.2, identity=0.3)
     batch, draws = inputs(method)
-    draws = {name: value.astype(np.float32) if value.dtype == np.float64 else value for name, value in draws.items()}
+    draws = {
+        name: value.astype(np.float32) if value.dtype == np.float64 else value
+        for name, value in draws.items()
+    }
     loss = jax.jit(method.loss)
     total, metrics = loss(state["params"], frozen, batch, draws)
-    plain, without = loss(state["params"], frozen, batch, draws | {"decoded": np.zeros(4, np.float32)})
-    assert metrics["lpips"] > 0 and metrics["identity"] > 0 and without["lpips"] == without["identity"] == 0
-    np.testing.assert_allclose(total, plain + 0.2 * metrics["lpips"] + 0.3 * metrics["identity"], rtol=1e-5)
+    plain, without = loss(
+        state["params"], frozen, batch, draws | {"decoded": np.zeros(4, np.float32)}
+    )
+    assert (
+        metrics["lpips"] > 0
+        and metrics["identity"] > 0
+        and without["lpips"] == without["identity"] == 0
+    )
+    np.testing.assert_allclose(
+        total, plain + 0.2 * metrics["lpips"] + 0.3 * metrics["identity"], rtol=1e-5
+    )
     # Lateral faces are no part of the identity term.
     changed = batch["face"].copy()
     changed[batch["frontal"] == 0] = 0
@@ -193,7 +241,10 @@ def test_bad_settings_are_named(config):
         (dict(gate="soft"), "method.losses.gate='soft' is not one of"),
         (dict(crop=(0.5, 0.0, 0.8, 1.0)), "is not .top, left, height, width. within the picture"),
         (dict(every=0), "method.losses.every=0"),
-        (dict(lpips=0.1, trunk="resnet"), "method.losses.trunk='resnet' is not one of vgg, alex, squeeze"),
+        (
+            dict(lpips=0.1, trunk="resnet"),
+            "method.losses.trunk='resnet' is not one of vgg, alex, squeeze",
+        ),
     ):
         changed = config.copy_and_resolve_references()
         changed.method.losses.update(changes)

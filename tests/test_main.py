@@ -33,7 +33,12 @@ def test_whole_road(config, tmp_path, xray_file):
     train.train(config, workdir)
     config.evaluate.num_samples = 2
     results = evaluate.evaluate(config, workdir)
-    assert list(results["rows"]) == ["cranio_diff", "cranio_diff, mean of 2 samples", "shuffled X-rays", "mean face"]
+    assert list(results["rows"]) == [
+        "cranio_diff",
+        "cranio_diff, mean of 2 samples",
+        "shuffled X-rays",
+        "mean face",
+    ]
     assert results["images"] == 4 * 18 and results["subjects"] == 4
     for row in results["rows"].values():
         assert all(v["low"] <= v["mean"] <= v["high"] for v in row.values())
@@ -44,13 +49,26 @@ def test_whole_road(config, tmp_path, xray_file):
     config.evaluate.update(keep_faces=False, num_samples=1)
     fused = evaluate.evaluate(config, workdir)
     for metric in ("psnr", "ssim"):
-        assert fused["rows"]["cranio_diff"][metric]["mean"] == pytest.approx(results["rows"]["cranio_diff"][metric]["mean"], rel=1e-6)
+        assert fused["rows"]["cranio_diff"][metric]["mean"] == pytest.approx(
+            results["rows"]["cranio_diff"][metric]["mean"], rel=1e-6
+        )
 
-    config.reconstruct.update(xrays=str(xray_file), view="lateral", sex="male", age=45.0, num_samples=3)
+    config.reconstruct.update(
+        xrays=str(xray_file), view="lateral", sex="male", age=45.0, num_samples=3
+    )
     config.reconstruct.batch_size = 8
     (folder,) = reconstruct.reconstruct(config, workdir)
     names = {p.name for p in folder.iterdir()}
-    assert names == {"face_0.png", "face_1.png", "face_2.png", "mean.png", "spread.png", "xray.png", "sheet.png", "record.json"}
+    assert names == {
+        "face_0.png",
+        "face_1.png",
+        "face_2.png",
+        "mean.png",
+        "spread.png",
+        "xray.png",
+        "sheet.png",
+        "record.json",
+    }
     first = (folder / "face_0.png").read_bytes()
     assert first != (folder / "face_1.png").read_bytes()
     config.reconstruct.num_samples = 2
@@ -67,7 +85,10 @@ def test_whole_road(config, tmp_path, xray_file):
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
     for place in workdir.rglob("*"):
         if place.suffix in (".json", ".html", ".jsonl"):
-            assert "Jane_Doe" not in place.read_text() and str(xray_file.parent) not in place.read_text()
+            assert (
+                "Jane_Doe" not in place.read_text()
+                and str(xray_file.parent) not in place.read_text()
+            )
 
 
 def test_nobody_keeps_their_own_xray():
@@ -77,10 +98,14 @@ def test_nobody_keeps_their_own_xray():
     ]  # fmt: skip
     for e, other in zip(examples, controls.shuffled_xrays(examples, 0), strict=True):
         assert other["xray"] != e["xray"] and other["xray"].split()[1] == e["xray_view"]
-        assert ("abc".find(other["xray"][0]) >= 0) == (e["sex"] == "female") and other["subject"] == e["subject"]
+        assert ("abc".find(other["xray"][0]) >= 0) == (e["sex"] == "female") and other[
+            "subject"
+        ] == e["subject"]
     # A man alone gets a woman's, and who has nobody's frontal X-ray to get is told so.
     alone = controls.shuffled_xrays([e for e in examples if e["subject"] != "d"], 0)
-    assert all(e["xray"][0] in "abc" and e["xray"] != f"{e['subject']} {e['xray_view']}" for e in alone)
+    assert all(
+        e["xray"][0] in "abc" and e["xray"] != f"{e['subject']} {e['xray_view']}" for e in alone
+    )
     lateral = [e for e in examples if e["subject"] == "a" or e["xray_view"] == "lateral"]
     with pytest.raises(InputError, match="one test subject alone has a frontal X-ray"):
         controls.shuffled_xrays(lateral, 0)
@@ -93,15 +118,25 @@ def test_mean_faces_of_any_age():
         def conditions(self):
             return [(e["face_view"], e["age"], 0.0) for e in self]
 
-    face = lambda view, age: {"face_view": view, "age": age, "face": np.full((2, 2, 3), age, np.uint8)}
-    people = People([face("frontal", age) for age in range(100)] + [face("lateral", 30)] * 25 + [face("lateral", 200)])
+    face = lambda view, age: {
+        "face_view": view,
+        "age": age,
+        "face": np.full((2, 2, 3), age, np.uint8),
+    }
+    people = People(
+        [face("frontal", age) for age in range(100)]
+        + [face("lateral", 30)] * 25
+        + [face("lateral", 200)]
+    )
     mean = controls.mean_faces(people)
     at = lambda view, age: mean({"face_view": view, "age": age, "bmi_change": 0.0})[0, 0, 0]
     assert at("lateral", 30) == 30 and at("frontal", 50) == 50
     assert abs(at("frontal", 0) - 9.5) <= 0.5  # 0 to 19, the nearest twenty
     assert at("lateral", 190) in range(30, 40)  # all as near as the twentieth
     with pytest.raises(InputError, match="no training face is frontal"):
-        controls.mean_faces(People(people[100:]))({"face_view": "frontal", "age": 30, "bmi_change": 0.0})
+        controls.mean_faces(People(people[100:]))(
+            {"face_view": "frontal", "age": 30, "bmi_change": 0.0}
+        )
 
 
 def test_xray_is_padded_not_stretched(xray_file, tmp_path):
@@ -114,7 +149,9 @@ def test_xray_is_padded_not_stretched(xray_file, tmp_path):
         picture = (
             Image.open(xray_file)
             if mode == "I;16"
-            else Image.fromarray((np.asarray(Image.open(xray_file)) // 256).astype(np.uint8)).convert(mode)
+            else Image.fromarray(
+                (np.asarray(Image.open(xray_file)) // 256).astype(np.uint8)
+            ).convert(mode)
         )
         picture.save(tmp_path / f"other{suffix}")
         other = read_xray(tmp_path / f"other{suffix}", 30).square
@@ -131,7 +168,15 @@ def test_bone_that_is_dark(tmp_path, xray_file):
 def test_names_of_files_and_patterns(tmp_path, monkeypatch):
     """A literal name is taken before it is a pattern or a list."""
     monkeypatch.chdir(tmp_path)
-    names = ["a.png", "b.png", "case [7], left.png", "Doe, Jane.png", "M\u00fcller.png", "x[1].png", "x1.png"]
+    names = [
+        "a.png",
+        "b.png",
+        "case [7], left.png",
+        "Doe, Jane.png",
+        "M\u00fcller.png",
+        "x[1].png",
+        "x1.png",
+    ]
     for name in names:
         pathlib.Path(name).write_bytes(b"picture")
     pathlib.Path("folder").mkdir()
@@ -141,12 +186,20 @@ def test_names_of_files_and_patterns(tmp_path, monkeypatch):
 
     assert found("a.png,b.png") == found(" a.png , b.png ,") == ["a.png", "b.png"]
     assert found("case [7], left.png") == ["case [7], left.png"]
-    assert found("a.png,Doe, Jane.png,case [7], left.png") == ["a.png", "Doe, Jane.png", "case [7], left.png"]
+    assert found("a.png,Doe, Jane.png,case [7], left.png") == [
+        "a.png",
+        "Doe, Jane.png",
+        "case [7], left.png",
+    ]
     assert found("x[1].png") == ["x[1].png"] and found("x?.png") == ["x1.png"]
     assert found("Mu\u0308ller.png") == ["M\u00fcller.png"]
     assert found("[ab].png,a.png") == ["a.png", "b.png"]
     assert found(str(tmp_path / "*.png")) == sorted(names)
-    for listed, words in (("none.png", "none.png: no such X-ray"), ("folder", "folder is a folder"), (" , ", "is empty")):
+    for listed, words in (
+        ("none.png", "none.png: no such X-ray"),
+        ("folder", "folder is a folder"),
+        (" , ", "is empty"),
+    ):
         with pytest.raises(InputError, match=words):
             find_xrays(listed)
 
@@ -183,7 +236,10 @@ def test_impossible_profiles(profile, words):
 
 def test_prompt_and_its_tokens():
     template = "portrait of a {noun}, {view} view, {age} years old, {bmi}"
-    assert make_prompt(template, "lateral", "female", 45, -10) == "portrait of a woman, lateral view, 45 years old, 10 percent less weight"
+    assert (
+        make_prompt(template, "lateral", "female", 45, -10)
+        == "portrait of a woman, lateral view, 45 years old, 10 percent less weight"
+    )
     assert "25 years" in make_prompt(template, "lateral", "female", 30, 0, known_ages=(25, 45))
     with pytest.raises(InputError, match="prompt.template"):
         make_prompt("a {nose}", "lateral", "female", 45, 0)
@@ -191,7 +247,13 @@ def test_prompt_and_its_tokens():
 
 def command(*arguments, cwd=CHECKOUT):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(CHECKOUT)}
-    return subprocess.run([sys.executable, "-m", "cranio_jax.main", *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "cranio_jax.main", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(

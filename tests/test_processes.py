@@ -39,21 +39,40 @@ def run_alone(config, workdir):
 def test_two_processes_are_one(config, tmp_path, alone):
     """The launcher's two processes of four devices train and score as one of eight does."""
     workdir = tmp_path / "run"
-    launcher = [sys.executable, str(ROOT / "launch" / "local_processes.py"), "--processes=2", "--devices-per-process=4", "--"]
-    done = subprocess.run([*launcher, *command(config, workdir)], env=environment(), capture_output=True, text=True, check=False)
+    launcher = [
+        sys.executable,
+        str(ROOT / "launch" / "local_processes.py"),
+        "--processes=2",
+        "--devices-per-process=4",
+        "--",
+    ]
+    done = subprocess.run(
+        [*launcher, *command(config, workdir)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     run_alone(config, alone)
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == STEPS
     for step, loss in losses(alone).items():
         assert losses(workdir)[step] == pytest.approx(loss, rel=1e-5)
-    ours, theirs = (json.loads((folder / "results.json").read_text()) for folder in (workdir, alone))
+    ours, theirs = (
+        json.loads((folder / "results.json").read_text()) for folder in (workdir, alone)
+    )
     assert ours["images"] == theirs["images"] and ours["rows"].keys() == theirs["rows"].keys()
     for row, metrics in theirs["rows"].items():
         for metric, value in metrics.items():
             # A value beside a half may be rounded to the one pixel or the other.
-            assert ours["rows"][row][metric]["mean"] == pytest.approx(value["mean"], rel=1e-3, abs=1e-4)
+            assert ours["rows"][row][metric]["mean"] == pytest.approx(
+                value["mean"], rel=1e-3, abs=1e-4
+            )
     faces = [
-        sorted(path.relative_to(next((folder / "faces").iterdir())) for path in folder.glob("faces/*/*/*.png"))
+        sorted(
+            path.relative_to(next((folder / "faces").iterdir()))
+            for path in folder.glob("faces/*/*/*.png")
+        )
         for folder in (workdir, alone)
     ]
     assert faces[0] == faces[1] and faces[0]
@@ -65,7 +84,14 @@ def two_processes(config, workdir):
     """Two processes of four devices; none is left behind."""
     port = 20_000 + random.randrange(20_000)
     started = [
-        subprocess.Popen(line, cwd=ROOT, env=environment() | extra, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            line,
+            cwd=ROOT,
+            env=environment() | extra,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for extra, line in commands(2, 4, port, command(config, workdir))
     ]
     try:
@@ -96,11 +122,15 @@ def test_two_stop_together_and_one_ends_when_the_other_dies(config, tmp_path, al
         began = time.monotonic()
         words = started[0].communicate(timeout=cluster.HEARTBEAT_S + 60)[1]
         assert time.monotonic() - began < cluster.HEARTBEAT_S + 30
-        assert started[0].returncode in (cluster.START_AGAIN, -6), words  # -6: JAX's own heartbeat ends it
+        assert started[0].returncode in (cluster.START_AGAIN, -6), (
+            words
+        )  # -6: JAX's own heartbeat ends it
         assert "another process is gone" in words or "another task died" in words
 
     arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir)]
-    done = subprocess.run(arguments, cwd=ROOT, env=environment(8), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        arguments, cwd=ROOT, env=environment(8), capture_output=True, text=True, check=True
+    )
     assert "going on from step" in done.stderr
     assert set(losses(workdir)) == set(losses(alone))
     for step, loss in losses(alone).items():

@@ -58,17 +58,34 @@ def test_all_profiles_reach_the_network():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (dict(length=16), r"prompt.length=16: 'portrait of a .*' needs 18 tokens. Set prompt.length=18"),
+        (
+            dict(length=16),
+            r"prompt.length=16: 'portrait of a .*' needs 18 tokens. Set prompt.length=18",
+        ),
         (dict(length=17), "needs 18 tokens"),
-        (dict(template="portrait of a {noun}, {view} view, aged {age}, with {bmi} and an old head of years"), "needs 2. tokens"),
-        (dict(template="photograph of a {noun}, {age}, {bmi}, {view}"), "doesn't know 'photograph'. Use other words"),
+        (
+            dict(
+                template="portrait of a {noun}, {view} view, aged {age}, with {bmi} and an old head of years"
+            ),
+            "needs 2. tokens",
+        ),
+        (
+            dict(template="photograph of a {noun}, {age}, {bmi}, {view}"),
+            "doesn't know 'photograph'. Use other words",
+        ),
         (dict(template="{view} {noun} of {age} years; {bmi}"), "doesn't know ';'"),
         (dict(template="a {nose}"), "names a field other than"),
-        (dict(template="{noun} {age} {view}"), r"faces that differ in bmi alone get the same prompt. Add {bmi}"),
+        (
+            dict(template="{noun} {age} {view}"),
+            r"faces that differ in bmi alone get the same prompt. Add {bmi}",
+        ),
         (dict(template="{noun} {bmi} {view}"), "differ in age alone"),
         (dict(template="", length=2, omits=("view", "sex", "age")), "differ in bmi alone"),
         (dict(omits=("bmi",)), "prompt.omits: prompt.template names bmi"),
-        (dict(omits=("weight",)), "prompt.omits: 'weight' is unknown. Use some of view, sex, age, bmi"),
+        (
+            dict(omits=("weight",)),
+            "prompt.omits: 'weight' is unknown. Use some of view, sex, age, bmi",
+        ),
         (dict(tokenizer="letters"), "prompt.tokenizer='letters'"),
     ],
 )
@@ -95,11 +112,17 @@ def clip_tokenizer(folder, merges=("a n",)):
     """CLIP's kind of tokenizer over single letters, as its two files."""
     folder.mkdir()
     letters = [chr(c) for c in range(33, 127)]
-    words = [*letters, *(letter + "</w>" for letter in letters), *(merge.replace(" ", "") for merge in merges)]
+    words = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *(merge.replace(" ", "") for merge in merges),
+    ]
     words += ["<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
-    transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77).save_pretrained(folder)
+    transformers.CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77
+    ).save_pretrained(folder)
     return folder
 
 
@@ -112,7 +135,10 @@ def test_pretrained_tokenizers_are_held_to_it_too(tmp_path):
     wanted = reference(texts, padding="max_length", max_length=77, return_tensors="np")["input_ids"]
     np.testing.assert_array_equal(tokenizer(texts), wanted)
     assert tokenizer(["x" * 75]).shape == (1, 77)
-    with pytest.raises(InputError, match="needs 78 tokens. Shorten it, or change prompt.template; the text encoder takes 77"):
+    with pytest.raises(
+        InputError,
+        match="needs 78 tokens. Shorten it, or change prompt.template; the text encoder takes 77",
+    ):
         tokenizer(["x" * 76])
     with pytest.raises(InputError, match="doesn't know 'caf\u00e9'"):
         tokenizer(["a caf\u00e9 of men"])
@@ -123,7 +149,9 @@ def test_texts_that_the_tokenizer_takes_for_one_are_refused(tmp_path, monkeypatc
     from cranio_jax import prompts
 
     def deaf(length):
-        return prompts.PromptTokenizer(length, 0, lambda texts, marks: [[1, len(text) % 7, 2] for text in texts], None, 77, 8)
+        return prompts.PromptTokenizer(
+            length, 0, lambda texts, marks: [[1, len(text) % 7, 2] for text in texts], None, 77, 8
+        )
 
     monkeypatch.setattr(prompts, "word_tokenizer", deaf)
     prompts._checked.cache_clear()

@@ -20,7 +20,10 @@ def collectives(text):
     """Bytes that each kind of collective yields on a device."""
     found = collections.Counter()
     for line in text.splitlines():
-        if made := re.search(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", line):
+        if made := re.search(
+            r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(",
+            line,
+        ):
             for kind, shape in re.findall(rf"({'|'.join(SIZES)})\[([\d,]*)\]", made[1]):
                 found[made[2]] += SIZES[kind] * math.prod(int(n) for n in shape.split(",") if n)
     return found
@@ -33,14 +36,25 @@ def compiled(config, monkeypatch):
     monkeypatch.setattr(scaling, "MIN_SHARDED_SIZE", 2**11)
     method, size = make_method(config), config.data.settings.size
     array = lambda dtype, *shape: jax.ShapeDtypeStruct((8, *shape), dtype)
-    batch = {"xray": array(np.uint8, size, size, 1), "face": array(np.uint8, size, size, 3), "prompt_ids": array(np.int32, 16)}
+    batch = {
+        "xray": array(np.uint8, size, size, 1),
+        "face": array(np.uint8, size, size, 3),
+        "prompt_ids": array(np.int32, 16),
+    }
     batch |= {"id_hash": array(np.uint32), "mask": array(np.float32), "frontal": array(np.float32)}
 
     def of(data, fsdp):
         mesh = sharding.make_mesh(data, fsdp)
         state, frozen = shardings_of(method, mesh)[0]
-        text = train.jit_step(method, mesh).lower(state, frozen, batch, sharding.random_key(1, mesh)).compile().as_text()
-        return collectives(text), scaling.Need(*scaling.parameters(state, frozen), flop=0.0, kept=0.0, measured=0.0)
+        text = (
+            train.jit_step(method, mesh)
+            .lower(state, frozen, batch, sharding.random_key(1, mesh))
+            .compile()
+            .as_text()
+        )
+        return collectives(text), scaling.Need(
+            *scaling.parameters(state, frozen), flop=0.0, kept=0.0, measured=0.0
+        )
 
     return of
 
@@ -59,7 +73,10 @@ def test_sharded_parameters_are_gathered(compiled):
     assert 4 * need.sharded < found["all-gather"] < 2 * 4 * need.sharded
     assert 4 * need.trained * 0.9 < found["all-reduce"] < 4 * (need.trained + need.sharded)
     gathered, scattered = 2 * 4 * need.sharded * 7 / 8, 4 * need.sharded * 7 / 8
-    assert scaling.link_bytes(need, 8, 8) == gathered + scattered + 2 * 4 * (need.trained - need.sharded) * 7 / 8
+    assert (
+        scaling.link_bytes(need, 8, 8)
+        == gathered + scattered + 2 * 4 * (need.trained - need.sharded) * 7 / 8
+    )
 
 
 def test_what_is_kept_for_the_backward_pass_is_counted():
@@ -74,5 +91,9 @@ def test_what_is_kept_for_the_backward_pass_is_counted():
     kept = []
     for count in (1, 2):
         batch = {"xray": jax.ShapeDtypeStruct((count, 4, 4, 1), np.uint8)}
-        kept.append(scaling.kept_for_backward(Method(), {"params": {"w": jax.ShapeDtypeStruct((12, 5), np.float32)}}, {}, batch))
+        kept.append(
+            scaling.kept_for_backward(
+                Method(), {"params": {"w": jax.ShapeDtypeStruct((12, 5), np.float32)}}, {}, batch
+            )
+        )
     assert kept[1] - kept[0] == 4 * 12

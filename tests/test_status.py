@@ -22,11 +22,23 @@ def run(tmp_path):
 
     def make(folder=tmp_path, silent=60.0, **differs):
         now = time.time()
-        told = {"state": "training", "num_steps": 1000, "batch_size": 8, "log_every": 20, "processes": 2, "devices": 16}
+        told = {
+            "state": "training",
+            "num_steps": 1000,
+            "batch_size": 8,
+            "log_every": 20,
+            "processes": 2,
+            "devices": 16,
+        }
         told |= {"host": platform.node(), "pid": os.getpid(), "time": now - 3600}
         write_json(folder / "run.json", told | differs)
-        lines = [{"step": 380, "time": 0.0, "loss": 9.0, "images_per_second": 1.0}, {"step": 400, "validation/psnr": 21.5}]
-        lines.insert(1, {"step": 400, "time": now - silent, "loss": 0.25, "images_per_second": 20.0})
+        lines = [
+            {"step": 380, "time": 0.0, "loss": 9.0, "images_per_second": 1.0},
+            {"step": 400, "validation/psnr": 21.5},
+        ]
+        lines.insert(
+            1, {"step": 400, "time": now - silent, "loss": 0.25, "images_per_second": 20.0}
+        )
         with whole_file(folder / "metrics.jsonl") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines))
         for name in ("200", "400.orbax-checkpoint-tmp", "350"):
@@ -39,18 +51,33 @@ def run(tmp_path):
 def test_a_run_that_lives(run):
     step, life, training, validation, checkpoint = run()
     assert step == "step 400 of 1,000 (40 %), 20 images/s, 4:00 left"
-    assert life == f"alive: process {os.getpid()} of this machine, last line 1:00 ago (2 processes, 16 devices)"
-    assert training == "training, step 400: loss 0.25" and validation == "validation, step 400: psnr 21.5"
+    assert (
+        life
+        == f"alive: process {os.getpid()} of this machine, last line 1:00 ago (2 processes, 16 devices)"
+    )
+    assert (
+        training == "training, step 400: loss 0.25"
+        and validation == "validation, step 400: psnr 21.5"
+    )
     assert checkpoint == "newest checkpoint: step 350"
 
 
 @pytest.mark.parametrize(
     "differs,words",
     [
-        (dict(pid=2**22 + 1), "DEAD: its process ended without a word, at most 1:00 ago; start it again to go on"),
-        (dict(host="elsewhere"), "alive: last line 1:00 ago (2 processes, 16 devices of another machine)"),
+        (
+            dict(pid=2**22 + 1),
+            "DEAD: its process ended without a word, at most 1:00 ago; start it again to go on",
+        ),
+        (
+            dict(host="elsewhere"),
+            "alive: last line 1:00 ago (2 processes, 16 devices of another machine)",
+        ),
         # It logs every eight seconds.
-        (dict(host="elsewhere", silent=400.0), "PROBABLY DEAD: no line for 6:40 (2 processes, 16 devices of another machine)"),
+        (
+            dict(host="elsewhere", silent=400.0),
+            "PROBABLY DEAD: no line for 6:40 (2 processes, 16 devices of another machine)",
+        ),
         (dict(state="failed", why="the disk is full"), ": the disk is full"),
     ],
 )
@@ -94,7 +121,9 @@ def test_a_second_start_compiles_nothing_anew(config, tmp_path):
     for stop_at in (1, 2):
         config.train.stop_at = stop_at
         arguments = [sys.executable, "-c", COMPILES, *command(config, tmp_path / "run")]
-        done = subprocess.run(arguments, cwd=ROOT, env=own, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            arguments, cwd=ROOT, env=own, capture_output=True, text=True, check=True
+        )
         spent.append(float(done.stdout.split("compiled for ")[1]))
     assert any((tmp_path / "run" / "compiled").iterdir())
     assert spent[1] < spent[0] / 3

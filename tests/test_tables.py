@@ -22,7 +22,13 @@ def results():
         "map@1": {"mean": 0.4, "low": 0.3, "high": 0.5},
         "d_prime": {"mean": 1.234},
     }
-    part = {"gallery": 360, "seen": 180, "rows": {"a_b & 100 %": found}, "chance": {"recall@1": 0.05}, "curves": {}}
+    part = {
+        "gallery": 360,
+        "seen": 180,
+        "rows": {"a_b & 100 %": found},
+        "chance": {"recall@1": 0.05},
+        "curves": {},
+    }
     return {
         "rows": {"a_b & 100 %": row(20.0), "<control>": row(18.0)},
         "differences": {"a minus b": {"psnr": {"mean": 2.0, "low": 1.0, "high": 3.0}}},
@@ -37,9 +43,21 @@ def results():
 
 def test_cells_and_their_order(results):
     pictures, against, first, second = tables.tables(results)
-    order = ["PSNR (dB)\u00a0↑", "SSIM\u00a0↑", "LPIPS, vgg\u00a0↓", "FID\u00a0↓", "KID x 1000\u00a0↓"]
+    order = [
+        "PSNR (dB)\u00a0↑",
+        "SSIM\u00a0↑",
+        "LPIPS, vgg\u00a0↓",
+        "FID\u00a0↓",
+        "KID x 1000\u00a0↓",
+    ]
     assert pictures.head == order
-    wanted = [("20.00", "[19.00, 21.00]"), ("0.500", "[0.400, 0.600]"), ("0.250", "[0.200, 0.300]"), ("12.3", ""), ("1.23", "± 0.20")]
+    wanted = [
+        ("20.00", "[19.00, 21.00]"),
+        ("0.500", "[0.400, 0.600]"),
+        ("0.250", "[0.200, 0.300]"),
+        ("12.3", ""),
+        ("1.23", "± 0.20"),
+    ]
     assert pictures.rows[0] == ("a_b & 100 %", wanted)
     assert against.rows[0][1] == [("+2.00", "[+1.00, +3.00]")]
     assert first.head == ["recall@1\u00a0↑", "d'\u00a0↑"] and first.main and not second.main

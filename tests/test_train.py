@@ -19,7 +19,10 @@ from cranio_jax.state import shardings_of
 
 
 def losses(workdir):
-    return {e["step"]: e["loss"] for e in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())}
+    return {
+        e["step"]: e["loss"]
+        for e in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    }
 
 
 def test_restart_is_bit_identical(config, tmp_path):
@@ -45,7 +48,9 @@ def test_restart_is_bit_identical(config, tmp_path):
 @pytest.fixture
 def batch(config):
     examples = data.Examples(data.make_builder(config.data), "train", config)
-    return next(data.TrainingBatches(examples, 8, 0, partial(data.augment, settings=config.augment)))
+    return next(
+        data.TrainingBatches(examples, 8, 0, partial(data.augment, settings=config.augment))
+    )
 
 
 def three_losses(config, batch, shape):
@@ -54,7 +59,9 @@ def three_losses(config, batch, shape):
     step, key = train.jit_step(method, mesh), sharding.random_key(1, mesh)
     state, frozen = jax.device_put(method.init(jax.random.key(0)), shardings_of(method, mesh)[1])
     if shape[1] > 1:
-        assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state["params"]))
+        assert any(
+            not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state["params"])
+        )
     found = []
     for _ in range(3):
         state, metrics = step(state, frozen, sharding.put_batch(batch, mesh), key)
@@ -87,17 +94,26 @@ def test_bfloat16_keeps_float32_masters(config, batch):
     assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("trained", [("controlnet",), ("controlnet", "unet"), ("controlnet", "unet_lora")])
+@pytest.mark.parametrize(
+    "trained", [("controlnet",), ("controlnet", "unet"), ("controlnet", "unet_lora")]
+)
 def test_only_what_is_trained_moves(config, batch, trained):
     config.method.trained = trained
     config.train.warmup_steps = 0
     method = make_method(config)
     state, frozen = method.init(jax.random.key(0))
-    assert set(state["params"]) == set(trained) and set(frozen) == {"controlnet", "unet", "text_encoder"} - set(trained)
+    assert set(state["params"]) == set(trained) and set(frozen) == {
+        "controlnet",
+        "unet",
+        "text_encoder",
+    } - set(trained)
     after, _ = jax.jit(method.train_step)(state, frozen, batch, jax.random.key(1))
     for name in trained:
         moved = max(
-            float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (state["params"][name], after["params"][name])), strict=True)
+            float(jnp.abs(a - b).max())
+            for a, b in zip(
+                *map(jax.tree.leaves, (state["params"][name], after["params"][name])), strict=True
+            )
         )
         assert moved > 0, name
 
@@ -111,7 +127,9 @@ def test_a_network_may_have_its_own_rate(config, batch):
         method = make_method(config)
         state, frozen = method.init(jax.random.key(0))
         after, _ = jax.jit(method.train_step)(state, frozen, batch, jax.random.key(1))
-        moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state["params"], after["params"])
+        moved = jax.tree.map(
+            lambda a, b: float(jnp.abs(a - b).max()), state["params"], after["params"]
+        )
         return [max(moved[name].values()) for name in config.method.trained]
 
     # The first step of Adam is as long as its rate.
@@ -126,18 +144,38 @@ def test_a_frozen_unet_costs_no_more_than_it_must(config, batch):
     state, frozen = jax.eval_shape(method.init, jax.random.key(0))
     assert {p.dtype for p in jax.tree.leaves(frozen)} == {jnp.dtype("bfloat16")}
     moments = [leaf for leaf in jax.tree.leaves(state["opt_state"]) if leaf.ndim]
-    assert sum(m.size for m in moments) == 2 * sum(p.size for p in state["params"]["controlnet"].values())
+    assert sum(m.size for m in moments) == 2 * sum(
+        p.size for p in state["params"]["controlnet"].values()
+    )
 
     operations = lambda f, *args: jax.jit(f).lower(*args).cost_analysis()["flops"]
     unet, control = method.networks["unet"], method.networks["controlnet"]
-    x, t, words = jnp.zeros((8, 8, 8, 48), jnp.bfloat16), jnp.zeros(8), jnp.zeros((8, 16, 64), jnp.bfloat16)
+    x, t, words = (
+        jnp.zeros((8, 8, 8, 48), jnp.bfloat16),
+        jnp.zeros(8),
+        jnp.zeros((8, 16, 64), jnp.bfloat16),
+    )
     picture = jnp.zeros((8, 32, 32, 3), jnp.bfloat16)
-    residuals = jax.eval_shape(lambda p: control.bind(p)(x, t, words, picture), state["params"]["controlnet"])
+    residuals = jax.eval_shape(
+        lambda p: control.bind(p)(x, t, words, picture), state["params"]["controlnet"]
+    )
     encoder = operations(lambda p: encode(unet.bind(p), x, t, words), frozen["unet"])
-    decoder = operations(lambda p, r: unet.bind(p)(x, t, words, *r), frozen["unet"], residuals) - encoder
-    controlnet = operations(lambda p: control.bind(p)(x, t, words, picture), state["params"]["controlnet"])
-    draws = {"timesteps": jnp.zeros(8, int), "noise": jnp.zeros(x.shape), "drop_prompt": jnp.zeros(8, bool)}
-    step = operations(lambda p, f: jax.grad(lambda p: method.loss(p, f, batch, draws)[0])(p), state["params"], frozen)
+    decoder = (
+        operations(lambda p, r: unet.bind(p)(x, t, words, *r), frozen["unet"], residuals) - encoder
+    )
+    controlnet = operations(
+        lambda p: control.bind(p)(x, t, words, picture), state["params"]["controlnet"]
+    )
+    draws = {
+        "timesteps": jnp.zeros(8, int),
+        "noise": jnp.zeros(x.shape),
+        "drop_prompt": jnp.zeros(8, bool),
+    }
+    step = operations(
+        lambda p, f: jax.grad(lambda p: method.loss(p, f, batch, draws)[0])(p),
+        state["params"],
+        frozen,
+    )
     # Twice the encoder would be a ninth more: backwards through what no trained parameter comes before.
     assert step == pytest.approx(encoder + 2 * decoder + 3 * controlnet, rel=0.04)
 
@@ -157,7 +195,12 @@ def test_loss_that_is_not_finite_names_step_and_examples(config, tmp_path):
 @pytest.mark.parametrize(
     "section,field,value,words",
     [
-        ("train", "batch_size", 9, "train.batch_size=9 does not divide over 8 devices; the nearest that does is 8"),
+        (
+            "train",
+            "batch_size",
+            9,
+            "train.batch_size=9 does not divide over 8 devices; the nearest that does is 8",
+        ),
         ("mesh", "data", 16, "mesh.data=16 x mesh.fsdp=1 is 16 devices, but there are 8"),
         ("train", "schedule", "sawtooth", "train.schedule='sawtooth'"),
         ("method", "codec", "jpeg", "method.codec='jpeg'"),
@@ -181,7 +224,10 @@ def like_an_accelerator(monkeypatch):
         def called(array):
             state = guard_lib.thread_local_state()
             read.append(state.device_to_host)
-            if state.device_to_host == guard_lib.TransferGuardLevel.DISALLOW and not state.explicit_device_get:
+            if (
+                state.device_to_host == guard_lib.TransferGuardLevel.DISALLOW
+                and not state.explicit_device_get
+            ):
                 raise RuntimeError("Disallowed device-to-host transfer")
             return method(array)
 

@@ -142,7 +142,9 @@ def test_a_run_starts_from_another(config, tmp_path):
     # What the other trained may be frozen here, and is read at each start then.
     config.method.trained = ("controlnet",)
     state, frozen = started(config, tmp_path / "one")
-    jax.tree.map(np.testing.assert_array_equal, state["params"]["controlnet"], other["ema"]["controlnet"])
+    jax.tree.map(
+        np.testing.assert_array_equal, state["params"]["controlnet"], other["ema"]["controlnet"]
+    )
     jax.tree.map(np.testing.assert_array_equal, frozen["unet"], other["ema"]["unet"])
     with Checkpoints(tmp_path / "one" / "checkpoints") as checkpoints:
         checkpoints.save(2, state, {"examples": 16})

@@ -15,13 +15,23 @@ class TorchSkip(nn.Module):
         self.outermost = bool(first)
         bias = kind == "instance"
         down = nn.Conv2d(first or outer, inner, 4, 2, 1, bias=bias)
-        up = nn.ConvTranspose2d(inner * (2 if inside else 1), outer, 4, 2, 1, bias=bias or self.outermost)
+        up = nn.ConvTranspose2d(
+            inner * (2 if inside else 1), outer, 4, 2, 1, bias=bias or self.outermost
+        )
         if self.outermost:
             layers = [down, inside, nn.ReLU(), up, nn.Tanh()]
         elif inside is None:
             layers = [nn.LeakyReLU(0.2), down, nn.ReLU(), up, norm_of(kind, outer)]
         else:
-            layers = [nn.LeakyReLU(0.2), down, norm_of(kind, inner), inside, nn.ReLU(), up, norm_of(kind, outer)]
+            layers = [
+                nn.LeakyReLU(0.2),
+                down,
+                norm_of(kind, inner),
+                inside,
+                nn.ReLU(),
+                up,
+                norm_of(kind, outer),
+            ]
             layers += [nn.Dropout(0.5)] if dropout else []
         self.model = nn.Sequential(*layers)
 
@@ -59,7 +69,9 @@ class TorchUp(nn.Module):
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
         kernel = (4 * taps[:, None] * taps[None] / 64)[None, None].repeat(x.shape[1], 1, 1, 1)
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-        return F.conv_transpose2d(padded, kernel, stride=2, padding=2, groups=x.shape[1])[:, :, 1:-1, 1:-1]
+        return F.conv_transpose2d(padded, kernel, stride=2, padding=2, groups=x.shape[1])[
+            :, :, 1:-1, 1:-1
+        ]
 
 
 class TorchBlock(nn.Module):
@@ -67,7 +79,9 @@ class TorchBlock(nn.Module):
         super().__init__()
         conv = lambda: nn.Conv2d(features, features, 3, bias=kind == "instance")
         first = [nn.ReflectionPad2d(1), conv(), norm_of(kind, features), nn.ReLU()]
-        self.conv_block = nn.Sequential(*first, nn.ReflectionPad2d(1), conv(), norm_of(kind, features))
+        self.conv_block = nn.Sequential(
+            *first, nn.ReflectionPad2d(1), conv(), norm_of(kind, features)
+        )
 
     def forward(self, x):
         return x + self.conv_block(x)
@@ -77,16 +91,29 @@ class TorchResnet(nn.Module):
     def __init__(self, blocks, channels=64, kind="instance", antialias=False):
         super().__init__()
         bias = kind == "instance"
-        layers = [nn.ReflectionPad2d(3), nn.Conv2d(3, channels, 7, bias=bias), norm_of(kind, channels), nn.ReLU()]
+        layers = [
+            nn.ReflectionPad2d(3),
+            nn.Conv2d(3, channels, 7, bias=bias),
+            norm_of(kind, channels),
+            nn.ReLU(),
+        ]
         for width in (channels, 2 * channels):
-            layers += [nn.Conv2d(width, 2 * width, 3, 1 if antialias else 2, 1, bias=bias), norm_of(kind, 2 * width), nn.ReLU()]
+            layers += [
+                nn.Conv2d(width, 2 * width, 3, 1 if antialias else 2, 1, bias=bias),
+                norm_of(kind, 2 * width),
+                nn.ReLU(),
+            ]
             layers += [TorchDown()] if antialias else []
         layers += [TorchBlock(4 * channels, kind) for _ in range(blocks)]
         for width in (4 * channels, 2 * channels):
             up = nn.ConvTranspose2d(width, width // 2, 3, 2, 1, output_padding=1, bias=bias)
-            layers += [TorchUp(), nn.Conv2d(width, width // 2, 3, 1, 1, bias=bias)] if antialias else [up]
+            layers += (
+                [TorchUp(), nn.Conv2d(width, width // 2, 3, 1, 1, bias=bias)] if antialias else [up]
+            )
             layers += [norm_of(kind, width // 2), nn.ReLU()]
-        self.model = nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(channels, 3, 7), nn.Tanh())
+        self.model = nn.Sequential(
+            *layers, nn.ReflectionPad2d(3), nn.Conv2d(channels, 3, 7), nn.Tanh()
+        )
 
     def forward(self, x):
         return self.model(x)
@@ -95,11 +122,22 @@ class TorchResnet(nn.Module):
 class TorchPatches(nn.Module):
     def __init__(self, inside=3, channels=64, layers=3, kind="batch", antialias=False):
         super().__init__()
-        bias, halving, less = kind == "instance", 1 if antialias else 2, [TorchDown()] if antialias else []
-        made, before = [nn.Conv2d(inside, channels, 4, halving, 1), nn.LeakyReLU(0.2), *less], channels
+        bias, halving, less = (
+            kind == "instance",
+            1 if antialias else 2,
+            [TorchDown()] if antialias else [],
+        )
+        made, before = (
+            [nn.Conv2d(inside, channels, 4, halving, 1), nn.LeakyReLU(0.2), *less],
+            channels,
+        )
         for i in range(1, layers + 1):
             width = channels * min(2**i, 8)
-            made += [nn.Conv2d(before, width, 4, halving if i < layers else 1, 1, bias=bias), norm_of(kind, width), nn.LeakyReLU(0.2)]
+            made += [
+                nn.Conv2d(before, width, 4, halving if i < layers else 1, 1, bias=bias),
+                norm_of(kind, width),
+                nn.LeakyReLU(0.2),
+            ]
             made += less if i < layers else []
             before = width
         self.model = nn.Sequential(*made, nn.Conv2d(before, 1, 4, 1, 1))

@@ -38,12 +38,16 @@ class NoiseSchedule(NamedTuple):
         sigma = jnp.asarray(np.sqrt(1.0 - self.alphas_cumprod), jnp.float32)
         return alpha[timesteps].reshape(shape), sigma[timesteps].reshape(shape)
 
-    def add_noise(self, x0: Float[Array, "b *n"], noise: Float[Array, "b *n"], timesteps: Int[Array, "b"]) -> Float[Array, "b *n"]:
+    def add_noise(
+        self, x0: Float[Array, "b *n"], noise: Float[Array, "b *n"], timesteps: Int[Array, "b"]
+    ) -> Float[Array, "b *n"]:
         """x_t."""
         alpha, sigma = self.alpha_sigma(timesteps, x0.ndim)
         return alpha * x0 + sigma * noise
 
-    def target(self, x0: Float[Array, "b *n"], noise: Float[Array, "b *n"], timesteps: Int[Array, "b"]) -> Float[Array, "b *n"]:
+    def target(
+        self, x0: Float[Array, "b *n"], noise: Float[Array, "b *n"], timesteps: Int[Array, "b"]
+    ) -> Float[Array, "b *n"]:
         """What the network should predict."""
         if self.prediction == "epsilon":
             return noise
@@ -52,7 +56,9 @@ class NoiseSchedule(NamedTuple):
         alpha, sigma = self.alpha_sigma(timesteps, x0.ndim)
         return alpha * noise - sigma * x0
 
-    def to_x0(self, output: Float[Array, "b *n"], x_t: Float[Array, "b *n"], timesteps: Int[Array, "b"]) -> Float[Array, "b *n"]:
+    def to_x0(
+        self, output: Float[Array, "b *n"], x_t: Float[Array, "b *n"], timesteps: Int[Array, "b"]
+    ) -> Float[Array, "b *n"]:
         """The clean sample that the network's output implies."""
         alpha, sigma = self.alpha_sigma(timesteps, x_t.ndim)
         return clean_sample(self.prediction, output, x_t, alpha, sigma)
@@ -85,7 +91,9 @@ def make_schedule(
     """
     count = num_train_timesteps
     if prediction_type not in PREDICTIONS:
-        raise ValueError(f"prediction_type={prediction_type!r} is not one of {', '.join(PREDICTIONS)}")
+        raise ValueError(
+            f"prediction_type={prediction_type!r} is not one of {', '.join(PREDICTIONS)}"
+        )
     if beta_schedule == "linear":
         betas = np.linspace(beta_start, beta_end, count)
     elif beta_schedule == "scaled_linear":
@@ -94,17 +102,23 @@ def make_schedule(
         bar = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
     else:
-        raise ValueError(f"beta_schedule={beta_schedule!r} is not one of {', '.join(BETA_SCHEDULES)}")
+        raise ValueError(
+            f"beta_schedule={beta_schedule!r} is not one of {', '.join(BETA_SCHEDULES)}"
+        )
     alphas_cumprod = np.cumprod(1.0 - betas)
     if rescale_betas_zero_snr:
         if prediction_type == "epsilon":
-            raise ValueError("rescale_betas_zero_snr needs prediction_type 'v_prediction' or 'sample'")
+            raise ValueError(
+                "rescale_betas_zero_snr needs prediction_type 'v_prediction' or 'sample'"
+            )
         root = np.sqrt(alphas_cumprod)
         alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return NoiseSchedule(alphas_cumprod, prediction_type)
 
 
-def loss_weight(schedule: NoiseSchedule, timesteps: Int[Array, "b"], weight: str, gamma: float = 5.0) -> Float[Array, "b"]:
+def loss_weight(
+    schedule: NoiseSchedule, timesteps: Int[Array, "b"], weight: str, gamma: float = 5.0
+) -> Float[Array, "b"]:
     """Factor of the squared error of the network's output.
 
     Seen as errors of x_0, predicting noise weighs them by the signal-to-noise ratio, velocity by SNR + 1, and
@@ -117,6 +131,11 @@ def loss_weight(schedule: NoiseSchedule, timesteps: Int[Array, "b"], weight: str
         return jnp.ones(timesteps.shape, jnp.float32)
     bar = schedule.alphas_cumprod
     snr = bar / (1.0 - bar)
-    seen_from_x0 = {"epsilon": snr, "v_prediction": snr + 1.0, "sample": np.ones_like(snr), "min_snr": np.minimum(snr, gamma)}
+    seen_from_x0 = {
+        "epsilon": snr,
+        "v_prediction": snr + 1.0,
+        "sample": np.ones_like(snr),
+        "min_snr": np.minimum(snr, gamma),
+    }
     table = seen_from_x0[weight] / np.maximum(seen_from_x0[schedule.prediction], 1e-12)
     return jnp.asarray(table, jnp.float32)[timesteps]

@@ -35,7 +35,9 @@ class Method(Protocol):
     def encode(self, frozen: Tree, batch: Batch) -> Batch:
         """Those of the encodable fields that `batch` has the makings of; `train_step` takes them in their place."""
 
-    def train_step(self, state: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
+    def train_step(
+        self, state: Tree, frozen: Tree, batch: Batch, key: jax.Array
+    ) -> tuple[Tree, dict[str, jax.Array]]:
         """One update on a global batch; scalars to log, `loss` among them."""
 
     def weight_hashes(self) -> dict[str, str]:
@@ -56,7 +58,12 @@ def make_method(config: ml_collections.ConfigDict) -> Method:
     """The method that `config.method.name` names."""
     from cranio_jax.methods import arcface, cranio_diff, cut, cyclegan, pix2pix, siamese
 
-    methods = {"cranio_diff": cranio_diff.CranioDiff, "pix2pix": pix2pix.Pix2Pix, "cyclegan": cyclegan.CycleGAN, "cut": cut.CUT}
+    methods = {
+        "cranio_diff": cranio_diff.CranioDiff,
+        "pix2pix": pix2pix.Pix2Pix,
+        "cyclegan": cyclegan.CycleGAN,
+        "cut": cut.CUT,
+    }
     methods |= {"siamese": siamese.Siamese, "arcface": arcface.ArcFace}
     if config.method.name not in methods:
         raise InputError(f"method.name={config.method.name!r} is not one of {', '.join(methods)}")

@@ -47,10 +47,14 @@ class Adversarial(FromScratch):
         if m.gan not in KINDS:
             raise InputError(f"method.gan={m.gan!r} is not one of {', '.join(KINDS)}")
         if t.accumulate != 1:
-            raise InputError(f"train.accumulate={t.accumulate}; a discriminator wants the whole batch at once, so it must be 1")
+            raise InputError(
+                f"train.accumulate={t.accumulate}; a discriminator wants the whole batch at once, so it must be 1"
+            )
         for field in ("learning_rates", "files"):
             if unknown := set(m[field]) - set(networks):
-                raise InputError(f"method.{field} names {min(unknown)!r}; expected some of {', '.join(networks)}")
+                raise InputError(
+                    f"method.{field} names {min(unknown)!r}; expected some of {', '.join(networks)}"
+                )
         self.files = {name: pathlib.Path(file).expanduser() for name, file in m.files.items()}
         self.optimizer = optimizer.make_optimizer(t, m.learning_rates)
 
@@ -59,19 +63,42 @@ class Adversarial(FromScratch):
         loaded = {}
         for name, file in {} if frozen_only else self.files.items():
             shapes = self.networks[name].shapes()
-            abstract = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+            abstract = {
+                path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()
+            }
             with pretrained.open_weights(file) as tensors:
-                loaded[name] = pretrained.load(shapes, tensors, sharding.state_sharding(abstract, mesh), file.name, jnp.float32)
+                loaded[name] = pretrained.load(
+                    shapes, tensors, sharding.state_sharding(abstract, mesh), file.name, jnp.float32
+                )
         return loaded
 
-    def init(self, key: Array, loaded: dict[str, Params] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def init(
+        self, key: Array, loaded: dict[str, Params] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """`(state, frozen)`: parameters from `load` where there are such, the others fresh; `statistics` are batch norms'."""
         loaded = loaded or {}
-        made = {n: loaded.get(n) or net.init(jax.random.fold_in(key, i)) for i, (n, net) in enumerate(sorted(self.networks.items()))}
-        params = {name: {path: p for path, p in part.items() if not is_statistic(path)} for name, part in made.items()}
-        statistics = {name: {path: p for path, p in part.items() if is_statistic(path)} for name, part in made.items()}
-        opt_state = {side: self.optimizer.init(part) for side, part in zip(("generate", "judge"), _sides(params), strict=True)}
-        return {"step": jnp.zeros((), jnp.int32), "params": params, "statistics": statistics, "opt_state": opt_state}, {}
+        made = {
+            n: loaded.get(n) or net.init(jax.random.fold_in(key, i))
+            for i, (n, net) in enumerate(sorted(self.networks.items()))
+        }
+        params = {
+            name: {path: p for path, p in part.items() if not is_statistic(path)}
+            for name, part in made.items()
+        }
+        statistics = {
+            name: {path: p for path, p in part.items() if is_statistic(path)}
+            for name, part in made.items()
+        }
+        opt_state = {
+            side: self.optimizer.init(part)
+            for side, part in zip(("generate", "judge"), _sides(params), strict=True)
+        }
+        return {
+            "step": jnp.zeros((), jnp.int32),
+            "params": params,
+            "statistics": statistics,
+            "opt_state": opt_state,
+        }, {}
 
     def module(self, name: str, params: dict[str, Params], state: dict[str, Any]) -> Any:
         """A network in training, with its parameters: batch norms take the batch's statistics."""
@@ -84,14 +111,18 @@ class Adversarial(FromScratch):
         """What a module's batch norms have stored."""
         return {path: p for path, p in params_of(module).items() if is_statistic(path)}
 
-    def updated(self, state: dict[str, Any], side: str, gradients: dict[str, Params]) -> dict[str, Any]:
+    def updated(
+        self, state: dict[str, Any], side: str, gradients: dict[str, Params]
+    ) -> dict[str, Any]:
         """The state after an update of the networks that `gradients` are of: one side, 'generate' or 'judge'."""
         params = {name: state["params"][name] for name in gradients}
         updates, opt_state = self.optimizer.update(gradients, state["opt_state"][side], params)
         params = state["params"] | optax.apply_updates(params, updates)
         return state | {"params": params, "opt_state": state["opt_state"] | {side: opt_state}}
 
-    def pictures(self, batch: dict[str, Array]) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]]:
+    def pictures(
+        self, batch: dict[str, Array]
+    ) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]]:
         """X-rays, in three equal channels as the authors' networks take grey pictures, and faces; in [-1, 1]."""
         return jnp.repeat(scaled(batch["xray"]), 3, -1), scaled(batch["face"])
 

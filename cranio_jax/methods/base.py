@@ -26,4 +26,6 @@ class FromScratch:
     def parameter_count(self) -> dict[str, int]:
         """Parameters of each trained part, batch norms' statistics not counted."""
         params = jax.eval_shape(self.init, jax.random.key(0))[0]["params"]
-        return {name: sum(math.prod(p.shape) for p in part.values()) for name, part in params.items()}
+        return {
+            name: sum(math.prod(p.shape) for p in part.values()) for name, part in params.items()
+        }

@@ -21,7 +21,14 @@ TRAINABLE = (*NETWORKS, "unet_lora")
 # What a ControlNet must have in common with its U-Net.
 SHARED = ("block_out_channels", "cross_attention_dim", "in_channels", "layers_per_block")
 # Of a scheduler's settings, those that make the noise schedule; the sampler and its spacing are config.sampling's.
-SCHEDULE = ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end", "prediction_type", "rescale_betas_zero_snr")
+SCHEDULE = (
+    "beta_schedule",
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +65,31 @@ class CranioDiff:
         self.exact = jnp.promote_types(self.dtype, jnp.float32)  # masters, noise, losses
         self.trained = tuple(sorted(m.trained))
         if unknown := set(self.trained) - set(TRAINABLE):
-            raise InputError(f"method.trained names {sorted(unknown)[0]!r}; expected some of {', '.join(TRAINABLE)}")
+            raise InputError(
+                f"method.trained names {sorted(unknown)[0]!r}; expected some of {', '.join(TRAINABLE)}"
+            )
         if {"unet", "unet_lora"} <= set(self.trained):
-            raise InputError("method.trained names both 'unet' and 'unet_lora'; a U-Net is trained whole or by additions")
+            raise InputError(
+                "method.trained names both 'unet' and 'unet_lora'; a U-Net is trained whole or by additions"
+            )
         rank = m.lora_rank if "unet_lora" in self.trained else 0
         if rank < 1 and "unet_lora" in self.trained:
             raise InputError(f"method.lora_rank={rank}; expected 1 or more")
         self.pipeline = pretrained.open_pipeline(config.pretrained, rank)
         tokenizer = make_tokenizer(config)
         self.empty_prompt = tokenizer([""])
-        self.negative_prompt = tokenizer([self.sampling.negative_prompt], "sampling.negative_prompt")
-        given = {part: self.pipeline.settings.get(part, {}) | dict(m.get(part) or {}) for part in (*NETWORKS, "scheduler")}
+        self.negative_prompt = tokenizer(
+            [self.sampling.negative_prompt], "sampling.negative_prompt"
+        )
+        given = {
+            part: self.pipeline.settings.get(part, {}) | dict(m.get(part) or {})
+            for part in (*NETWORKS, "scheduler")
+        }
         self.pipeline.check(given)
         try:
-            noise = {name: given["scheduler"][name] for name in SCHEDULE if name in given["scheduler"]}
+            noise = {
+                name: given["scheduler"][name] for name in SCHEDULE if name in given["scheduler"]
+            }
             self.schedule = diffusion.make_schedule(**noise)
             unet = models.UNet2DConditionConfig.from_mapping(given["unet"])
             control = models.ControlNetConfig.from_mapping(given["unet"] | given["controlnet"])
@@ -80,16 +98,37 @@ class CranioDiff:
         except (TypeError, ValueError) as error:
             raise InputError(f"method: {error}") from None
         if given["scheduler"].get("trained_betas") is not None:
-            raise InputError("the scheduler's trained_betas are not implemented; expected one of the named beta_schedules")
+            raise InputError(
+                "the scheduler's trained_betas are not implemented; expected one of the named beta_schedules"
+            )
         # As a writer of checkpoints puts them.
-        mine = {name: v for name, v in dataclasses.asdict(control).items() if name not in ("out_channels", "up_block_types")}
+        mine = {
+            name: v
+            for name, v in dataclasses.asdict(control).items()
+            if name not in ("out_channels", "up_block_types")
+        }
         self.settings = given | {"controlnet": mine | given["controlnet"]}
         # diffusers' defaults where the file is silent
-        ends = {name: given["scheduler"].get(name, usual) for name, usual in (("steps_offset", 0), ("set_alpha_to_one", True))}
-        self.table = diffusion.checked_steps(self.sampling, self.schedule, text.num_hidden_layers, **ends)
+        ends = {
+            name: given["scheduler"].get(name, usual)
+            for name, usual in (("steps_offset", 0), ("set_alpha_to_one", True))
+        }
+        self.table = diffusion.checked_steps(
+            self.sampling, self.schedule, text.num_hidden_layers, **ends
+        )
         self.scheduler_config = diffusion.scheduler_config(self.sampling, noise, **ends)
-        agreement = [(f"ControlNet's {n}", getattr(control, n), f"U-Net's {n}", getattr(unet, n)) for n in SHARED]
-        agreement += [("text encoder's hidden_size", text.hidden_size, "U-Net's cross_attention_dim", unet.cross_attention_dim)]
+        agreement = [
+            (f"ControlNet's {n}", getattr(control, n), f"U-Net's {n}", getattr(unet, n))
+            for n in SHARED
+        ]
+        agreement += [
+            (
+                "text encoder's hidden_size",
+                text.hidden_size,
+                "U-Net's cross_attention_dim",
+                unet.cross_attention_dim,
+            )
+        ]
         for ours, value, theirs, wanted in agreement:
             if value != wanted:
                 raise InputError(f"the {ours} is {value}, the {theirs} {wanted}; they must agree")
@@ -98,13 +137,19 @@ class CranioDiff:
         kw = dict(remat=self.remat, dtype=self.dtype)
         self.networks = {
             "controlnet": Network(lambda rngs: models.ControlNetModel(control, rngs=rngs, **kw)),
-            "unet": Network(lambda rngs: with_lora(models.UNet2DConditionModel(unet, rngs=rngs, **kw), rngs)),
-            "text_encoder": Network(lambda rngs: models.CLIPTextModel(text, dtype=self.dtype, rngs=rngs)),
+            "unet": Network(
+                lambda rngs: with_lora(models.UNet2DConditionModel(unet, rngs=rngs, **kw), rngs)
+            ),
+            "text_encoder": Network(
+                lambda rngs: models.CLIPTextModel(text, dtype=self.dtype, rngs=rngs)
+            ),
         }
         if m.codec == "patch":
             self.factor, self.channels = m.patch, 3 * m.patch**2
         elif m.codec == "vae":
-            self.networks["vae"] = Network(lambda rngs: models.AutoencoderKL(vae, dtype=self.dtype, rngs=rngs))
+            self.networks["vae"] = Network(
+                lambda rngs: models.AutoencoderKL(vae, dtype=self.dtype, rngs=rngs)
+            )
             self.factor, self.channels = 2 ** (len(vae.block_out_channels) - 1), vae.latent_channels
         else:
             raise InputError(f"method.codec={m.codec!r} is not 'patch' or 'vae'")
@@ -115,9 +160,13 @@ class CranioDiff:
                 f"method.controlnet.conditioning_embedding_out_channels shrinks the X-ray by {halvings}, the codec by {self.factor}"
             )
         if unet.in_channels != self.channels or unet.out_channels != self.channels:
-            raise InputError(f"method.unet.in_channels and out_channels must be {self.channels}, the codec's channels")
+            raise InputError(
+                f"method.unet.in_channels and out_channels must be {self.channels}, the codec's channels"
+            )
         if self.size % self.factor:
-            raise InputError(f"data.settings.size={self.size} is not a multiple of {self.factor}, the codec's factor")
+            raise InputError(
+                f"data.settings.size={self.size} is not a multiple of {self.factor}, the codec's factor"
+            )
         if config.prompt.length > text.max_position_embeddings:
             raise InputError(
                 f"prompt.length={config.prompt.length} is more than the text encoder's {text.max_position_embeddings} positions"
@@ -127,7 +176,9 @@ class CranioDiff:
                 f"method.text_encoder.vocab_size={text.vocab_size}: the tokenizer has {tokenizer.size} ids. Set it to that or more."
             )
         if idle := set(m.learning_rates) - set(self.trained):
-            raise InputError(f"method.learning_rates names {min(idle)!r}, which method.trained does not")
+            raise InputError(
+                f"method.learning_rates names {min(idle)!r}, which method.trained does not"
+            )
         self.optimizer = optimizer.make_optimizer(config.train, m.learning_rates)
 
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> dict[str, Params]:
@@ -145,7 +196,9 @@ class CranioDiff:
     def _load(self, name: str, mesh: jax.sharding.Mesh) -> Params:
         additions = name == "unet_lora"
         shapes = self.networks["unet" if additions else name].shapes()
-        shapes = {path: shape for path, shape in shapes.items() if models.is_lora(path) == additions}
+        shapes = {
+            path: shape for path, shape in shapes.items() if models.is_lora(path) == additions
+        }
         dtype = self._kept_as(name)
         folders = self.pipeline.folders
         # Without one of its own, a ControlNet grows from the U-Net's encoder; what that lacks is drawn by `init`.
@@ -160,14 +213,18 @@ class CranioDiff:
         params, shapes = {}, self.networks[name].shapes()
         for prefix, part, network, file in self.feature_files[name]:
             own = {path: shape for path, shape in shapes.items() if path.startswith(prefix)}
-            opened = pretrained.open_part(file, part, network) if part else pretrained.open_weights(file)
+            opened = (
+                pretrained.open_part(file, part, network) if part else pretrained.open_weights(file)
+            )
             with opened as tensors:
                 places = self._shardings(own, mesh)
                 params |= pretrained.load(own, tensors, places, file.name, self.dtype)
         return params
 
     def _shardings(self, shapes: dict[str, tuple[int, ...]], mesh: jax.sharding.Mesh):
-        return sharding.state_sharding({path: jax.ShapeDtypeStruct(shape, self.dtype) for path, shape in shapes.items()}, mesh)
+        return sharding.state_sharding(
+            {path: jax.ShapeDtypeStruct(shape, self.dtype) for path, shape in shapes.items()}, mesh
+        )
 
     def _add_feature_networks(self, settings: ml_collections.ConfigDict) -> None:
         """The networks of the terms whose weight is not 0, and where their parameters are."""
@@ -175,9 +232,13 @@ class CranioDiff:
         self.feature_files = {}
         if settings.lpips:
             if settings.trunk not in models.TRUNKS:
-                raise InputError(f"method.losses.trunk={settings.trunk!r} is not one of {', '.join(models.TRUNKS)}")
+                raise InputError(
+                    f"method.losses.trunk={settings.trunk!r} is not one of {', '.join(models.TRUNKS)}"
+                )
             models.check_side(settings.trunk, self.size, self.size)
-            self.networks["lpips"] = Network(lambda rngs: models.LPIPS(settings.trunk, dtype=self.dtype, rngs=rngs))
+            self.networks["lpips"] = Network(
+                lambda rngs: models.LPIPS(settings.trunk, dtype=self.dtype, rngs=rngs)
+            )
             self.feature_files["lpips"] = [
                 ("features.", "trunk", settings.trunk, "trunk_file"),
                 ("lin", "heads", settings.trunk, "heads_file"),
@@ -186,17 +247,25 @@ class CranioDiff:
             self.feature_files["embedder"] = [("", "embedder", "", "embedder_file")]
         if self.feature_files and settings.decoder:
             if self.config.codec != "vae":
-                raise InputError("method.losses.decoder stands in for an autoencoder's; it needs method.codec='vae'")
+                raise InputError(
+                    "method.losses.decoder stands in for an autoencoder's; it needs method.codec='vae'"
+                )
             try:
-                tiny = models.TinyDecoderConfig.from_mapping(pretrained.read_settings(pathlib.Path(settings.decoder) / "config.json"))
+                tiny = models.TinyDecoderConfig.from_mapping(
+                    pretrained.read_settings(pathlib.Path(settings.decoder) / "config.json")
+                )
             except ValueError as error:
                 raise InputError(f"method.losses.decoder: {error}") from None
-            self.networks["light_decoder"] = Network(lambda rngs: models.TinyDecoder(tiny, dtype=self.dtype, rngs=rngs))
+            self.networks["light_decoder"] = Network(
+                lambda rngs: models.TinyDecoder(tiny, dtype=self.dtype, rngs=rngs)
+            )
             self.feature_files["light_decoder"] = [("decoder.", "", "", "decoder")]
         for name, files in self.feature_files.items():
             for i, (*which, field) in enumerate(files):
                 if not settings[field]:
-                    raise InputError(f"method.losses.{field} is empty; name the file of weights, or set the weight of the {name} term to 0")
+                    raise InputError(
+                        f"method.losses.{field} is empty; name the file of weights, or set the weight of the {name} term to 0"
+                    )
                 files[i] = (*which, pathlib.Path(settings[field]).expanduser())
         if settings.identity:
             file = self.feature_files["embedder"][0][-1]
@@ -211,7 +280,9 @@ class CranioDiff:
         """Masters are float32; what is never updated is kept in the type it is used in."""
         return self.exact if name in self.trained else self.dtype
 
-    def init(self, key: Array, loaded: dict[str, Params] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def init(
+        self, key: Array, loaded: dict[str, Params] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """`(state, frozen)`: parameters from `load` where there are such, the others fresh."""
         loaded, params = loaded or {}, {}
         for i, (name, network) in enumerate(sorted(self.networks.items())):
@@ -219,13 +290,25 @@ class CranioDiff:
             if params[name].keys() != network.shapes().keys():
                 params[name] = network.init(jax.random.fold_in(key, i)) | params[name]
         if "unet_lora" in self.trained:
-            params["unet_lora"] = {path: p for path, p in params["unet"].items() if models.is_lora(path)}
-            params["unet"] = {path: p for path, p in params["unet"].items() if not models.is_lora(path)}
-        params = {name: {path: p.astype(self._kept_as(name)) for path, p in part.items()} for name, part in params.items()}
+            params["unet_lora"] = {
+                path: p for path, p in params["unet"].items() if models.is_lora(path)
+            }
+            params["unet"] = {
+                path: p for path, p in params["unet"].items() if not models.is_lora(path)
+            }
+        params = {
+            name: {path: p.astype(self._kept_as(name)) for path, p in part.items()}
+            for name, part in params.items()
+        }
         trained = {name: params.pop(name) for name in self.trained}
         # The average starts as a copy: two names for one buffer could not both be donated to the next step.
         ema = jax.tree.map(jnp.copy, trained)
-        state = {"step": jnp.zeros((), jnp.int32), "params": trained, "ema": ema, "opt_state": self.optimizer.init(trained)}
+        state = {
+            "step": jnp.zeros((), jnp.int32),
+            "params": trained,
+            "ema": ema,
+            "opt_state": self.optimizer.init(trained),
+        }
         return state, params
 
     def _bind(self, name: str, params):
@@ -233,12 +316,18 @@ class CranioDiff:
         return self.networks[name].bind(params[name] | params.get(name + "_lora", {}))
 
     def _codec(self, params):
-        return PatchCodec(self.config.patch) if self.config.codec == "patch" else self._bind("vae", params)
+        return (
+            PatchCodec(self.config.patch)
+            if self.config.codec == "patch"
+            else self._bind("vae", params)
+        )
 
     def _latents(self, params, batch) -> Float[Array, "b h w d"]:
         return self._codec(params).encode(batch["face"].astype(self.dtype) / 127.5 - 1.0)
 
-    def _context(self, params, prompt_ids: Int[Array, "b n"], skip: int = 0) -> Float[Array, "b n d"]:
+    def _context(
+        self, params, prompt_ids: Int[Array, "b n"], skip: int = 0
+    ) -> Float[Array, "b n d"]:
         return self._bind("text_encoder", params)(jnp.asarray(prompt_ids), skip)
 
     @property
@@ -251,15 +340,25 @@ class CranioDiff:
         found = {}
         for field, name in (("latents", "vae"), ("context", "text_encoder")):
             if name in self.networks and name not in self.trained:
-                weights = self.pipeline.hash(name) if self.pipeline.name else f"drawn from seed {self.seed}"
-                settings = {key: value for key, value in self.settings[name].items() if not key.startswith("_")}
+                weights = (
+                    self.pipeline.hash(name)
+                    if self.pipeline.name
+                    else f"drawn from seed {self.seed}"
+                )
+                settings = {
+                    key: value
+                    for key, value in self.settings[name].items()
+                    if not key.startswith("_")
+                }
                 found[field] = {"network": settings, "weights": weights, "dtype": self.dtype.name}
         return found
 
     def encode(self, frozen, batch) -> dict[str, Array]:
         """The encodable fields that `batch` has the makings of."""
         made = {"latents": self._latents(frozen, batch)} if "face" in batch else {}
-        return made | ({"context": self._context(frozen, batch["prompt_ids"])} if "prompt_ids" in batch else {})
+        return made | (
+            {"context": self._context(frozen, batch["prompt_ids"])} if "prompt_ids" in batch else {}
+        )
 
     def _denoiser(self, params, xray: UInt8[Array, "b H W 1"], scale: float):
         unet, control = (self._bind(name, params) for name in ("unet", "controlnet"))
@@ -280,12 +379,20 @@ class CranioDiff:
     def loss(self, params, frozen, batch, draws) -> tuple[Array, dict[str, Array]]:
         """Weighted squared error of the denoiser's output (Eq. 9 of the paper is its unweighted form)."""
         m, params = self.config, params | frozen
-        x0 = (batch["latents"] if "latents" in batch else self._latents(params, batch)).astype(self.exact)
+        x0 = (batch["latents"] if "latents" in batch else self._latents(params, batch)).astype(
+            self.exact
+        )
         timesteps = draws["timesteps"]
         x_t = self.schedule.add_noise(x0, draws["noise"], timesteps)
-        context = batch["context"] if "context" in batch else self._context(params, batch["prompt_ids"])
+        context = (
+            batch["context"] if "context" in batch else self._context(params, batch["prompt_ids"])
+        )
         if m.prompt_dropout:
-            context = jnp.where(draws["drop_prompt"][:, None, None], self._context(params, self.empty_prompt), context)
+            context = jnp.where(
+                draws["drop_prompt"][:, None, None],
+                self._context(params, self.empty_prompt),
+                context,
+            )
         denoise = self._denoiser(params, batch["xray"], 1.0)
         output = denoise(x_t, timesteps, context)
         error = output - self.schedule.target(x0, draws["noise"], timesteps)
@@ -295,7 +402,9 @@ class CranioDiff:
         if self.feature_files:  # a term of weight 0 leaves no trace in the compiled step
             strength = draws["decoded"][0]
             x0_hat = self.schedule.to_x0(output, x_t, timesteps)
-            terms = losses.sometimes(strength > 0, lambda: self._decoded_terms(params, batch, x0_hat, timesteps))
+            terms = losses.sometimes(
+                strength > 0, lambda: self._decoded_terms(params, batch, x0_hat, timesteps)
+            )
             for name, value in terms.items():
                 total += m.losses[name] * strength * value
             metrics |= terms
@@ -304,10 +413,16 @@ class CranioDiff:
     def _decoded_terms(self, params, batch, x0_hat, timesteps) -> dict[str, Array]:
         """LPIPS and identity distance between decoded estimates and true faces (Eq. 10, 11), gated by the timestep."""
         s = self.config.losses
-        stride = max(x0_hat.shape[0] // s.decode_batch, 1) if s.decode_batch else 1  # strided: a share of each device's examples
+        stride = (
+            max(x0_hat.shape[0] // s.decode_batch, 1) if s.decode_batch else 1
+        )  # strided: a share of each device's examples
         x0_hat, timesteps, batch = jax.tree.map(lambda a: a[::stride], (x0_hat, timesteps, batch))
         # Decoding again in the backward pass costs time and spares the largest activations there are.
-        codec = lambda params: self._bind("light_decoder", params) if "light_decoder" in params else self._codec(params)
+        codec = lambda params: (
+            self._bind("light_decoder", params)
+            if "light_decoder" in params
+            else self._codec(params)
+        )
         decode = jax.checkpoint(lambda params, latents: codec(params).decode(latents))
         decoders = {name: params[name] for name in ("light_decoder", "vae") if name in params}
         faces = decode(decoders, x0_hat.astype(self.dtype)).astype(self.exact)
@@ -321,7 +436,9 @@ class CranioDiff:
             embed = self._bind("embedder", params)
             # The estimate is laid as the true face is: a network that finds landmarks in it would be one more to trust.
             landmarks = batch.get("landmarks") if self.aligns else None
-            see = lambda f: losses.embedder_input(f, landmarks, self.crop, embed.height, embed.width)
+            see = lambda f: losses.embedder_input(
+                f, landmarks, self.crop, embed.height, embed.width
+            )
             a, b = (embed(see(f)).astype(self.exact) for f in (faces, truth))
             counts = gate if s.lateral_identity else gate * batch["frontal"]
             terms["identity"] = losses.weighted_mean(losses.cosine_distance(a, b), counts)
@@ -339,9 +456,15 @@ class CranioDiff:
         }
         if self.feature_files:
             warm = jnp.minimum((state["step"] + 1.0) / max(m.losses.warmup_steps, 1), 1.0)
-            draws["decoded"] = jnp.full((count,), jnp.where(state["step"] % m.losses.every == 0, warm, 0.0))
+            draws["decoded"] = jnp.full(
+                (count,), jnp.where(state["step"] % m.losses.every == 0, warm, 0.0)
+            )
         gradients, metrics = optimizer.accumulated(
-            lambda params, batch, draws: self.loss(params, frozen, batch, draws), state["params"], batch, draws, t.accumulate
+            lambda params, batch, draws: self.loss(params, frozen, batch, draws),
+            state["params"],
+            batch,
+            draws,
+            t.accumulate,
         )
         updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
         params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state["params"], updates)
@@ -365,9 +488,13 @@ class CranioDiff:
         # Layers of the text encoder are skipped for the prompt only, as by diffusers.
         context, unconditional = self._context(params, batch["prompt_ids"], s.clip_skip), None
         if s.guidance_scale != 1.0:
-            unconditional = jnp.broadcast_to(self._context(params, self.negative_prompt), context.shape)
+            unconditional = jnp.broadcast_to(
+                self._context(params, self.negative_prompt), context.shape
+            )
         denoise = self._denoiser(params, batch["xray"], s.controlnet_scale)
-        denoise = diffusion.guided(denoise, context, unconditional, s.guidance_scale, s.guidance_rescale)
+        denoise = diffusion.guided(
+            denoise, context, unconditional, s.guidance_scale, s.guidance_rescale
+        )
         control = diffusion.control_steps(s.num_steps, s.control_start, s.control_end)
         latents = diffusion.sample(
             denoise,
@@ -379,16 +506,28 @@ class CranioDiff:
             temperature=s.temperature,
             per_step=None if control.all() else control,
         )
-        return jnp.clip(self._codec(params).decode(latents.astype(self.dtype)).astype(jnp.float32), -1.0, 1.0)
+        return jnp.clip(
+            self._codec(params).decode(latents.astype(self.dtype)).astype(jnp.float32), -1.0, 1.0
+        )
 
     def weight_hashes(self) -> dict[str, str]:
         """SHA-256 of the published files behind each network."""
-        files = {name: path for name, path in self.pipeline.folders.items() if name in self.networks or name.startswith("lora")}
-        files |= {f"{name}: {prefix}": path for name, parts in self.feature_files.items() for prefix, *_, path in parts}
+        files = {
+            name: path
+            for name, path in self.pipeline.folders.items()
+            if name in self.networks or name.startswith("lora")
+        }
+        files |= {
+            f"{name}: {prefix}": path
+            for name, parts in self.feature_files.items()
+            for prefix, *_, path in parts
+        }
         return {name: pretrained.sha256(path) for name, path in files.items()}
 
     def parameter_count(self) -> dict[str, int]:
         """Parameters of each network."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         both = shapes[0]["params"] | shapes[1]
-        return {name: sum(math.prod(p.shape) for p in params.values()) for name, params in both.items()}
+        return {
+            name: sum(math.prod(p.shape) for p in params.values()) for name, params in both.items()
+        }

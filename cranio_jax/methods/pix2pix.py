@@ -11,7 +11,14 @@ import ml_collections
 from jaxtyping import Array, Float
 
 from cranio_jax.errors import InputError
-from cranio_jax.methods.adversarial import Adversarial, absolute, check_norm, faces_of, judged, scaled
+from cranio_jax.methods.adversarial import (
+    Adversarial,
+    absolute,
+    check_norm,
+    faces_of,
+    judged,
+    scaled,
+)
 from cranio_jax.models.functional import Network
 from cranio_jax.models.translation import NLayerDiscriminator, UnetGenerator, levels_of
 
@@ -26,10 +33,22 @@ class Pix2Pix(Adversarial):
         try:
             levels = levels_of(config.data.settings.size)
         except ValueError as error:
-            raise InputError(f"data.settings.size={error}, which Pix2Pix's U-Net halves it by") from None
-        judge = dict(features_in=6, channels=m.channels, layers=m.discriminator_layers, norm=m.norm, dropout=m.discriminator_dropout)
+            raise InputError(
+                f"data.settings.size={error}, which Pix2Pix's U-Net halves it by"
+            ) from None
+        judge = dict(
+            features_in=6,
+            channels=m.channels,
+            layers=m.discriminator_layers,
+            norm=m.norm,
+            dropout=m.discriminator_dropout,
+        )
         networks = {
-            "G": Network(lambda rngs: UnetGenerator(levels, m.channels, m.norm, m.dropout, dtype=dtype, rngs=rngs)),
+            "G": Network(
+                lambda rngs: UnetGenerator(
+                    levels, m.channels, m.norm, m.dropout, dtype=dtype, rngs=rngs
+                )
+            ),
             "D": Network(lambda rngs: NLayerDiscriminator(**judge, dtype=dtype, rngs=rngs)),
         }
         super().__init__(config, networks)
@@ -49,7 +68,9 @@ class Pix2Pix(Adversarial):
             module = self.module("D", {"D": params}, state)
             return judged(module(jnp.concatenate([x, faces], -1), keys), real, m.gan)
 
-        apart = lambda params: (judge(params, fake, False, keys[1]) + judge(params, y, True, keys[2])) / 2
+        apart = lambda params: (
+            (judge(params, fake, False, keys[1]) + judge(params, y, True, keys[2])) / 2
+        )
         discriminating, slope = jax.value_and_grad(apart)(state["params"]["D"])
         state = self.updated(state, "judge", {"D": slope})
 
@@ -65,4 +86,6 @@ class Pix2Pix(Adversarial):
     def generate(self, params, frozen, batch, key) -> Float[Array, "b h w 3"]:
         """One face for each X-ray; batch norms use what they have stored, so that no face depends on its neighbours."""
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["id_hash"])
-        return faces_of(self.networks["G"].bind(params)(jnp.repeat(scaled(batch["xray"]), 3, -1), keys))
+        return faces_of(
+            self.networks["G"].bind(params)(jnp.repeat(scaled(batch["xray"]), 3, -1), keys)
+        )

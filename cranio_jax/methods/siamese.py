@@ -18,7 +18,9 @@ from cranio_jax.methods.base import FromScratch
 from cranio_jax.models.functional import Network, is_statistic, params_of
 
 
-def contrastive(xrays: Float[Array, "b d"], faces: Float[Array, "b d"], subjects: Int[Array, "b"], margin: float) -> Float[Array, ""]:
+def contrastive(
+    xrays: Float[Array, "b d"], faces: Float[Array, "b d"], subjects: Int[Array, "b"], margin: float
+) -> Float[Array, ""]:
     """Squared distance of an X-ray and a face of one subject, squared lack of distance below `margin` of two subjects'.
 
     Of all pairs of the batch; both kinds count alike, however many there are.
@@ -45,7 +47,9 @@ class Siamese(FromScratch):
         except ValueError as error:
             raise InputError(f"method.{error}") from None
         if config.train.accumulate != 1:
-            raise InputError(f"train.accumulate={config.train.accumulate}; pairs are of the whole batch, so it must be 1")
+            raise InputError(
+                f"train.accumulate={config.train.accumulate}; pairs are of the whole batch, so it must be 1"
+            )
         self.optimizer = optimizer.make_optimizer(config.train, {})
 
     def init(self, key: Array, loaded: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -59,8 +63,14 @@ class Siamese(FromScratch):
     def _embed(self, module, batch) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
         """Unit vectors of X-rays and faces, which the network sees in one batch."""
         count, side = batch["face"].shape[0], self.config.side
-        pictures = jnp.concatenate([jnp.repeat(batch["xray"], 3, -1), batch["face"]]).astype(jnp.float32) / 127.5 - 1.0
-        vectors = module(jax.image.resize(pictures, (2 * count, side, side, 3), "linear")).astype(jnp.float32)
+        pictures = (
+            jnp.concatenate([jnp.repeat(batch["xray"], 3, -1), batch["face"]]).astype(jnp.float32)
+            / 127.5
+            - 1.0
+        )
+        vectors = module(jax.image.resize(pictures, (2 * count, side, side, 3), "linear")).astype(
+            jnp.float32
+        )
         vectors *= jax.lax.rsqrt(jnp.maximum((vectors**2).sum(1, keepdims=True), 1e-12))
         return vectors[:count], vectors[count:]
 
@@ -72,7 +82,9 @@ class Siamese(FromScratch):
             module.train()
             xrays, faces = self._embed(module, batch)
             found = (xrays @ faces.T).argmax(1)
-            right = (batch["subject_index"][found] == batch["subject_index"]).mean(dtype=jnp.float32)
+            right = (batch["subject_index"][found] == batch["subject_index"]).mean(
+                dtype=jnp.float32
+            )
             kept = {path: p for path, p in params_of(module).items() if is_statistic(path)}
             value = contrastive(xrays, faces, batch["subject_index"], self.config.margin)
             return value, ({"loss": value, "accuracy": right}, kept)
@@ -81,7 +93,12 @@ class Siamese(FromScratch):
         updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         metrics["gradient_norm"] = optax.global_norm(gradients)
-        return {"step": state["step"] + 1, "params": params, "statistics": statistics, "opt_state": opt_state}, metrics
+        return {
+            "step": state["step"] + 1,
+            "params": params,
+            "statistics": statistics,
+            "opt_state": opt_state,
+        }, metrics
 
     def generation_params(self, state):
         """Parameters and statistics of the network."""
@@ -89,4 +106,6 @@ class Siamese(FromScratch):
 
     def embed(self, params, frozen, batch) -> dict[str, Float[Array, "b d"]]:
         """Vectors of the batch's X-rays and of its faces."""
-        return dict(zip(("xray", "face"), self._embed(self.network.bind(params), batch), strict=True))
+        return dict(
+            zip(("xray", "face"), self._embed(self.network.bind(params), batch), strict=True)
+        )

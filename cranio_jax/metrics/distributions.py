@@ -49,7 +49,9 @@ class Moments(clu_metrics.Metric):
         return cls(jnp.zeros(()), jnp.zeros(width), jnp.zeros((width, width)))
 
     @classmethod
-    def from_model_output(cls, features: Float[Array, "b d"], mask: Float[Array, "b"], **_) -> "Moments":
+    def from_model_output(
+        cls, features: Float[Array, "b d"], mask: Float[Array, "b"], **_
+    ) -> "Moments":
         """Of a batch; a mask of 0 leaves an example out."""
         features, mask = features.astype(jnp.float32), mask.astype(jnp.float32)
         count = mask.sum()
@@ -67,9 +69,13 @@ class Moments(clu_metrics.Metric):
 
     def compute(self) -> tuple[np.ndarray, np.ndarray]:
         """`(mean, covariance)` in float64. Raises InputError where there are fewer than two examples."""
-        count, mean, scatter = (np.asarray(a, np.float64) for a in jax.device_get((self.count, self.mean, self.scatter)))
+        count, mean, scatter = (
+            np.asarray(a, np.float64) for a in jax.device_get((self.count, self.mean, self.scatter))
+        )
         if count < 2:
-            raise InputError(f"a covariance of {int(count)} images means nothing; two are the least")
+            raise InputError(
+                f"a covariance of {int(count)} images means nothing; two are the least"
+            )
         return mean, scatter / (count - 1.0)
 
 
@@ -104,10 +110,14 @@ class Rows(clu_metrics.Metric):
         """Room for `capacity` examples."""
         return cls(jnp.zeros((capacity, *shape)))
 
-    def add(self, values: Float[Array, "b ..."], place: Int[Array, "b"], mask: Float[Array, "b"]) -> "Rows":
+    def add(
+        self, values: Float[Array, "b ..."], place: Int[Array, "b"], mask: Float[Array, "b"]
+    ) -> "Rows":
         """With a batch whose examples belong at `place`; a mask of 0 leaves an example out."""
         place = jnp.where(mask > 0, place, self.values.shape[0])
-        return self.replace(values=self.values.at[place].set(values.astype(self.values.dtype), mode="drop"))
+        return self.replace(
+            values=self.values.at[place].set(values.astype(self.values.dtype), mode="drop")
+        )
 
     def merge(self, other: "Rows") -> "Rows":
         """Of both; no place may be in both."""
@@ -153,14 +163,20 @@ class InceptionScore(clu_metrics.Metric):
         """Of no example."""
         return cls(jnp.zeros(splits), jnp.zeros((splits, classes)), jnp.zeros(splits))
 
-    def add(self, logits: Float[Array, "b c"], split: Int[Array, "b"], mask: Float[Array, "b"]) -> "InceptionScore":
+    def add(
+        self, logits: Float[Array, "b c"], split: Int[Array, "b"], mask: Float[Array, "b"]
+    ) -> "InceptionScore":
         """With a batch, each example in its `split`; a mask of 0 leaves an example out."""
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
         p = jnp.exp(log_p)
         member = jax.nn.one_hot(split, self.count.shape[0]) * mask[:, None]
         into = lambda each: jnp.matmul(member.T, each, precision="highest")
         negentropy = into((p * log_p).sum(-1, keepdims=True))[:, 0]
-        return self.replace(count=self.count + member.sum(0), classes=self.classes + into(p), negentropy=self.negentropy + negentropy)
+        return self.replace(
+            count=self.count + member.sum(0),
+            classes=self.classes + into(p),
+            negentropy=self.negentropy + negentropy,
+        )
 
     def merge(self, other: "InceptionScore") -> "InceptionScore":
         """Of both."""
@@ -168,9 +184,14 @@ class InceptionScore(clu_metrics.Metric):
 
     def compute(self) -> tuple[float, float]:
         """Mean and standard deviation over the splits. Raises InputError where a split has no example."""
-        count, classes, negentropy = (np.asarray(a, np.float64) for a in jax.device_get((self.count, self.classes, self.negentropy)))
+        count, classes, negentropy = (
+            np.asarray(a, np.float64)
+            for a in jax.device_get((self.count, self.classes, self.negentropy))
+        )
         if not count.all():
-            raise InputError(f"{int(count.sum())} images leave one of {len(count)} splits of the Inception score empty; take fewer splits")
+            raise InputError(
+                f"{int(count.sum())} images leave one of {len(count)} splits of the Inception score empty; take fewer splits"
+            )
         mean = classes / count[:, None]
         scores = np.exp(negentropy / count - (mean * np.log(np.maximum(mean, 1e-300))).sum(1))
         return float(scores.mean()), float(scores.std())
@@ -183,7 +204,9 @@ def root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
 
 
 def frechet_distance(
-    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray], root_b: Float[np.ndarray, "d d"] | None = None
+    a: tuple[np.ndarray, np.ndarray],
+    b: tuple[np.ndarray, np.ndarray],
+    root_b: Float[np.ndarray, "d d"] | None = None,
 ) -> float:
     """Frechet distance of two normal distributions, each `(mean, covariance)`: FID where features are Inception's.
 
@@ -206,20 +229,28 @@ def frechet_distance_of_rows(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> 
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if min(len(a), len(b)) < 2:
-        raise InputError(f"a covariance of {min(len(a), len(b))} images means nothing; two are the least")
+        raise InputError(
+            f"a covariance of {min(len(a), len(b))} images means nothing; two are the least"
+        )
     left, right = ((x - x.mean(0)) / np.sqrt(len(x) - 1.0) for x in (a, b))
     cross = np.linalg.svd(left @ right.T, compute_uv=False).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + (left**2).sum() + (right**2).sum() - 2.0 * cross)
+    return float(
+        ((a.mean(0) - b.mean(0)) ** 2).sum() + (left**2).sum() + (right**2).sum() - 2.0 * cross
+    )
 
 
-def kernel_distance(a: Float[Array, "n d"], b: Float[Array, "m d"], subset: int, rounds: int, seed: int) -> tuple[float, float]:
+def kernel_distance(
+    a: Float[Array, "n d"], b: Float[Array, "m d"], subset: int, rounds: int, seed: int
+) -> tuple[float, float]:
     """Mean and standard deviation, over random subsets, of the unbiased squared MMD with (x.y / d + 1)^3 (Binkowski et al. 2018).
 
     KID where features are Inception's. Raises InputError where a set is smaller than a subset.
     """
     smaller = min(len(a), len(b))
     if not 2 <= subset <= smaller:
-        raise InputError(f"the kernel distance's subsets of {subset} images don't fit in {smaller}; set a size of 2 to {smaller}")
+        raise InputError(
+            f"the kernel distance's subsets of {subset} images don't fit in {smaller}; set a size of 2 to {smaller}"
+        )
     a, b, rng = np.asarray(a, np.float64), np.asarray(b, np.float64), np.random.default_rng(seed)
     kernel = lambda x, y: (x @ y.T / x.shape[1] + 1.0) ** 3
     among = lambda k: (k.sum() - np.trace(k)) / (subset * (subset - 1))

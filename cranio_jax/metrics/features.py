@@ -80,7 +80,9 @@ class Features:
         if self.has_inception:
             self._networks["inception"] = Network(lambda rngs: models.FIDInception(rngs=rngs))
         for trunk in self.trunks:
-            self._networks[trunk] = Network(lambda rngs, trunk=trunk: models.LPIPS(trunk, rngs=rngs))
+            self._networks[trunk] = Network(
+                lambda rngs, trunk=trunk: models.LPIPS(trunk, rngs=rngs)
+            )
 
     def _add(self, file: pathlib.Path, kind: pretrained.Kind, digest: str) -> None:
         title, network = kind.title, kind.network
@@ -119,13 +121,17 @@ class Features:
                     loaded[name] |= pretrained.load(shapes, own, places, file.name)
             for path, shape in network.shapes().items():
                 if path not in loaded[name]:  # a trunk without heads, which then are not called
-                    loaded[name][path] = jax.jit(lambda shape=shape: jnp.zeros(shape), out_shardings=everywhere)()
+                    loaded[name][path] = jax.jit(
+                        lambda shape=shape: jnp.zeros(shape), out_shardings=everywhere
+                    )()
         return loaded
 
     @property
     def distributions(self) -> dict[str, int]:
         """The networks whose features make Frechet and kernel distances, and how many features these are."""
-        return ({"inception": 2048} if self.has_inception else {}) | {trunk: models.TRUNKS[trunk][1][-1] for trunk in self.trunks}
+        return ({"inception": 2048} if self.has_inception else {}) | {
+            trunk: models.TRUNKS[trunk][1][-1] for trunk in self.trunks
+        }
 
     @in_full_precision
     def embed(self, params: Any, pictures: Num[Array, "b h w 3"]) -> dict[str, Float[Array, "b d"]]:
@@ -133,7 +139,9 @@ class Features:
         x, found = pictures.astype(jnp.float32) / 127.5 - 1.0, {}
         for name, embedder in self.embedders.items():
             network = self._networks[name].bind(params[name])
-            found[name] = network(losses.crop_face(x, embedder.crop or self._crop, network.height, network.width))
+            found[name] = network(
+                losses.crop_face(x, embedder.crop or self._crop, network.height, network.width)
+            )
         return found
 
     @in_full_precision
@@ -144,7 +152,9 @@ class Features:
         """
         found = self.embed(params, pictures) | {"taps": {}}
         if self.has_inception:
-            found["inception"], found["logits"] = self._networks["inception"].bind(params["inception"])(pictures)
+            found["inception"], found["logits"] = self._networks["inception"].bind(
+                params["inception"]
+            )(pictures)
         for trunk in self.trunks:
             network = self._networks[trunk].bind(params[trunk])
             taps = network.describe(pictures.astype(jnp.float32) / 127.5 - 1.0)
@@ -173,10 +183,14 @@ class Features:
         """Returns what the metrics that need no weights would need at that size, by their names."""
         if min(height, width) >= SSIM_SIDE:
             return {}
-        return {"ssim": f"pictures of at least {SSIM_SIDE} x {SSIM_SIDE} pixels, not {height} x {width}"}
+        return {
+            "ssim": f"pictures of at least {SSIM_SIDE} x {SSIM_SIDE} pixels, not {height} x {width}"
+        }
 
     @in_full_precision
-    def compare(self, params: Any, a: Any, b: Any, faces: Any, truth: Any, where: Any = None) -> dict[str, Float[Array, "b"]]:
+    def compare(
+        self, params: Any, a: Any, b: Any, faces: Any, truth: Any, where: Any = None
+    ) -> dict[str, Float[Array, "b"]]:
         """Each pair's metrics.
 
         Args:
@@ -196,4 +210,6 @@ class Features:
         for trunk in self.heads:
             network = self._networks[trunk].bind(params[trunk])
             found[self.lpips_name(trunk)] = network.distance(a["taps"][trunk], b["taps"][trunk])
-        return found | {name: 1.0 - losses.cosine_distance(a[name], b[name]) for name in self.embedders}
+        return found | {
+            name: 1.0 - losses.cosine_distance(a[name], b[name]) for name in self.embedders
+        }

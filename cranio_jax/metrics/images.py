@@ -22,14 +22,22 @@ def _check_side(name: str, least: int, height: int, width: int) -> None:
         )
 
 
-def _mean(values: Float[Array, "b h w c"], where: Float[Array, "b h w 1"] | None) -> Float[Array, "b"]:
+def _mean(
+    values: Float[Array, "b h w c"], where: Float[Array, "b h w 1"] | None
+) -> Float[Array, "b"]:
     """Mean over pixels and channels; of the pixels `where` is 1 alone."""
     if where is None:
         return values.mean((1, 2, 3))
-    return (values * where).sum((1, 2, 3)) / jnp.maximum(where.sum((1, 2, 3)) * values.shape[-1], 1.0)
+    return (values * where).sum((1, 2, 3)) / jnp.maximum(
+        where.sum((1, 2, 3)) * values.shape[-1], 1.0
+    )
 
 
-def psnr(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], where: Float[Array, "b h w 1"] | None = None) -> Float[Array, "b"]:
+def psnr(
+    a: Float[Array, "b h w c"],
+    b: Float[Array, "b h w c"],
+    where: Float[Array, "b h w 1"] | None = None,
+) -> Float[Array, "b"]:
     """Peak signal-to-noise ratio in dB of pictures in [0, 1]; identical ones count as one in 8 bit off by half (54 dB).
 
     With `where`, of the pixels alone at which it is 1.
@@ -43,15 +51,27 @@ def _smooth(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     for axis in (1, 2):
         fits = x.shape[axis] - _WINDOW + 1
         # A sum of moved pictures: a convolution by channels would be computed in half precision on some devices, and slowly on others.
-        x = sum(weight * jax.lax.slice_in_dim(x, i, i + fits, axis=axis) for i, weight in enumerate((kernel / kernel.sum()).tolist()))
+        x = sum(
+            weight * jax.lax.slice_in_dim(x, i, i + fits, axis=axis)
+            for i, weight in enumerate((kernel / kernel.sum()).tolist())
+        )
     return x
 
 
 def _halved(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    return sum(x[:, i : x.shape[1] - 1 + i : 2, j : x.shape[2] - 1 + j : 2] for i in range(2) for j in range(2)) / 4
+    return (
+        sum(
+            x[:, i : x.shape[1] - 1 + i : 2, j : x.shape[2] - 1 + j : 2]
+            for i in range(2)
+            for j in range(2)
+        )
+        / 4
+    )
 
 
-def _terms(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, "b h2 w2 c"]]:
+def _terms(
+    a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]
+) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, "b h2 w2 c"]]:
     """Luminance, and contrast with structure, at the places where the window fits."""
     c1, c2 = 0.01**2, 0.03**2
     # Flat pictures would lose the digits of their variance to the mean.
@@ -61,10 +81,16 @@ def _terms(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> tuple[Floa
     var_a, var_b = _smooth(a * a) - mean_a**2, _smooth(b * b) - mean_b**2
     covariance = _smooth(a * b) - mean_a * mean_b
     mean_a, mean_b = mean_a + middle_a, mean_b + middle_b
-    return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1), (2 * covariance + c2) / (var_a + var_b + c2)
+    return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1), (2 * covariance + c2) / (
+        var_a + var_b + c2
+    )
 
 
-def ssim(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"], where: Float[Array, "b h w 1"] | None = None) -> Float[Array, "b"]:
+def ssim(
+    a: Float[Array, "b h w c"],
+    b: Float[Array, "b h w c"],
+    where: Float[Array, "b h w 1"] | None = None,
+) -> Float[Array, "b"]:
     """Structural similarity (Wang et al. 2004) of pictures in [0, 1].
 
     Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance, mean over channels and
@@ -89,6 +115,10 @@ def ms_ssim(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Arr
     for scale, weight in enumerate(_SCALES):
         luminance, structure = _terms(a, b)
         last = scale == len(_SCALES) - 1
-        value = value * jnp.maximum((luminance * structure if last else structure).mean((1, 2)), 0.0) ** weight
+        value = (
+            value
+            * jnp.maximum((luminance * structure if last else structure).mean((1, 2)), 0.0)
+            ** weight
+        )
         a, b = _halved(a), _halved(b)
     return value.mean(-1)

@@ -13,7 +13,9 @@ def subject_means(values: Float[Array, "n"], subjects: Sequence[str]) -> Float[A
     return np.bincount(which, values) / np.bincount(which)
 
 
-def bootstrap(values: Float[Array, "n"], subjects: Sequence[str], rounds: int, seed: int) -> tuple[float, float, float]:
+def bootstrap(
+    values: Float[Array, "n"], subjects: Sequence[str], rounds: int, seed: int
+) -> tuple[float, float, float]:
     """Mean over subjects and the 95 % interval of resampling them: one subject's pictures are not independent.
 
     Args:
@@ -28,7 +30,13 @@ def bootstrap(values: Float[Array, "n"], subjects: Sequence[str], rounds: int, s
     return float(means.mean()), float(low), float(high)
 
 
-def permutation_test(values: Float[Array, "q"], control: Float[Array, "q"], subjects: Sequence[str], rounds: int, seed: int) -> float:
+def permutation_test(
+    values: Float[Array, "q"],
+    control: Float[Array, "q"],
+    subjects: Sequence[str],
+    rounds: int,
+    seed: int,
+) -> float:
     """Chance of so large a mean gain over `control` if it were none: signs of the subjects' mean gains are drawn anew."""
     gains = subject_means(np.asarray(values) - np.asarray(control), subjects)
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (rounds, len(gains)))

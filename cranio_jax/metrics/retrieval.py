@@ -21,7 +21,9 @@ class Faces(NamedTuple):
 
     def take(self, rows: Int[Array, "m"]) -> "Faces":
         """Some of them."""
-        return Faces(self.vectors[rows], [self.subjects[i] for i in rows], [self.views[i] for i in rows])
+        return Faces(
+            self.vectors[rows], [self.subjects[i] for i in rows], [self.views[i] for i in rows]
+        )
 
 
 def one_image(faces: Faces, view: str, seed: int) -> Int[Array, "m"]:
@@ -32,7 +34,9 @@ def one_image(faces: Faces, view: str, seed: int) -> Int[Array, "m"]:
     return np.array(sorted(first.values()))
 
 
-def similarities(queries: Faces, gallery: Faces, view: str = "any") -> tuple[Float[Array, "q g"], Bool[Array, "q g"], Bool[Array, "q g"]]:
+def similarities(
+    queries: Faces, gallery: Faces, view: str = "any"
+) -> tuple[Float[Array, "q g"], Bool[Array, "q g"], Bool[Array, "q g"]]:
     """Cosines, whether they are of one subject, and whether the protocol lets the query see that gallery face.
 
     Args:
@@ -49,7 +53,9 @@ def similarities(queries: Faces, gallery: Faces, view: str = "any") -> tuple[Flo
         vectors = np.asarray(vectors, np.float64)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.all(np.isfinite(lengths) & (lengths > 0)):
-            raise InputError(f"retrieval: a vector of the {name} is zero or not finite; was the face a picture?")
+            raise InputError(
+                f"retrieval: a vector of the {name} is zero or not finite; was the face a picture?"
+            )
         return vectors / lengths
 
     cosines = unit("queries", queries.vectors) @ unit("gallery", gallery.vectors).T
@@ -58,11 +64,15 @@ def similarities(queries: Faces, gallery: Faces, view: str = "any") -> tuple[Flo
     allowed = equal(queries.views, gallery.views) if view == "same" else np.ones(same.shape, bool)
     if not (same & allowed).any(1).all():
         lacking = queries.subjects[int(np.argmin((same & allowed).any(1)))]
-        raise InputError(f"retrieval: the gallery holds no face of the query's subject {lacking} in that protocol")
+        raise InputError(
+            f"retrieval: the gallery holds no face of the query's subject {lacking} in that protocol"
+        )
     return cosines, same, allowed
 
 
-def ranked(cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: Bool[Array, "q g"]) -> Bool[Array, "q g"]:
+def ranked(
+    cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: Bool[Array, "q g"]
+) -> Bool[Array, "q g"]:
     """For each query, which places of its list are its subject's; of equal cosines the subject's own come last.
 
     So a network that maps all faces to one vector finds nobody. Faces that are not allowed fill the end.
@@ -72,7 +82,9 @@ def ranked(cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: Bool
     return np.take_along_axis(same & allowed, order, 1)
 
 
-def at_k(hits: Bool[Array, "q g"], allowed: Bool[Array, "q g"], ks: Sequence[int]) -> dict[str, Float[Array, "q"]]:
+def at_k(
+    hits: Bool[Array, "q g"], allowed: Bool[Array, "q g"], ks: Sequence[int]
+) -> dict[str, Float[Array, "q"]]:
     """`recall@k`, `map@k` and `mrr@k` of each query.
 
     recall@k: 1 where the subject is among the first k (the cumulative match characteristic at k). map@k: precision at
@@ -99,7 +111,9 @@ def match_curve(hits: Bool[Array, "q g"]) -> Float[Array, "g"]:
     return np.maximum.accumulate(hits, 1).mean(0)
 
 
-def separation(cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: Bool[Array, "q g"]) -> dict[str, float]:
+def separation(
+    cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: Bool[Array, "q g"]
+) -> dict[str, float]:
     """How far cosines with oneself and with others lie apart: `d_prime`, and `eer`, where both kinds of error are alike."""
     own, others = np.sort(cosines[same & allowed]), np.sort(cosines[~same & allowed])
     if not len(others):
@@ -114,4 +128,7 @@ def separation(cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: 
     before = max(after - 1, 0)
     gap = lambda i: accepted[i] - refused[i]
     part = gap(before) / (gap(before) - gap(after)) if gap(before) != gap(after) else 0.0
-    return {"d_prime": float(d_prime), "eer": float(refused[before] + part * (refused[after] - refused[before]))}
+    return {
+        "d_prime": float(d_prime),
+        "eer": float(refused[before] + part * (refused[after] - refused[before])),
+    }

@@ -34,7 +34,12 @@ class IBasicBlock(nnx.Module):
         self.conv2 = conv(features, features, 3, stride, use_bias=False, **kw)
         self.bn3 = batch_norm(features, **kw)
         if stride != 1 or features_in != features:
-            self.downsample = nnx.List([conv(features_in, features, 1, stride, use_bias=False, **kw), batch_norm(features, **kw)])
+            self.downsample = nnx.List(
+                [
+                    conv(features_in, features, 1, stride, use_bias=False, **kw),
+                    batch_norm(features, **kw),
+                ]
+            )
 
     def __call__(self, x):
         short = self.downsample[1](self.downsample[0](x)) if hasattr(self, "downsample") else x
@@ -54,7 +59,16 @@ IRESNET_LAYERS = {
 class IResNet(nnx.Module):
     """insightface's network: faces to 512 numbers; published for 112 x 112 pixels and 64 channels."""
 
-    def __init__(self, layers: int, channels: int = 64, height: int = 112, width: int = 112, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        layers: int,
+        channels: int = 64,
+        height: int = 112,
+        width: int = 112,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
         """`layers` is one of IRESNET_LAYERS; `height` and `width` are multiples of 16."""
         kw = dict(dtype=dtype, rngs=rngs)
         self.height, self.width = height, width
@@ -85,9 +99,29 @@ class IResNet(nnx.Module):
 class ConvBlock(nnx.Module):
     """Convolution, batch norm and, unless `linear`, PReLU."""
 
-    def __init__(self, features_in, features, kernel, stride=1, padding=0, groups=1, linear=False, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features_in,
+        features,
+        kernel,
+        stride=1,
+        padding=0,
+        groups=1,
+        linear=False,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
         self.conv = nnx.Conv(
-            features_in, features, kernel, stride, padding=padding, feature_group_count=groups, use_bias=False, dtype=dtype, rngs=rngs
+            features_in,
+            features,
+            kernel,
+            stride,
+            padding=padding,
+            feature_group_count=groups,
+            use_bias=False,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.bn = batch_norm(features, dtype=dtype, rngs=rngs)
         if not linear:
@@ -101,7 +135,16 @@ class ConvBlock(nnx.Module):
 class Bottleneck(nnx.Module):
     """MobileNetV2's inverted residual with PReLU."""
 
-    def __init__(self, features_in: int, features: int, stride: int, expansion: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features_in: int,
+        features: int,
+        stride: int,
+        expansion: int,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
         kw, inner = dict(dtype=dtype, rngs=rngs), features_in * expansion
         self.conv = nnx.List(
             [
@@ -124,21 +167,35 @@ class MobileFaceNet(nnx.Module):
 
     scale = 127.5 / 128.0  # of pictures in [-1, 1]; the checkpoint's (x - 127.5) / 128
 
-    def __init__(self, channels: int = 64, height: int = 112, width: int = 96, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self, channels: int = 64, height: int = 112, width: int = 96, *, dtype=None, rngs: nnx.Rngs
+    ):
         """`height` and `width` are multiples of 16."""
         kw = dict(dtype=dtype, rngs=rngs)
         self.height, self.width = height, width
         self.conv1 = ConvBlock(3, channels, (3, 3), 2, 1, **kw)
         self.dw_conv1 = ConvBlock(channels, channels, (3, 3), 1, 1, groups=channels, **kw)
         blocks, features_in = [], channels
-        for expansion, widening, count, stride in ((2, 1, 5, 2), (4, 2, 1, 2), (2, 2, 6, 1), (4, 2, 1, 2), (2, 2, 2, 1)):
+        for expansion, widening, count, stride in (
+            (2, 1, 5, 2),
+            (4, 2, 1, 2),
+            (2, 2, 6, 1),
+            (4, 2, 1, 2),
+            (2, 2, 2, 1),
+        ):
             for i in range(count):
-                blocks.append(Bottleneck(features_in, widening * channels, stride if i == 0 else 1, expansion, **kw))
+                blocks.append(
+                    Bottleneck(
+                        features_in, widening * channels, stride if i == 0 else 1, expansion, **kw
+                    )
+                )
                 features_in = widening * channels
         self.blocks = nnx.List(blocks)
         inner = 8 * channels
         self.conv2 = ConvBlock(features_in, inner, (1, 1), **kw)
-        self.linear7 = ConvBlock(inner, inner, (height // 16, width // 16), groups=inner, linear=True, **kw)
+        self.linear7 = ConvBlock(
+            inner, inner, (height // 16, width // 16), groups=inner, linear=True, **kw
+        )
         self.linear1 = ConvBlock(inner, 128, (1, 1), linear=True, **kw)
 
     def __call__(self, face: Float[Array, "b h w 3"]) -> Float[Array, "b 128"]:
@@ -149,7 +206,9 @@ class MobileFaceNet(nnx.Module):
         return self.linear1(self.linear7(self.conv2(x))).reshape(x.shape[0], -1)
 
 
-EMBEDDERS = {f"iresnet{layers}": functools.partial(IResNet, layers) for layers in IRESNET_LAYERS} | {"mobilefacenet": MobileFaceNet}
+EMBEDDERS = {
+    f"iresnet{layers}": functools.partial(IResNet, layers) for layers in IRESNET_LAYERS
+} | {"mobilefacenet": MobileFaceNet}
 
 
 def make_embedder(settings: Mapping[str, Any], dtype=None) -> Callable[[Any], nnx.Module]:

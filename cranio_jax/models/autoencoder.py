@@ -10,7 +10,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from cranio_jax.models.config import from_mapping
-from cranio_jax.models.layers import ACTIVATIONS, Attention, Downsample2D, ResnetBlock2D, Upsample2D, conv
+from cranio_jax.models.layers import (
+    ACTIVATIONS,
+    Attention,
+    Downsample2D,
+    ResnetBlock2D,
+    Upsample2D,
+    conv,
+)
 
 _FIXED = {
     "sample_size": ...,
@@ -40,9 +47,16 @@ class AutoencoderKLConfig:
     scaling_factor: float = 0.18215
 
     def __post_init__(self):
-        for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-            if any(k != kind for k in getattr(self, name)) or len(getattr(self, name)) != len(self.block_out_channels):
-                raise ValueError(f"{name}={getattr(self, name)} is not implemented: one {kind} for each of block_out_channels")
+        for name, kind in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
+            if any(k != kind for k in getattr(self, name)) or len(getattr(self, name)) != len(
+                self.block_out_channels
+            ):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is not implemented: one {kind} for each of block_out_channels"
+                )
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> "AutoencoderKLConfig":
@@ -59,7 +73,9 @@ class AttentionBlock(Attention):
 
     def __call__(self, hidden: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = hidden.shape
-        return hidden + super().__call__(self.group_norm(hidden).reshape(b, h * w, c)).reshape(b, h, w, c)
+        return hidden + super().__call__(self.group_norm(hidden).reshape(b, h * w, c)).reshape(
+            b, h, w, c
+        )
 
 
 class _Stage(nnx.Module):
@@ -69,13 +85,22 @@ class _Stage(nnx.Module):
         self.resnets = nnx.List(
             [
                 ResnetBlock2D(
-                    features_in if i == 0 else features, features, None, c.norm_num_groups, 1e-6, c.act_fn, dtype=dtype, rngs=rngs
+                    features_in if i == 0 else features,
+                    features,
+                    None,
+                    c.norm_num_groups,
+                    1e-6,
+                    c.act_fn,
+                    dtype=dtype,
+                    rngs=rngs,
                 )
                 for i in range(layers)
             ]
         )
         if sampler == "down":
-            self.downsamplers = nnx.List([Downsample2D(features, padding=0, dtype=dtype, rngs=rngs)])
+            self.downsamplers = nnx.List(
+                [Downsample2D(features, padding=0, dtype=dtype, rngs=rngs)]
+            )
         elif sampler == "up":
             self.upsamplers = nnx.List([Upsample2D(features, dtype=dtype, rngs=rngs)])
 
@@ -91,9 +116,13 @@ class _Stage(nnx.Module):
 class _MidBlock(nnx.Module):
     def __init__(self, c, *, dtype=None, rngs: nnx.Rngs):
         features = c.block_out_channels[-1]
-        resnet = lambda: ResnetBlock2D(features, features, None, c.norm_num_groups, 1e-6, c.act_fn, dtype=dtype, rngs=rngs)
+        resnet = lambda: ResnetBlock2D(
+            features, features, None, c.norm_num_groups, 1e-6, c.act_fn, dtype=dtype, rngs=rngs
+        )
         self.resnets = nnx.List([resnet(), resnet()])
-        self.attentions = nnx.List([AttentionBlock(features, c.norm_num_groups, dtype=dtype, rngs=rngs)])
+        self.attentions = nnx.List(
+            [AttentionBlock(features, c.norm_num_groups, dtype=dtype, rngs=rngs)]
+        )
 
     def __call__(self, hidden):
         return self.resnets[1](self.attentions[0](self.resnets[0](hidden)))
@@ -108,12 +137,22 @@ class Encoder(nnx.Module):
         inputs = (widths[0], *widths[:-1])
         self.down_blocks = nnx.List(
             [
-                _Stage(c, a, b, c.layers_per_block, "down" if i < len(widths) - 1 else None, dtype=dtype, rngs=rngs)
+                _Stage(
+                    c,
+                    a,
+                    b,
+                    c.layers_per_block,
+                    "down" if i < len(widths) - 1 else None,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
                 for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
             ]
         )
         self.mid_block = _MidBlock(c, dtype=dtype, rngs=rngs)
-        self.conv_norm_out = nnx.GroupNorm(widths[-1], c.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.conv_norm_out = nnx.GroupNorm(
+            widths[-1], c.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs
+        )
         self.conv_out = conv(widths[-1], 2 * c.latent_channels, dtype=dtype, rngs=rngs)
         self.act = ACTIVATIONS[c.act_fn]
 
@@ -134,11 +173,21 @@ class Decoder(nnx.Module):
         inputs = (widths[0], *widths[:-1])
         self.up_blocks = nnx.List(
             [
-                _Stage(c, a, b, c.layers_per_block + 1, "up" if i < len(widths) - 1 else None, dtype=dtype, rngs=rngs)
+                _Stage(
+                    c,
+                    a,
+                    b,
+                    c.layers_per_block + 1,
+                    "up" if i < len(widths) - 1 else None,
+                    dtype=dtype,
+                    rngs=rngs,
+                )
                 for i, (a, b) in enumerate(zip(inputs, widths, strict=True))
             ]
         )
-        self.conv_norm_out = nnx.GroupNorm(widths[-1], c.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.conv_norm_out = nnx.GroupNorm(
+            widths[-1], c.norm_num_groups, epsilon=1e-6, dtype=dtype, rngs=rngs
+        )
         self.conv_out = conv(widths[-1], c.out_channels, dtype=dtype, rngs=rngs)
         self.act = ACTIVATIONS[c.act_fn]
 
@@ -156,19 +205,27 @@ class AutoencoderKL(nnx.Module):
         c = self.config = config
         self.encoder = Encoder(c, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(c, dtype=dtype, rngs=rngs)
-        self.quant_conv = conv(2 * c.latent_channels, 2 * c.latent_channels, 1, dtype=dtype, rngs=rngs)
+        self.quant_conv = conv(
+            2 * c.latent_channels, 2 * c.latent_channels, 1, dtype=dtype, rngs=rngs
+        )
         self.post_quant_conv = conv(c.latent_channels, c.latent_channels, 1, dtype=dtype, rngs=rngs)
 
-    def moments(self, picture: Float[Array, "b H W 3"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+    def moments(
+        self, picture: Float[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
         """Mean and log-variance (cut to [-30, 20]) of the latents of a picture in [-1, 1]."""
         mean, log_variance = jnp.split(self.quant_conv(self.encoder(picture)), 2, -1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
-    def encode(self, picture: Float[Array, "b H W 3"], key: Array | None = None) -> Float[Array, "b h w c"]:
+    def encode(
+        self, picture: Float[Array, "b H W 3"], key: Array | None = None
+    ) -> Float[Array, "b h w c"]:
         """Scaled latents of a picture in [-1, 1]: a draw where `key` is given, else the mean."""
         mean, log_variance = self.moments(picture)
         if key is not None:
-            mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
+            mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(
+                key, mean.shape, mean.dtype
+            )
         return mean * self.config.scaling_factor
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:

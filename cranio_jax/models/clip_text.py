@@ -67,12 +67,20 @@ class CLIPTextConfig:
 
 class CLIPTextEmbeddings(nnx.Module):
     def __init__(self, c: CLIPTextConfig, *, dtype=None, rngs: nnx.Rngs):
-        embed = lambda count: nnx.Embed(count, c.hidden_size, embedding_init=nnx.initializers.normal(0.02), dtype=dtype, rngs=rngs)
+        embed = lambda count: nnx.Embed(
+            count,
+            c.hidden_size,
+            embedding_init=nnx.initializers.normal(0.02),
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.token_embedding = embed(c.vocab_size)
         self.position_embedding = embed(c.max_position_embeddings)
 
     def __call__(self, input_ids):
-        return self.token_embedding(input_ids) + self.position_embedding(jnp.arange(input_ids.shape[1])[None])
+        return self.token_embedding(input_ids) + self.position_embedding(
+            jnp.arange(input_ids.shape[1])[None]
+        )
 
 
 class CLIPAttention(nnx.Module):
@@ -80,13 +88,20 @@ class CLIPAttention(nnx.Module):
 
     def __init__(self, c: CLIPTextConfig, *, dtype=None, rngs: nnx.Rngs):
         linear = lambda: nnx.Linear(c.hidden_size, c.hidden_size, dtype=dtype, rngs=rngs)
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = linear(), linear(), linear(), linear()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            linear(),
+            linear(),
+            linear(),
+            linear(),
+        )
         self.heads = c.num_attention_heads
 
     def __call__(self, hidden):
         split = lambda x: x.reshape(*x.shape[:2], self.heads, -1)
         q, k, v = (split(p(hidden)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(hidden.shape))
+        return self.out_proj(
+            jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(hidden.shape)
+        )
 
 
 class CLIPMLP(nnx.Module):
@@ -101,7 +116,9 @@ class CLIPMLP(nnx.Module):
 
 class CLIPEncoderLayer(nnx.Module):
     def __init__(self, c: CLIPTextConfig, *, dtype=None, rngs: nnx.Rngs):
-        norm = lambda: nnx.LayerNorm(c.hidden_size, epsilon=c.layer_norm_eps, dtype=dtype, rngs=rngs)
+        norm = lambda: nnx.LayerNorm(
+            c.hidden_size, epsilon=c.layer_norm_eps, dtype=dtype, rngs=rngs
+        )
         self.layer_norm1, self.layer_norm2 = norm(), norm()
         self.self_attn = CLIPAttention(c, dtype=dtype, rngs=rngs)
         self.mlp = CLIPMLP(c, dtype=dtype, rngs=rngs)
@@ -113,7 +130,9 @@ class CLIPEncoderLayer(nnx.Module):
 
 class CLIPEncoder(nnx.Module):
     def __init__(self, c: CLIPTextConfig, *, dtype=None, rngs: nnx.Rngs):
-        self.layers = nnx.List([CLIPEncoderLayer(c, dtype=dtype, rngs=rngs) for _ in range(c.num_hidden_layers)])
+        self.layers = nnx.List(
+            [CLIPEncoderLayer(c, dtype=dtype, rngs=rngs) for _ in range(c.num_hidden_layers)]
+        )
 
     def __call__(self, hidden, skip: int = 0):
         for layer in itertools.islice(self.layers, len(self.layers) - skip):
@@ -128,9 +147,13 @@ class CLIPTextModel(nnx.Module):
         c = self.config = config
         self.embeddings = CLIPTextEmbeddings(c, dtype=dtype, rngs=rngs)
         self.encoder = CLIPEncoder(c, dtype=dtype, rngs=rngs)
-        self.final_layer_norm = nnx.LayerNorm(c.hidden_size, epsilon=c.layer_norm_eps, dtype=dtype, rngs=rngs)
+        self.final_layer_norm = nnx.LayerNorm(
+            c.hidden_size, epsilon=c.layer_norm_eps, dtype=dtype, rngs=rngs
+        )
 
-    def __call__(self, input_ids: Int[Array, "batch length"], skip: int = 0) -> Float[Array, "batch length dim"]:
+    def __call__(
+        self, input_ids: Int[Array, "batch length"], skip: int = 0
+    ) -> Float[Array, "batch length dim"]:
         """Returns a vector for each token.
 
         The last `skip` layers are left out, as by diffusers' `clip_skip`; the final norm is not.

@@ -12,7 +12,10 @@ STORED = nnx.Any(nnx.Param, nnx.BatchStat)  # what a checkpoint holds
 
 def params_of(module: nnx.Module) -> Params:
     """Parameters by path, such as `down_blocks.0.resnets.0.conv1.kernel`."""
-    return {".".join(map(str, path)): param.get_value() for path, param in nnx.to_flat_state(nnx.state(module, STORED))}
+    return {
+        ".".join(map(str, path)): param.get_value()
+        for path, param in nnx.to_flat_state(nnx.state(module, STORED))
+    }
 
 
 def is_statistic(path: str) -> bool:
@@ -44,7 +47,9 @@ class Network:
         self._make = make
         abstract = nnx.eval_shape(lambda: make(KeySequence(jax.random.key(0))))
         self._graph, state, self._rest = nnx.split(abstract, STORED, ...)
-        self._paths = {".".join(map(str, path)): (path, param) for path, param in nnx.to_flat_state(state)}
+        self._paths = {
+            ".".join(map(str, path)): (path, param) for path, param in nnx.to_flat_state(state)
+        }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter."""
@@ -58,6 +63,8 @@ class Network:
         """The module with these parameters. Raises KeyError where the names are not the module's."""
         if params.keys() != self._paths.keys():
             wrong = sorted(params.keys() ^ self._paths.keys())
-            raise KeyError(f"parameters and network differ in {len(wrong)} names, such as {wrong[0]}")
+            raise KeyError(
+                f"parameters and network differ in {len(wrong)} names, such as {wrong[0]}"
+            )
         flat = [(path, param.replace(params[name])) for name, (path, param) in self._paths.items()]
         return nnx.merge(self._graph, nnx.from_flat_state(flat), self._rest)

@@ -17,7 +17,9 @@ from cranio_jax.models.layers import Conv, batch_norm
 SIDE = 299
 
 
-def tensorflow_resize(x: Float[Array, "b h w c"], size: int = SIDE) -> Float[Array, "b size size c"]:
+def tensorflow_resize(
+    x: Float[Array, "b h w c"], size: int = SIDE
+) -> Float[Array, "b size size c"]:
     """TensorFlow 1's bilinear scaling: corners start alike, nothing is smoothed."""
     for axis in (1, 2):
         count = x.shape[axis]
@@ -32,9 +34,28 @@ def tensorflow_resize(x: Float[Array, "b h w c"], size: int = SIDE) -> Float[Arr
 class ConvNorm(nnx.Module):
     """Convolution, stored statistics, ReLU."""
 
-    def __init__(self, features_in: int, features: int, kernel=(1, 1), stride: int = 1, padding=(0, 0), *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features_in: int,
+        features: int,
+        kernel=(1, 1),
+        stride: int = 1,
+        padding=(0, 0),
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
         sides = tuple((p, p) for p in padding)
-        self.conv = Conv(features_in, features, kernel, strides=stride, padding=sides, use_bias=False, dtype=dtype, rngs=rngs)
+        self.conv = Conv(
+            features_in,
+            features,
+            kernel,
+            strides=stride,
+            padding=sides,
+            use_bias=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.bn = batch_norm(features, epsilon=1e-3, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
@@ -45,7 +66,9 @@ def _windows(x, combine, stride: int = 1):
     """Three neighbours combined along rows, then columns. XLA's own windows on a CPU take three to eight times as long."""
     for axis in (1, 2):
         last = x.shape[axis] - 2
-        x = functools.reduce(combine, (jax.lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(3)))
+        x = functools.reduce(
+            combine, (jax.lax.slice_in_dim(x, i, i + last, stride, axis) for i in range(3))
+        )
     return x
 
 
@@ -75,21 +98,33 @@ def _branch(name: str, *links) -> list[list[tuple]]:
     steps = []
     for i, link in enumerate(links, 1):
         key = name if len(links) == 1 else f"{name}_{i}"
-        steps.append([(key + letter, *part) for letter, part in zip("ab", link, strict=True)] if isinstance(link, list) else [(key, *link)])
+        steps.append(
+            [(key + letter, *part) for letter, part in zip("ab", link, strict=True)]
+            if isinstance(link, list)
+            else [(key, *link)]
+        )
     return steps
 
 
 class Block(nnx.Module):
     """Branches side by side, and behind them what `pool` leaves, through `pooled` convolutions where these are not 0."""
 
-    def __init__(self, features_in: int, branches, pool, pooled: int = 0, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self, features_in: int, branches, pool, pooled: int = 0, *, dtype=None, rngs: nnx.Rngs
+    ):
         self.pool = pool
-        self.keys = tuple(tuple(tuple(key for key, *_ in step) for step in branch) for branch in branches)
+        self.keys = tuple(
+            tuple(tuple(key for key, *_ in step) for step in branch) for branch in branches
+        )
         for branch in branches:
             width = features_in
             for step in branch:
                 for key, features, kernel, stride, padding in step:
-                    setattr(self, key, ConvNorm(width, features, kernel, stride, padding, dtype=dtype, rngs=rngs))
+                    setattr(
+                        self,
+                        key,
+                        ConvNorm(width, features, kernel, stride, padding, dtype=dtype, rngs=rngs),
+                    )
                 width = step[0][1]
         if pooled:
             self.branch_pool = ConvNorm(features_in, pooled, dtype=dtype, rngs=rngs)
@@ -113,26 +148,37 @@ _ROW, _COLUMN = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
 
 
 def _block_a(features_in, pooled, **kw):
-    branches = [_branch("branch1x1", (64, *_POINT)), _branch("branch5x5", (48, *_POINT), (64, (5, 5), 1, (2, 2)))]
+    branches = [
+        _branch("branch1x1", (64, *_POINT)),
+        _branch("branch5x5", (48, *_POINT), (64, (5, 5), 1, (2, 2))),
+    ]
     branches += [_branch("branch3x3dbl", (64, *_POINT), (96, *_SQUARE), (96, *_SQUARE))]
     return Block(features_in, branches, _averaged, pooled, **kw)
 
 
 def _block_b(features_in, **kw):
-    branches = [_branch("branch3x3", (384, *_HALVE)), _branch("branch3x3dbl", (64, *_POINT), (96, *_SQUARE), (96, *_HALVE))]
+    branches = [
+        _branch("branch3x3", (384, *_HALVE)),
+        _branch("branch3x3dbl", (64, *_POINT), (96, *_SQUARE), (96, *_HALVE)),
+    ]
     return Block(features_in, branches, _shrunk, **kw)
 
 
 def _block_c(features_in, width, **kw):
     row, column = (width, *_ROW), (width, *_COLUMN)
-    branches = [_branch("branch1x1", (192, *_POINT)), _branch("branch7x7", (width, *_POINT), row, (192, *_COLUMN))]
+    branches = [
+        _branch("branch1x1", (192, *_POINT)),
+        _branch("branch7x7", (width, *_POINT), row, (192, *_COLUMN)),
+    ]
     branches += [_branch("branch7x7dbl", (width, *_POINT), column, row, column, (192, *_ROW))]
     return Block(features_in, branches, _averaged, 192, **kw)
 
 
 def _block_d(features_in, **kw):
     branches = [_branch("branch3x3", (192, *_POINT), (320, *_HALVE))]
-    branches += [_branch("branch7x7x3", (192, *_POINT), (192, *_ROW), (192, *_COLUMN), (192, *_HALVE))]
+    branches += [
+        _branch("branch7x7x3", (192, *_POINT), (192, *_ROW), (192, *_COLUMN), (192, *_HALVE))
+    ]
     return Block(features_in, branches, _shrunk, **kw)
 
 
@@ -164,7 +210,9 @@ class FIDInception(nnx.Module):
         self.Mixed_7c = _block_e(2048, _greatest, **kw)
         self.fc = nnx.Linear(2048, 1008, **kw)
 
-    def __call__(self, pictures: Num[Array, "b h w 3"]) -> tuple[Float[Array, "b 2048"], Float[Array, "b 1008"]]:
+    def __call__(
+        self, pictures: Num[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b 2048"], Float[Array, "b 1008"]]:
         """Features and logits of pictures of any size, in [0, 255]."""
         x = (tensorflow_resize(pictures.astype(jnp.float32)) - 128.0) / 128.0
         x = _shrunk(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))

@@ -18,7 +18,11 @@ ACTIVATIONS = {
 
 
 def convolve(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "k l c d"], stride: int, padding: Sequence[tuple[int, int]], groups: int = 1
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k l c d"],
+    stride: int,
+    padding: Sequence[tuple[int, int]],
+    groups: int = 1,
 ) -> Float[Array, "b h2 w2 d"]:
     """A convolution; on a CPU, one of 1 x 1 or whose kernel outweighs its picture becomes a matrix product.
 
@@ -26,18 +30,27 @@ def convolve(
     Without any padding it takes up to six times as long as with some, so there is some, and what comes of it is cut off.
     """
     *window, _, features = kernel.shape
-    height, width = ((n + sum(pad) - k) // stride + 1 for n, pad, k in zip(x.shape[1:3], padding, window, strict=True))
+    height, width = (
+        (n + sum(pad) - k) // stride + 1
+        for n, pad, k in zip(x.shape[1:3], padding, window, strict=True)
+    )
     rows, columns = padding
     on_cpu = jax.default_backend() == "cpu"
     if on_cpu and groups == 1 and (window == [1, 1] or x.shape[0] * height * width <= features):
         x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
         reach = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
-        taps = [x[:, reach(i, height), reach(j, width)] for i in range(window[0]) for j in range(window[1])]
+        taps = [
+            x[:, reach(i, height), reach(j, width)]
+            for i in range(window[0])
+            for j in range(window[1])
+        ]
         return jnp.concatenate(taps, -1) @ kernel.reshape(-1, features)
     if on_cpu and not sum(rows) + sum(columns):
         columns = (0, 1)
     axes = ("NHWC", "HWIO", "NHWC")
-    found = jax.lax.conv_general_dilated(x, kernel, (stride, stride), (rows, columns), None, None, axes, groups)
+    found = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), (rows, columns), None, None, axes, groups
+    )
     return found[:, :, :width]
 
 
@@ -77,9 +90,19 @@ def conv(
     )
 
 
-def batch_norm(features: int, epsilon: float = 1e-5, *, dtype=None, rngs: nnx.Rngs, **kwargs) -> nnx.BatchNorm:
+def batch_norm(
+    features: int, epsilon: float = 1e-5, *, dtype=None, rngs: nnx.Rngs, **kwargs
+) -> nnx.BatchNorm:
     """Normalises by the stored statistics; after `train()` by the batch's, of which the stored ones take a tenth (as torch)."""
-    return nnx.BatchNorm(features, use_running_average=True, momentum=0.9, epsilon=epsilon, dtype=dtype, rngs=rngs, **kwargs)
+    return nnx.BatchNorm(
+        features,
+        use_running_average=True,
+        momentum=0.9,
+        epsilon=epsilon,
+        dtype=dtype,
+        rngs=rngs,
+        **kwargs,
+    )
 
 
 def zero_conv(features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Conv:
@@ -88,13 +111,22 @@ def zero_conv(features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Conv:
 
 
 def timestep_embedding(
-    timesteps: Float[Array, "batch"], dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0.0
+    timesteps: Float[Array, "batch"],
+    dim: int,
+    flip_sin_to_cos: bool = True,
+    freq_shift: float = 0.0,
 ) -> Float[Array, "batch dim"]:
     """Sinusoidal embedding of diffusion steps (Vaswani et al. 2017, with diffusers' two switches)."""
     half = dim // 2
-    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    frequencies = jnp.exp(
+        -math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    )
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]
-    parts = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    parts = (
+        (jnp.cos(angles), jnp.sin(angles))
+        if flip_sin_to_cos
+        else (jnp.sin(angles), jnp.cos(angles))
+    )
     return jnp.concatenate(parts, -1)
 
 
@@ -138,7 +170,9 @@ class ResnetBlock2D(nnx.Module):
             self.conv_shortcut = conv(features_in, features_out, 1, dtype=dtype, rngs=rngs)
         self.act = ACTIVATIONS[act_fn]
 
-    def __call__(self, hidden: Float[Array, "b h w c"], temb: Float[Array, "b t"] | None = None) -> Float[Array, "b h w d"]:
+    def __call__(
+        self, hidden: Float[Array, "b h w c"], temb: Float[Array, "b t"] | None = None
+    ) -> Float[Array, "b h w d"]:
         residual = self.conv_shortcut(hidden) if hasattr(self, "conv_shortcut") else hidden
         hidden = self.conv1(self.act(self.norm1(hidden)))
         if temb is not None:
@@ -151,7 +185,9 @@ class Downsample2D(nnx.Module):
 
     def __init__(self, features: int, padding: int = 1, *, dtype=None, rngs: nnx.Rngs):
         sides = (padding, padding) if padding else (0, 1)
-        self.conv = Conv(features, features, (3, 3), strides=2, padding=(sides, sides), dtype=dtype, rngs=rngs)
+        self.conv = Conv(
+            features, features, (3, 3), strides=2, padding=(sides, sides), dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, hidden: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         return self.conv(hidden)
@@ -163,11 +199,15 @@ class Upsample2D(nnx.Module):
     def __init__(self, features: int, *, dtype=None, rngs: nnx.Rngs):
         self.conv = conv(features, features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, hidden: Float[Array, "b h w c"], size: tuple[int, int] | None = None) -> Float[Array, "b h2 w2 c"]:
+    def __call__(
+        self, hidden: Float[Array, "b h w c"], size: tuple[int, int] | None = None
+    ) -> Float[Array, "b h2 w2 c"]:
         b, h, w, c = hidden.shape
         if size is None or size == (2 * h, 2 * w):
             # Repeating by broadcast compiles to a copy; a general resize gathers.
-            hidden = jnp.broadcast_to(hidden[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+            hidden = jnp.broadcast_to(hidden[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(
+                b, 2 * h, 2 * w, c
+            )
         else:
             rows, columns = jnp.arange(size[0]) * h // size[0], jnp.arange(size[1]) * w // size[1]
             hidden = hidden[:, rows][:, :, columns]
@@ -176,32 +216,58 @@ class Upsample2D(nnx.Module):
 
 def cudnn_takes(q: Float[Array, "b n h d"]) -> bool:
     """Whether cuDNN's attention, which never writes the logits to memory, is here and takes this type, length and head size."""
-    fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[1] % 2 == 0 and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
-    return fits and jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+    fits = (
+        q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[1] % 2 == 0
+        and q.shape[-1] <= 128
+        and q.shape[-1] % 8 == 0
+    )
+    return (
+        fits
+        and jax.default_backend() == "gpu"
+        and "cuda" in jax.devices()[0].client.platform_version
+    )
 
 
-def attend(q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]) -> Float[Array, "b n h d"]:
+def attend(
+    q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]
+) -> Float[Array, "b n h d"]:
     """Scaled dot-product attention, by cuDNN where it can."""
     if not cudnn_takes(q):
         return jax.nn.dot_product_attention(q, k, v)
     lengths = None
-    if k.shape[1] % 2:  # JAX has cuDNN take gradients of even lengths alone; CLIP's 77 tokens get one more, which is masked
+    if (
+        k.shape[1] % 2
+    ):  # JAX has cuDNN take gradients of even lengths alone; CLIP's 77 tokens get one more, which is masked
         lengths = jnp.full(k.shape[0], k.shape[1], jnp.int32)
         k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
-    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="cudnn")
+    return jax.nn.dot_product_attention(
+        q, k, v, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
 
 
 class Attention(nnx.Module):
     """Multi-head attention over a sequence; to itself where no `context` is given."""
 
-    def __init__(self, dim: int, dim_context: int, heads: int, bias: bool = False, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        dim_context: int,
+        heads: int,
+        bias: bool = False,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
         self.heads = heads
         self.to_q = nnx.Linear(dim, dim, use_bias=bias, dtype=dtype, rngs=rngs)
         self.to_k = nnx.Linear(dim_context, dim, use_bias=bias, dtype=dtype, rngs=rngs)
         self.to_v = nnx.Linear(dim_context, dim, use_bias=bias, dtype=dtype, rngs=rngs)
         self.to_out = nnx.List([nnx.Linear(dim, dim, dtype=dtype, rngs=rngs)])
 
-    def __call__(self, hidden: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None) -> Float[Array, "b n c"]:
+    def __call__(
+        self, hidden: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None
+    ) -> Float[Array, "b n c"]:
         context = hidden if context is None else context
         split = lambda x: x.reshape(*x.shape[:2], self.heads, -1)
         q, k, v = split(self.to_q(hidden)), split(self.to_k(context)), split(self.to_v(context))
@@ -234,7 +300,13 @@ class FeedForward(nnx.Module):
     """GEGLU to four times the width and back."""
 
     def __init__(self, dim: int, *, dtype=None, rngs: nnx.Rngs):
-        self.net = nnx.List([GEGLU(dim, 4 * dim, dtype=dtype, rngs=rngs), NoLayer(), nnx.Linear(4 * dim, dim, dtype=dtype, rngs=rngs)])
+        self.net = nnx.List(
+            [
+                GEGLU(dim, 4 * dim, dtype=dtype, rngs=rngs),
+                NoLayer(),
+                nnx.Linear(4 * dim, dim, dtype=dtype, rngs=rngs),
+            ]
+        )
 
     def __call__(self, hidden: Float[Array, "b n c"]) -> Float[Array, "b n c"]:
         return self.net[2](self.net[0](hidden))
@@ -250,7 +322,9 @@ class BasicTransformerBlock(nnx.Module):
         self.attn2 = Attention(dim, dim_context, heads, dtype=dtype, rngs=rngs)
         self.ff = FeedForward(dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, hidden: Float[Array, "b n c"], context: Float[Array, "b m d"]) -> Float[Array, "b n c"]:
+    def __call__(
+        self, hidden: Float[Array, "b n c"], context: Float[Array, "b m d"]
+    ) -> Float[Array, "b n c"]:
         hidden = hidden + self.attn1(self.norm1(hidden))
         hidden = hidden + self.attn2(self.norm2(hidden), context)
         return hidden + self.ff(self.norm3(hidden))
@@ -279,11 +353,16 @@ class Transformer2DModel(nnx.Module):
         self.norm = nnx.GroupNorm(features, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.proj_in = project()
         self.transformer_blocks = nnx.List(
-            [BasicTransformerBlock(features, dim_context, heads, dtype=dtype, rngs=rngs) for _ in range(layers)]
+            [
+                BasicTransformerBlock(features, dim_context, heads, dtype=dtype, rngs=rngs)
+                for _ in range(layers)
+            ]
         )
         self.proj_out = project()
 
-    def __call__(self, hidden: Float[Array, "b h w c"], context: Float[Array, "b m d"]) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, hidden: Float[Array, "b h w c"], context: Float[Array, "b m d"]
+    ) -> Float[Array, "b h w c"]:
         b, h, w, c = hidden.shape
         # A 1 x 1 convolution and a linear layer over the last axis are the same sum.
         inner = self.proj_in(self.norm(hidden)).reshape(b, h * w, c)

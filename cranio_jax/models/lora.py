@@ -10,10 +10,21 @@ from cranio_jax.models.layers import Attention
 class LoRALinear(nnx.Linear):
     """A linear layer plus the product of two thin ones, which starts at zero. Its alpha is the rank: a factor of 1."""
 
-    def __init__(self, features_in: int, features_out: int, rank: int, use_bias: bool, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        rank: int,
+        use_bias: bool,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
         super().__init__(features_in, features_out, use_bias=use_bias, dtype=dtype, rngs=rngs)
         thin = dict(use_bias=False, dtype=dtype, rngs=rngs)
-        self.lora_A = nnx.Linear(features_in, rank, kernel_init=jax.nn.initializers.normal(1.0 / rank), **thin)
+        self.lora_A = nnx.Linear(
+            features_in, rank, kernel_init=jax.nn.initializers.normal(1.0 / rank), **thin
+        )
         self.lora_B = nnx.Linear(rank, features_out, kernel_init=nnx.initializers.zeros, **thin)
 
     def __call__(self, x: Float[Array, "... a"]) -> Float[Array, "... b"]:
@@ -23,10 +34,21 @@ class LoRALinear(nnx.Linear):
 
 def add_lora(model: nnx.Module, rank: int, *, rngs: nnx.Rngs) -> nnx.Module:
     """`model` with a `LoRALinear` of `rank` for each projection of its attention layers."""
-    wide = lambda layer: LoRALinear(layer.in_features, layer.out_features, rank, layer.bias is not None, dtype=layer.dtype, rngs=rngs)
+    wide = lambda layer: LoRALinear(
+        layer.in_features,
+        layer.out_features,
+        rank,
+        layer.bias is not None,
+        dtype=layer.dtype,
+        rngs=rngs,
+    )
     for _, layer in list(model.iter_modules()):
         if isinstance(layer, Attention):
-            layer.to_q, layer.to_k, layer.to_v = wide(layer.to_q), wide(layer.to_k), wide(layer.to_v)
+            layer.to_q, layer.to_k, layer.to_v = (
+                wide(layer.to_q),
+                wide(layer.to_k),
+                wide(layer.to_v),
+            )
             layer.to_out[0] = wide(layer.to_out[0])
     return model
 

@@ -51,8 +51,22 @@ def _vgg16(**kw) -> tuple[list, tuple[int, ...]]:
 
 
 def _alexnet(**kw) -> tuple[list, tuple[int, ...]]:
-    layers = [conv(3, 64, 11, 4, 2, **kw), ReLU(), MaxPool(3), conv(64, 192, 5, **kw), ReLU(), MaxPool(3)]
-    layers += [conv(192, 384, **kw), ReLU(), conv(384, 256, **kw), ReLU(), conv(256, 256, **kw), ReLU()]
+    layers = [
+        conv(3, 64, 11, 4, 2, **kw),
+        ReLU(),
+        MaxPool(3),
+        conv(64, 192, 5, **kw),
+        ReLU(),
+        MaxPool(3),
+    ]
+    layers += [
+        conv(192, 384, **kw),
+        ReLU(),
+        conv(384, 256, **kw),
+        ReLU(),
+        conv(256, 256, **kw),
+        ReLU(),
+    ]
     return layers, (1, 4, 7, 9, 11)
 
 
@@ -60,7 +74,12 @@ def _squeezenet(**kw) -> tuple[list, tuple[int, ...]]:
     layers = [conv(3, 64, 3, 2, 0, **kw), ReLU(), MaxPool(3, ceil=True)]
     layers += [Fire(64, 16, 64, **kw), Fire(128, 16, 64, **kw), MaxPool(3, ceil=True)]
     layers += [Fire(128, 32, 128, **kw), Fire(256, 32, 128, **kw), MaxPool(3, ceil=True)]
-    layers += [Fire(256, 48, 192, **kw), Fire(384, 48, 192, **kw), Fire(384, 64, 256, **kw), Fire(512, 64, 256, **kw)]
+    layers += [
+        Fire(256, 48, 192, **kw),
+        Fire(384, 48, 192, **kw),
+        Fire(384, 64, 256, **kw),
+        Fire(512, 64, 256, **kw),
+    ]
     return layers, (1, 4, 7, 9, 10, 11, 12)
 
 
@@ -92,7 +111,9 @@ class Head(nnx.Module):
 
     def __init__(self, features: int, *, dtype=None, rngs: nnx.Rngs):
         # The published heads' keys are `linK.model.1.weight`, behind a dropout.
-        self.model = nnx.List([NoLayer(), conv(features, 1, 1, dtype=dtype, rngs=rngs, use_bias=False)])
+        self.model = nnx.List(
+            [NoLayer(), conv(features, 1, 1, dtype=dtype, rngs=rngs, use_bias=False)]
+        )
 
     def __call__(self, x):
         return self.model[1](x)
@@ -134,4 +155,7 @@ class LPIPS(nnx.Module):
     def distance(self, a: Sequence[Array], b: Sequence[Array]) -> Float[Array, "b"]:
         """As calling, from `describe`."""
         heads = (getattr(self, f"lin{i}") for i in range(len(self.taps)))
-        return sum(head((_unit(x) - _unit(y)) ** 2).mean((1, 2, 3)) for head, x, y in zip(heads, a, b, strict=True))
+        return sum(
+            head((_unit(x) - _unit(y)) ** 2).mean((1, 2, 3))
+            for head, x, y in zip(heads, a, b, strict=True)
+        )

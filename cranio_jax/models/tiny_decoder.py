@@ -62,12 +62,16 @@ class TinyLayers(nnx.Module):
         kw = dict(dtype=dtype, rngs=rngs)
         layers = [conv(c.latent_channels, c.decoder_block_out_channels[0], **kw), NoLayer()]
         self.doubled, last = [], len(c.num_decoder_blocks) - 1
-        for i, (features, count) in enumerate(zip(c.decoder_block_out_channels, c.num_decoder_blocks, strict=True)):
+        for i, (features, count) in enumerate(
+            zip(c.decoder_block_out_channels, c.num_decoder_blocks, strict=True)
+        ):
             layers += [TinyBlock(features, **kw) for _ in range(count)]
             if i < last:
                 layers.append(NoLayer())
                 self.doubled.append(len(layers))  # the picture doubles before this layer
-            layers.append(conv(features, c.out_channels if i == last else features, use_bias=i == last, **kw))
+            layers.append(
+                conv(features, c.out_channels if i == last else features, use_bias=i == last, **kw)
+            )
         self.doubled = tuple(self.doubled)
         self.layers = nnx.List(layers)
 

@@ -18,8 +18,28 @@ NORMS = ("batch", "instance")
 _DRAWN = nnx.initializers.normal(0.02)  # of all weights; scales of batch norms around 1
 
 
-def _conv(features_in: int, features: int, kernel: int, stride: int = 1, padding: int = 0, *, use_bias=True, dtype=None, rngs):
-    return conv(features_in, features, kernel, stride, padding, use_bias=use_bias, kernel_init=_DRAWN, dtype=dtype, rngs=rngs)
+def _conv(
+    features_in: int,
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    *,
+    use_bias=True,
+    dtype=None,
+    rngs,
+):
+    return conv(
+        features_in,
+        features,
+        kernel,
+        stride,
+        padding,
+        use_bias=use_bias,
+        kernel_init=_DRAWN,
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 class InstanceNorm(nnx.Module):
@@ -28,7 +48,9 @@ class InstanceNorm(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = exact - exact.mean((1, 2), keepdims=True)
-        return (centred * jax.lax.rsqrt((centred**2).mean((1, 2), keepdims=True) + 1e-5)).astype(x.dtype)
+        return (centred * jax.lax.rsqrt((centred**2).mean((1, 2), keepdims=True) + 1e-5)).astype(
+            x.dtype
+        )
 
 
 def _norm(kind: str, features: int, *, dtype=None, rngs):
@@ -41,8 +63,19 @@ def _norm(kind: str, features: int, *, dtype=None, rngs):
 class ConvTranspose(nnx.Module):
     """Doubles height and width as torch's ConvTranspose2d does with stride 2 and padding 1, of kernel 4, or 3 and output padding 1."""
 
-    def __init__(self, features_in: int, features: int, kernel: int, *, use_bias: bool, dtype=None, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(_DRAWN(rngs.params(), (kernel, kernel, features, features_in), jnp.float32))
+    def __init__(
+        self,
+        features_in: int,
+        features: int,
+        kernel: int,
+        *,
+        use_bias: bool,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = nnx.Param(
+            _DRAWN(rngs.params(), (kernel, kernel, features, features_in), jnp.float32)
+        )
         self.bias = nnx.Param(jnp.zeros(features)) if use_bias else None
         self.dtype = dtype
 
@@ -59,7 +92,10 @@ class ConvTranspose(nnx.Module):
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         found = convolve(x, phases.reshape(2, 2, features_in, 4 * features), 1, ((0, 0), (0, 0)))
         found = found.reshape(batch, height + 1, width + 1, 2, 2, features)
-        rows = [jnp.stack([found[:, i : height + i, j : width + j, i, j] for j in range(2)], 3) for i in range(2)]
+        rows = [
+            jnp.stack([found[:, i : height + i, j : width + j, i, j] for j in range(2)], 3)
+            for i in range(2)
+        ]
         x = jnp.stack(rows, 2).reshape(batch, 2 * height, 2 * width, features)
         return x if bias is None else x + bias
 
@@ -73,18 +109,39 @@ def dropped(x: Float[Array, "b h w c"], keys: Array, rate: float) -> Float[Array
 class UnetSkipConnectionBlock(nnx.Module):
     """Halves, does what lies inside, doubles; what came in goes along beside the result."""
 
-    def __init__(self, outer: int, inner: int, inside, norm: str, *, features_in: int = 0, dropout=False, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        outer: int,
+        inner: int,
+        inside,
+        norm: str,
+        *,
+        features_in: int = 0,
+        dropout=False,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
         """`inside` is None in the innermost block; `features_in` is not 0 in the outermost alone."""
         kw = dict(dtype=dtype, rngs=rngs)
         self.outermost, self.dropout, bias = bool(features_in), dropout, norm == "instance"
         down = _conv(features_in or outer, inner, 4, 2, 1, use_bias=bias, **kw)
-        up = ConvTranspose(inner * (1 if inside is None else 2), outer, 4, use_bias=bias or self.outermost, **kw)
+        up = ConvTranspose(
+            inner * (1 if inside is None else 2), outer, 4, use_bias=bias or self.outermost, **kw
+        )
         if self.outermost:
             layers = [down, inside, NoLayer(), up]
         elif inside is None:
             layers = [NoLayer(), down, NoLayer(), up, _norm(norm, outer, **kw)]
         else:
-            layers = [NoLayer(), down, _norm(norm, inner, **kw), inside, NoLayer(), up, _norm(norm, outer, **kw)]
+            layers = [
+                NoLayer(),
+                down,
+                _norm(norm, inner, **kw),
+                inside,
+                NoLayer(),
+                up,
+                _norm(norm, outer, **kw),
+            ]
         self.model = nnx.List(layers)
 
     def __call__(self, x: Float[Array, "b h w c"], keys: Array) -> Float[Array, "b h w d"]:
@@ -104,13 +161,26 @@ class UnetSkipConnectionBlock(nnx.Module):
 class UnetGenerator(nnx.Module):
     """Pix2Pix's U-Net of `levels` halvings: 8 for 256 pixels."""
 
-    def __init__(self, levels: int, channels: int = 64, norm: str = "batch", dropout: bool = True, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        levels: int,
+        channels: int = 64,
+        norm: str = "batch",
+        dropout: bool = True,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
         kw = dict(dtype=dtype, rngs=rngs)
         block = UnetSkipConnectionBlock(8 * channels, 8 * channels, None, norm, **kw)
         for _ in range(levels - 5):
-            block = UnetSkipConnectionBlock(8 * channels, 8 * channels, block, norm, dropout=dropout, **kw)
+            block = UnetSkipConnectionBlock(
+                8 * channels, 8 * channels, block, norm, dropout=dropout, **kw
+            )
         for factor in (4, 2, 1):
-            block = UnetSkipConnectionBlock(factor * channels, 2 * factor * channels, block, norm, **kw)
+            block = UnetSkipConnectionBlock(
+                factor * channels, 2 * factor * channels, block, norm, **kw
+            )
         self.model = UnetSkipConnectionBlock(3, channels, block, norm, features_in=3, **kw)
 
     def __call__(self, x: Float[Array, "b h w 3"], keys: Array) -> Float[Array, "b h w 3"]:
@@ -137,11 +207,15 @@ class Tanh(nnx.Module):
         return jnp.tanh(x)
 
 
-def _blurred(x: Float[Array, "b h w c"], taps: Sequence[float], stride: int) -> Float[Array, "b h2 w2 c"]:
+def _blurred(
+    x: Float[Array, "b h w c"], taps: Sequence[float], stride: int
+) -> Float[Array, "b h2 w2 c"]:
     """Smoothed along rows and columns, as far as the taps fit; of the result every so many pixels."""
     for axis in (1, 2):
         fits = x.shape[axis] - len(taps) + 1
-        x = sum(tap * jax.lax.slice_in_dim(x, i, i + fits, stride, axis) for i, tap in enumerate(taps))
+        x = sum(
+            tap * jax.lax.slice_in_dim(x, i, i + fits, stride, axis) for i, tap in enumerate(taps)
+        )
     return x
 
 
@@ -159,7 +233,9 @@ class Upsample(nnx.Module):
         sides = x.shape[1:3]
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
         for axis, count in enumerate(sides, 1):
-            before, here, after = (jax.lax.slice_in_dim(x, i, i + count, axis=axis) for i in range(3))
+            before, here, after = (
+                jax.lax.slice_in_dim(x, i, i + count, axis=axis) for i in range(3)
+            )
             both = jnp.stack([0.25 * before + 0.75 * here, 0.75 * here + 0.25 * after], axis + 1)
             x = both.reshape(*x.shape[:axis], 2 * count, *x.shape[axis + 1 :])
         return x
@@ -171,7 +247,11 @@ class ResnetBlock(nnx.Module):
     def __init__(self, features: int, norm: str, *, dtype=None, rngs: nnx.Rngs):
         kw, layers = dict(dtype=dtype, rngs=rngs), []
         for last in (False, True):
-            layers += [Reflected(1), _conv(features, features, 3, use_bias=norm == "instance", **kw), _norm(norm, features, **kw)]
+            layers += [
+                Reflected(1),
+                _conv(features, features, 3, use_bias=norm == "instance", **kw),
+                _norm(norm, features, **kw),
+            ]
             layers += [] if last else [ReLU()]
         self.conv_block = nnx.List(layers)
 
@@ -185,12 +265,24 @@ class ResnetBlock(nnx.Module):
 class ResnetGenerator(nnx.Module):
     """CycleGAN's generator of `blocks` residual blocks at a quarter of the size; `antialias` as in CUT."""
 
-    def __init__(self, blocks: int = 9, channels: int = 64, norm: str = "instance", antialias: bool = False, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        blocks: int = 9,
+        channels: int = 64,
+        norm: str = "instance",
+        antialias: bool = False,
+        *,
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
         kw, bias = dict(dtype=dtype, rngs=rngs), norm == "instance"
         after = lambda features: [_norm(norm, features, **kw), ReLU()]
         layers = [Reflected(3), _conv(3, channels, 7, use_bias=bias, **kw), *after(channels)]
         for width in (channels, 2 * channels):
-            layers += [_conv(width, 2 * width, 3, 1 if antialias else 2, 1, use_bias=bias, **kw), *after(2 * width)]
+            layers += [
+                _conv(width, 2 * width, 3, 1 if antialias else 2, 1, use_bias=bias, **kw),
+                *after(2 * width),
+            ]
             layers += [Downsample()] if antialias else []
         layers += [ResnetBlock(4 * channels, norm, **kw) for _ in range(blocks)]
         for width in (4 * channels, 2 * channels):
@@ -206,7 +298,9 @@ class ResnetGenerator(nnx.Module):
             x = layer(x)
         return x
 
-    def features(self, x: Float[Array, "b h w 3"], places: Sequence[int]) -> list[Float[Array, "b h2 w2 c"]]:
+    def features(
+        self, x: Float[Array, "b h w 3"], places: Sequence[int]
+    ) -> list[Float[Array, "b h2 w2 c"]]:
         """What the layers of these places in the list make of pictures; nothing behind the last is computed."""
         found = []
         for place, layer in enumerate(list(self.model)[: max(places) + 1]):
@@ -239,11 +333,17 @@ class NLayerDiscriminator(nnx.Module):
         made = [_conv(features_in, channels, 4, halving, 1, **kw), LeakyReLU(), *less]
         for i, (before, width) in enumerate(itertools.pairwise(widths), 1):
             last = i == layers
-            made += [_conv(before, width, 4, 1 if last else halving, 1, use_bias=bias, **kw), _norm(norm, width, **kw), LeakyReLU()]
+            made += [
+                _conv(before, width, 4, 1 if last else halving, 1, use_bias=bias, **kw),
+                _norm(norm, width, **kw),
+                LeakyReLU(),
+            ]
             made += [] if last else less
         self.model = nnx.List([*made, _conv(widths[-1], 1, 4, 1, 1, **kw)])
 
-    def __call__(self, x: Float[Array, "b h w c"], keys: Array | None = None) -> Float[Array, "b h2 w2 1"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], keys: Array | None = None
+    ) -> Float[Array, "b h2 w2 1"]:
         """`keys` `(b,)` are those of the dropout, of which there is none without them."""
         for place, layer in enumerate(self.model):
             x = layer(x)
@@ -259,7 +359,17 @@ class PatchSampler(nnx.Module):
         kw = dict(kernel_init=_DRAWN, dtype=dtype, rngs=rngs)
         self.count = len(widths)
         for i, width in enumerate(widths):
-            setattr(self, f"mlp_{i}", nnx.List([nnx.Linear(width, features, **kw), NoLayer(), nnx.Linear(features, features, **kw)]))
+            setattr(
+                self,
+                f"mlp_{i}",
+                nnx.List(
+                    [
+                        nnx.Linear(width, features, **kw),
+                        NoLayer(),
+                        nnx.Linear(features, features, **kw),
+                    ]
+                ),
+            )
 
     def __call__(self, patches: Sequence[Float[Array, "b n _"]]) -> list[Float[Array, "b n d"]]:
         found = []

@@ -48,8 +48,32 @@ class Spread(NamedTuple):
     depth: float = 1.0
 
 
-_SOFT = ("nose_width", "nose_length", "nose_tip", "lips", "mouth_width", "eye_opening", "ear", "ear_flare", "brow_height", "neck")
-_LOOK = ("skin", "skin_hue", "hair", "hair_hue", "iris", "hair_volume", "hair_length", "hairline", "grey", "flush", "stubble", "brow")
+_SOFT = (
+    "nose_width",
+    "nose_length",
+    "nose_tip",
+    "lips",
+    "mouth_width",
+    "eye_opening",
+    "ear",
+    "ear_flare",
+    "brow_height",
+    "neck",
+)
+_LOOK = (
+    "skin",
+    "skin_hue",
+    "hair",
+    "hair_hue",
+    "iris",
+    "hair_volume",
+    "hair_length",
+    "hairline",
+    "grey",
+    "flush",
+    "stubble",
+    "brow",
+)
 
 
 def _normal(rng: np.random.Generator, size=None):
@@ -107,7 +131,9 @@ def _float32(tree):
     return jax.tree.map(lambda a: np.asarray(a, np.float32), tree)
 
 
-def appearance(subject: Subject, age: float, bmi_change: float, spread: Spread) -> tuple[Skull, Tissue, Colour]:
+def appearance(
+    subject: Subject, age: float, bmi_change: float, spread: Spread
+) -> tuple[Skull, Tissue, Colour]:
     """Skull, soft tissue and colours of a subject at an age (years) and a change of BMI (percent)."""
     male = subject.sex == "male"
     soft, look = subject.soft, subject.look
@@ -115,7 +141,11 @@ def appearance(subject: Subject, age: float, bmi_change: float, spread: Spread) 
     weight = bmi_change / 10.0
     depth = np.array(
         [
-            max(2.0, (d.mean + spread.depth * d.spread * n * 0.85) * (1.0 + d.bmi * weight) + d.age * (age - 45.0) / 20.0)
+            max(
+                2.0,
+                (d.mean + spread.depth * d.spread * n * 0.85) * (1.0 + d.bmi * weight)
+                + d.age * (age - 45.0) / 20.0,
+            )
             for d, n in zip(DEPTHS, subject.depth_noise, strict=True)
         ]
     )
@@ -125,7 +155,9 @@ def appearance(subject: Subject, age: float, bmi_change: float, spread: Spread) 
     tissue = Tissue(
         depth=depth,
         nose_width=(1.02 if male else 0.93) + 0.05 * (soft["nose_width"] + bone["midface breadth"]),
-        nose_length=(1.0 if male else 0.93) + 0.05 * (soft["nose_length"] + bone["nasal root"]) + 0.02 * sag,
+        nose_length=(1.0 if male else 0.93)
+        + 0.05 * (soft["nose_length"] + bone["nasal root"])
+        + 0.02 * sag,
         nose_tip=(-1.0 if male else 3.0) + 5.0 * soft["nose_tip"] - 4.0 * sag,
         lips=((0.9 if male else 1.15) + 0.14 * soft["lips"]) * (1.05 - 0.22 * sag),
         mouth_width=(1.02 if male else 0.96) + 0.05 * soft["mouth_width"],
@@ -138,21 +170,30 @@ def appearance(subject: Subject, age: float, bmi_change: float, spread: Spread) 
         fat=weight,
         hair_length=1.0 if long_hair else 0.0,
         hair_volume=(6.0 if male else 8.5) + 1.3 * spread.hair * look["hair_volume"] - 1.0 * sag,
-        hairline=(sag * (5.0 + 4.0 * look["hairline"]) + 2.0 if male else 0.0) * min(1.0, spread.hair),
+        hairline=(sag * (5.0 + 4.0 * look["hairline"]) + 2.0 if male else 0.0)
+        * min(1.0, spread.hair),
     )
     luminance = 1.0 + spread.skin * look["skin"]
     hue = 0.012 * look["skin_hue"] * min(1.5, spread.skin / 0.06)
     skin = np.array([0.80 + hue, 0.605, 0.495 - hue]) * luminance + (0.015 if not male else 0.0)
     dark = np.clip(0.5 + 0.18 * spread.hair * look["hair"], 0.0, 1.0)
     hair = (1 - dark) * np.array([0.42, 0.29, 0.17]) + dark * np.array([0.15, 0.11, 0.09])
-    hair = hair * np.array([1.0 + 0.10 * spread.hair * look["hair_hue"], 1.0, 1.0 - 0.06 * spread.hair * look["hair_hue"]])
+    hair = hair * np.array(
+        [
+            1.0 + 0.10 * spread.hair * look["hair_hue"],
+            1.0,
+            1.0 - 0.06 * spread.hair * look["hair_hue"],
+        ]
+    )
     blue = 1.0 / (1.0 + np.exp(-4.0 * (spread.hair * look["iris"] - 0.3)))
     iris = blue * np.array([0.36, 0.47, 0.52]) + (1 - blue) * np.array([0.33, 0.21, 0.12])
     colour = Colour(
         skin=np.clip(skin * (1.0 - np.array([0.02, 0.03, 0.03]) * sag), 0.05, 1.0),
         hair=hair,
         iris=iris,
-        grey=float(np.clip(1.0 / (1.0 + np.exp(-(age - 56.0 + 5.0 * look["grey"]) / 6.0)), 0.0, 0.95)),
+        grey=float(
+            np.clip(1.0 / (1.0 + np.exp(-(age - 56.0 + 5.0 * look["grey"]) / 6.0)), 0.0, 0.95)
+        ),
         flush=1.0 + 0.3 * look["flush"],
         blotch=max(0.0, 0.9 * sag - 0.1),
         stubble=max(0.0, 0.32 + 0.15 * look["stubble"]) if male else 0.0,
@@ -169,7 +210,9 @@ def split(seed: int, subjects: int) -> dict[str, list[int]]:
     Raises ValueError where a split would be empty.
     """
     rng = np.random.default_rng([seed, 104729])
-    by_sex = {sex: [i for i in range(subjects) if sex_of(seed, i) == sex] for sex in ("female", "male")}
+    by_sex = {
+        sex: [i for i in range(subjects) if sex_of(seed, i) == sex] for sex in ("female", "male")
+    }
     ranks = []
     for members in by_sex.values():
         ranks += [((k + 0.5) / len(members), i) for k, i in enumerate(rng.permutation(members))]

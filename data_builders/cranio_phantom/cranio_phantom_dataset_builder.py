@@ -63,7 +63,13 @@ class PhantomConfig(tfds.core.BuilderConfig):
             raise ValueError(f"size={self.size} is below 16 pixels")
         cohort.split(self.seed, self.subjects)
         if not self.name:
-            short = {"subjects": "n", "seed": "seed", "skin_spread": "skin", "hair_spread": "hair", "depth_spread": "depth"}
+            short = {
+                "subjects": "n",
+                "seed": "seed",
+                "skin_spread": "skin",
+                "hair_spread": "hair",
+                "depth_spread": "depth",
+            }
             other = [
                 f"{tag}{getattr(self, f.name):g}"
                 for f in dataclasses.fields(self)
@@ -86,7 +92,9 @@ def _png(picture: np.ndarray) -> bytes:
 class Builder(LocalBuilder):
     """Paired skull X-rays and faces of a procedural cohort. See README.md beside this file."""
 
-    VERSION = tfds.core.Version("1.4.0")  # to be raised whenever the same settings give other records
+    VERSION = tfds.core.Version(
+        "1.4.0"
+    )  # to be raised whenever the same settings give other records
     RELEASE_NOTES = {
         "1.0.0": "First cohort.",
         "1.1.0": "Skulls differ more; jaws and necks taper.",
@@ -94,7 +102,9 @@ class Builder(LocalBuilder):
         "1.3.0": "A mask of the head in the portrait.",
         "1.4.0": "In the order of the subjects; more than a gigabyte can be written.",
     }
-    BUILDER_CONFIGS = [PhantomConfig(size=size, pairing=pairing) for size in SIZES for pairing in PAIRINGS]
+    BUILDER_CONFIGS = [
+        PhantomConfig(size=size, pairing=pairing) for size in SIZES for pairing in PAIRINGS
+    ]
 
     def _info(self):
         size = self.builder_config.size
@@ -118,7 +128,11 @@ class Builder(LocalBuilder):
                 }
             ),
             metadata=tfds.core.MetadataDict(
-                {f.name: getattr(self.builder_config, f.name) for f in dataclasses.fields(PhantomConfig) if f.name in _SETTINGS}
+                {
+                    f.name: getattr(self.builder_config, f.name)
+                    for f in dataclasses.fields(PhantomConfig)
+                    if f.name in _SETTINGS
+                }
                 | {
                     "reference_age": cohort.REFERENCE_AGE,
                     "reference_bmi_change": cohort.REFERENCE_BMI_CHANGE,
@@ -131,7 +145,10 @@ class Builder(LocalBuilder):
 
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
-        config, views = self.builder_config, len(VIEWS) ** (1 if self.builder_config.pairing == "matched" else 2)
+        config, views = (
+            self.builder_config,
+            len(VIEWS) ** (1 if self.builder_config.pairing == "matched" else 2),
+        )
         pairs = views * len(cohort.AGES) * len(cohort.BMI_CHANGES)
         return {
             name: shards(name, self._records(members), pairs * len(members), config.size)
@@ -157,16 +174,22 @@ def subject_records(config: PhantomConfig, index: int):
     subject = cohort.draw(config.seed, index)
     name = f"p{config.seed:02d}{index:05d}"
     frame = head.frame(config.size)
-    skull, tissue, _ = cohort.appearance(subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, config.spread)
+    skull, tissue, _ = cohort.appearance(
+        subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, config.spread
+    )
     xrays = [_png(x) for x in head.radiographs(skull, tissue, config.size, voxel_for(config.size))]
     places = {
-        kind: np.stack(from_template(tuple(np.array(list(names.values()), np.float32).T), skull), -1)
+        kind: np.stack(
+            from_template(tuple(np.array(list(names.values()), np.float32).T), skull), -1
+        )
         for kind, names in (("xray", LANDMARKS), ("face", FACE_LANDMARKS))
     }
     project = lambda kind, view: np.asarray(project_point(frame, view, places[kind]), np.float32)
     for age in cohort.AGES:
         for change in cohort.BMI_CHANGES:
-            faces, heads = head.portraits(*cohort.appearance(subject, age, change, config.spread), config.size)
+            faces, heads = head.portraits(
+                *cohort.appearance(subject, age, change, config.spread), config.size
+            )
             faces, heads = [_png(face) for face in faces], [_png(mask) for mask in heads]
             for i, xray_view in enumerate(VIEWS):
                 for j, face_view in enumerate(VIEWS):

@@ -79,7 +79,9 @@ def outer_distance(p, skull: Skull, tissue: Tissue):
     """Signed distance in mm to what light meets first: skin, eyes or hair."""
     q = _folded(bones.to_template(p, skull))
     bare = soft.skin_without_ears(q, tissue)
-    skin = smooth_min(bare, _seen_ear(q, tissue), 3.0) - 0.7 * step(brow_region(q, tissue), 0.5, 0.8)
+    skin = smooth_min(bare, _seen_ear(q, tissue), 3.0) - 0.7 * step(
+        brow_region(q, tissue), 0.5, 0.8
+    )
     return union(skin, soft.eyeball(q, tissue), soft.hair(q, tissue, bare)) * skull.size
 
 
@@ -100,7 +102,9 @@ def _prepare(grid, skull: Skull):
     gx, gy, gz = (grid[..., i] for i in range(3))
     tx, ty, tz = bones.to_template((gx, gy, gz), skull)
     side = jnp.tanh(tx / 8.0)
-    sided = skull._replace(seed=skull.seed + 1.1 * side, sinus=skull.sinus * (1.0 + skull.sinus_skew * side))
+    sided = skull._replace(
+        seed=skull.seed + 1.1 * side, sinus=skull.sinus * (1.0 + skull.sinus_skew * side)
+    )
     return _folded((tx, ty, tz)), sided
 
 
@@ -114,7 +118,9 @@ def _fill(p, skull: Skull, tissue: Tissue, spacing):
     return hu + (-1000.0 - hu) * jnp.clip(0.5 - bones.airway(p) / spacing, 0, 1), skin
 
 
-_paint = jax.jit(lambda hu, p, skull, spacing, paint: paint(hu, p, skull, spacing), static_argnames="paint")
+_paint = jax.jit(
+    lambda hu, p, skull, spacing, paint: paint(hu, p, skull, spacing), static_argnames="paint"
+)
 
 
 @jax.jit
@@ -159,7 +165,9 @@ def _strands(p, along, seed):
     """Noise stretched along a direction of growth, for hair."""
     x, y, z = p
     u, v, w = along
-    return 0.6 * noise(x * u, y * v, z * w, seed) + 0.4 * noise(2.3 * x * u + 3.0, 2.3 * y * v, 1.5 * z * w, seed + 1.0)
+    return 0.6 * noise(x * u, y * v, z * w, seed) + 0.4 * noise(
+        2.3 * x * u + 3.0, 2.3 * y * v, 1.5 * z * w, seed + 1.0
+    )
 
 
 def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
@@ -183,13 +191,26 @@ def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
     skin = skin * (1.0 + 0.07 * colour.flush * red[..., None] * jnp.array([0.9, -1.1, -0.9]))
     socket = bump(x, 31, 15) * bump(z, 13.0, 8.5) * step(y, 60, 6)
     skin = skin * (1.0 - socket[..., None] * jnp.array([0.03, 0.05, 0.04]))
-    skin = skin * (1.0 - colour.blotch * (0.10 * spots + 0.03 * jnp.abs(mottle))[..., None] * jnp.array([0.6, 1.0, 1.2]))
+    skin = skin * (
+        1.0
+        - colour.blotch
+        * (0.10 * spots + 0.03 * jnp.abs(mottle))[..., None]
+        * jnp.array([0.6, 1.0, 1.2])
+    )
     beard = step(-24.0 - z, 0.0, 5.0) * step(y, 12.0, 7.0) * step(z, -104.0, 5.0)
     beard = beard * (1.0 - 0.85 * bump(x, 40, 12) * bump(z, -34, 14) * step(y, 35, 8))
-    skin = mix(skin, 0.62 * colour.skin + 0.10 * colour.hair + jnp.array([0.0, 0.01, 0.03]), colour.stubble * beard * (0.85 + 0.15 * fine))
+    skin = mix(
+        skin,
+        0.62 * colour.skin + 0.10 * colour.hair + jnp.array([0.0, 0.01, 0.03]),
+        colour.stubble * beard * (0.85 + 0.15 * fine),
+    )
 
     lips = step(soft.lip_region(p, tissue), 0.2, 0.9)
-    lip_colour = colour.skin * jnp.array([0.90, 0.66, 0.64]) * (1.0 - colour.makeup * jnp.array([0.0, 0.28, 0.2]))
+    lip_colour = (
+        colour.skin
+        * jnp.array([0.90, 0.66, 0.64])
+        * (1.0 - colour.makeup * jnp.array([0.0, 0.28, 0.2]))
+    )
     line, along = soft.lip_line(p, tissue)
     parting = bump(z, line, 0.9) * step(along, 1.04, -0.05) * step(y, 72, 4)
     skin = mix(skin, lip_colour, 0.85 * lips)
@@ -203,7 +224,11 @@ def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
     crown = _strands((signed_x, y, z), (0.55, 0.07, 0.3), colour.seed + 4.0)
     sides = _strands((signed_x, y, z), (0.35, 0.42, 0.06), colour.seed + 6.0)
     strand = crown + (sides - crown) * step(z, 70.0, -18.0)
-    tint = hue * (1.0 + 0.20 * strand + 0.06 * hairs)[..., None] * (1.0 - 0.25 * colour.grey * step(hairs, 0.3, 0.2)[..., None])
+    tint = (
+        hue
+        * (1.0 + 0.20 * strand + 0.06 * hairs)[..., None]
+        * (1.0 - 0.25 * colour.grey * step(hairs, 0.3, 0.2)[..., None])
+    )
     brow = step(soft_brow(p, tissue, strand), 0.3, 0.7) * 0.72 * colour.brow
     skin = mix(skin, 0.75 * hue, jnp.clip(brow, 0, 0.9))
     # Hair thins out towards its edge.
@@ -220,8 +245,15 @@ def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
     ball = mix(white, iris, step(radius, 6.1, -0.35))
     ball = mix(ball, jnp.full(3, 0.03), step(radius, 2.4, -0.3))
     # The upper lid shades the eye.
-    ball = ball * (1.0 - 0.35 * step(soft.lid_gap(p, tissue), -2.2, 1.2) * step(z, ez - 1.0, 2.0))[..., None]
-    glint = bump(x * jnp.sign(signed_x) - (ex * jnp.sign(signed_x) + 1.6), 0.0, 0.9) * bump(z, ez + 2.6, 0.9)
+    ball = (
+        ball
+        * (1.0 - 0.35 * step(soft.lid_gap(p, tissue), -2.2, 1.2) * step(z, ez - 1.0, 2.0))[
+            ..., None
+        ]
+    )
+    glint = bump(x * jnp.sign(signed_x) - (ex * jnp.sign(signed_x) + 1.6), 0.0, 0.9) * bump(
+        z, ez + 2.6, 0.9
+    )
     ball = ball + 0.8 * glint[..., None]
     is_eye = step(jnp.minimum(bare, hair) - eye, 0.05, 0.12)
     return mix(albedo, ball, is_eye), gloss * (1 - is_eye) + 0.10 * is_eye
@@ -264,7 +296,10 @@ def _near_surface(coarse: Volume, fine: Frame, view: str):
 
 @jax.jit
 def _normals(corners):
-    nx, ny, nz = (sum(c * offset[i] for c, offset in zip(corners, _TETRAHEDRON, strict=True)) for i in range(3))
+    nx, ny, nz = (
+        sum(c * offset[i] for c, offset in zip(corners, _TETRAHEDRON, strict=True))
+        for i in range(3)
+    )
     scale = 1.0 / jnp.maximum(jnp.sqrt(nx * nx + ny * ny + nz * nz), 1e-6)
     return nx * scale, ny * scale, nz * scale
 
@@ -285,7 +320,9 @@ def _lit(value, normal, above, albedo, gloss, view: str):
     sky = surface.openness_from_distances(above)
     # Rays that are still on their way leave the pixel to their neighbours, if it has any.
     settled = jnp.where(jnp.abs(value) < 1.0, 1.0, 1e-3)
-    return jnp.concatenate([surface.shade(view, jnp.stack(normal, -1), albedo, sky, gloss), settled[:, None]], -1)
+    return jnp.concatenate(
+        [surface.shade(view, jnp.stack(normal, -1), albedo, sky, gloss), settled[:, None]], -1
+    )
 
 
 _downsample = jax.jit(surface.downsample, static_argnames="factor")
@@ -299,7 +336,10 @@ def _seen(points, view: str, skull: Skull, tissue: Tissue, colour: Colour):
         points = _advance(points, toward, _distances(points, _HERE, skull, tissue), least)
     value = _distances(points, _HERE, skull, tissue)
     normal = _normals([_distances(points, offset, skull, tissue) for offset in _TETRAHEDRON])
-    above = tuple(_distances(_raised(points, normal, np.float32(r)), _HERE, skull, tissue) for r in surface.RADII)
+    above = tuple(
+        _distances(_raised(points, normal, np.float32(r)), _HERE, skull, tissue)
+        for r in surface.RADII
+    )
     return _lit(value, normal, above, *_painted(points, skull, tissue, colour), view)
 
 
@@ -312,7 +352,9 @@ def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersamp
     settle it. Rays that pass the head by are left out, and the others go in pieces of one size: one compilation
     for every picture, and what a piece computes stays in the cache.
     """
-    skull, tissue, colour = jax.device_put((skull, tissue, colour))  # once, not at each of the many calls below
+    skull, tissue, colour = jax.device_put(
+        (skull, tissue, colour)
+    )  # once, not at each of the many calls below
     grid = tuple(np.moveaxis(_grid(_COARSE), -1, 0))
     coarse = Volume(-_distances(grid, _HERE, skull, tissue), np.full(3, _COARSE, np.float32), _LOW)
     fine = Frame(size * supersample, WIDTH, CENTER)
@@ -324,9 +366,13 @@ def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersamp
         for start in range(0, len(met), _PIECE):
             here = met[start : start + _PIECE]
             padded = np.pad(here, (0, _PIECE - len(here)), mode="edge")
-            colours[here] = _seen(tuple(p[padded] for p in points), view, skull, tissue, colour)[: len(here)]
+            colours[here] = _seen(tuple(p[padded] for p in points), view, skull, tissue, colour)[
+                : len(here)
+            ]
         colours = colours.reshape(fine.size, fine.size, 4)
         pictures.append(_downsample(colours[..., :3], colours[..., 3], factor=supersample))
-        hit = ((depth > surface.MISS).reshape(fine.size, fine.size) & (colours[..., 3] > 0.5)).astype(np.float32)
+        hit = (
+            (depth > surface.MISS).reshape(fine.size, fine.size) & (colours[..., 3] > 0.5)
+        ).astype(np.float32)
         heads.append(hit.reshape(size, supersample, size, supersample, 1).mean((1, 3)) >= 0.5)
     return jnp.stack(pictures), np.stack(heads)

@@ -21,16 +21,25 @@ def sheet(size: int = 192, subjects: int = 6) -> np.ndarray:
     columns = []
     for index in range(subjects):
         subject = cohort.draw(0, index)
-        skull, tissue, _ = cohort.appearance(subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, SPREAD)
+        skull, tissue, _ = cohort.appearance(
+            subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, SPREAD
+        )
         xrays = np.repeat(np.asarray(head.radiographs(skull, tissue, size, 1.4))[..., None], 3, -1)
-        columns.append(np.concatenate([*xrays, *_faces(subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, size)]))
+        columns.append(
+            np.concatenate(
+                [*xrays, *_faces(subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, size)]
+            )
+        )
     return np.concatenate(columns, 1)
 
 
 def variants(size: int = 160, index: int = 2) -> np.ndarray:
     """One subject: columns 25, 45, 65 years (both views), rows BMI -10 %, 0, +10 %."""
     subject = cohort.draw(0, index)
-    rows = [np.concatenate([f for age in cohort.AGES for f in _faces(subject, age, change, size)], 1) for change in cohort.BMI_CHANGES]
+    rows = [
+        np.concatenate([f for age in cohort.AGES for f in _faces(subject, age, change, size)], 1)
+        for change in cohort.BMI_CHANGES
+    ]
     return np.concatenate(rows)
 
 

@@ -37,7 +37,9 @@ def capsule(p, start, end, radius, end_radius=None):
 
 def box(p, center, half, rounding):
     qx, qy, qz = (jnp.abs(a - b) - h + rounding for a, b, h in zip(p, center, half, strict=True))
-    out = jnp.sqrt(jnp.maximum(qx, 0) ** 2 + jnp.maximum(qy, 0) ** 2 + jnp.maximum(qz, 0) ** 2 + 1e-9)
+    out = jnp.sqrt(
+        jnp.maximum(qx, 0) ** 2 + jnp.maximum(qy, 0) ** 2 + jnp.maximum(qz, 0) ** 2 + 1e-9
+    )
     return out + jnp.minimum(jnp.maximum(qx, jnp.maximum(qy, qz)), 0.0) - rounding
 
 
@@ -111,5 +113,9 @@ def noise(x, y, z, seed):
     a = x + 0.45 * _wave(1.7 * y + 0.9 * z + 1.3 * seed)
     b = y + 0.45 * _wave(1.5 * z + 1.1 * x + 2.1 * seed)
     c = z + 0.45 * _wave(1.9 * x + 0.7 * y + 0.7 * seed)
-    waves = _wave(5.1 * a + 2.2 * b - 1.4 * c) + _wave(4.7 * b + 1.9 * c - 2.3 * a) + _wave(5.3 * c - 2.6 * b + 1.1 * a)
+    waves = (
+        _wave(5.1 * a + 2.2 * b - 1.4 * c)
+        + _wave(4.7 * b + 1.9 * c - 2.3 * a)
+        + _wave(5.3 * c - 2.6 * b + 1.1 * a)
+    )
     return waves / 2.2

@@ -73,8 +73,18 @@ MODES = (
 # Skulls do not vary in each direction alone: broad heads are broad throughout, long faces long.
 FACTORS = {
     "breadth": {m.name: 0.55 for m in MODES if m.kind == "breadth" and m.name != "chin breadth"},
-    "face height": {"upper face height": 0.6, "lower face height": 0.6, "ramus height": 0.5, "vault height": 0.3},
-    "projection": {"midface projection": 0.6, "tooth row projection": 0.6, "nasal root": 0.4, "chin projection": 0.3},
+    "face height": {
+        "upper face height": 0.6,
+        "lower face height": 0.6,
+        "ramus height": 0.5,
+        "vault height": 0.3,
+    },
+    "projection": {
+        "midface projection": 0.6,
+        "tooth row projection": 0.6,
+        "nasal root": 0.4,
+        "chin projection": 0.3,
+    },
 }
 
 
@@ -111,7 +121,9 @@ def _displacement(p, skull):
         if m.kind == "level":
             dz = dz + amount * step(z, m.z, m.spread_z) * np.sign(m.spread_z)
             continue
-        here = amount * jnp.exp(-0.5 * (((y - m.y) / m.spread_y) ** 2 + ((z - m.z) / m.spread_z) ** 2))
+        here = amount * jnp.exp(
+            -0.5 * (((y - m.y) / m.spread_y) ** 2 + ((z - m.z) / m.spread_z) ** 2)
+        )
         if m.kind == "breadth":
             scale = scale + here
         elif m.kind == "depth":
@@ -139,7 +151,9 @@ def from_template(p, skull: Skull):
     guess = tuple(a * skull.size for a in target)
     for _ in range(12):
         reached = to_template(guess, skull)
-        guess = tuple(g + skull.size * (t - r) for g, t, r in zip(guess, target, reached, strict=True))
+        guess = tuple(
+            g + skull.size * (t - r) for g, t, r in zip(guess, target, reached, strict=True)
+        )
     return guess
 
 
@@ -164,9 +178,13 @@ def base_height(p):
     x, y, _ = p
     lesser_wing = 38.0 + 0.30 * x
     petrous_ridge = 24.0 - 0.55 * x
-    anterior = 29.0 - 8.0 * bump(x, 0, 6) + 4.5 * bump(x, 32, 14) * bump(y, 62, 22) + 0.05 * (y - 60)
+    anterior = (
+        29.0 - 8.0 * bump(x, 0, 6) + 4.5 * bump(x, 32, 14) * bump(y, 62, 22) + 0.05 * (y - 60)
+    )
     middle = -5.0 + 18.0 * bump(x, 0, 9) + 0.12 * jnp.maximum(x - 40.0, 0.0)
-    posterior = -22.0 - 2.0 * bump(x, 22, 14) * bump(y, -35, 20) + 30.0 * bump(x, 0, 12) * step(y, 8.0, 9.0)
+    posterior = (
+        -22.0 - 2.0 * bump(x, 22, 14) * bump(y, -35, 20) + 30.0 * bump(x, 0, 12) * step(y, 8.0, 9.0)
+    )
     floor = posterior + (middle - posterior) * step(y, petrous_ridge, 3.0)
     floor = floor + (anterior - floor) * step(y, lesser_wing, 2.5)
     sella = 8.0 * bump(x, 0, 7) * bump(y, 27, 4.2)
@@ -186,7 +204,10 @@ def orbit(p):
     """The cone of the orbit: open to the front, apex at the optic canal."""
     x, y, z = p
     depth = jnp.clip((y - 40.0) / 46.0, 0.0, 1.1)
-    across, up = (x - (14.0 + 19.5 * depth)) / (3.0 + 17.0 * depth), (z - (14.0 + 3.0 * depth)) / (3.0 + 14.8 * depth)
+    across, up = (
+        (x - (14.0 + 19.5 * depth)) / (3.0 + 17.0 * depth),
+        (z - (14.0 + 3.0 * depth)) / (3.0 + 14.8 * depth),
+    )
     # The upper rim slopes down to the side, as in life.
     up = up + 0.10 * across
     section = (jnp.abs(across) ** 2.5 + jnp.abs(up) ** 2.5 + 1e-6) ** 0.4
@@ -198,7 +219,11 @@ def nasal_passage(p):
     x, y, z = p
     low = jnp.clip((20.0 - z) / 40.0, 0.0, 1.0)
     half_width = 3.0 + 9.0 * low - 2.5 * jnp.maximum(low - 0.85, 0.0) / 0.15
-    return smooth_max(smooth_max(x - half_width, jnp.maximum(z - 22.0, -25.0 - z), 3.0), jnp.maximum(42.0 - y, y - 104.0), 2.0)
+    return smooth_max(
+        smooth_max(x - half_width, jnp.maximum(z - 22.0, -25.0 - z), 3.0),
+        jnp.maximum(42.0 - y, y - 104.0),
+        2.0,
+    )
 
 
 def _upper_arch(p):
@@ -224,7 +249,11 @@ def zygoma(p):
 
 def antrum(p):
     """The maxillary sinus as a solid."""
-    hollow = union(ellipsoid(p, (28, 62, -13), (12.0, 17, 13.5)), ellipsoid(p, (27, 59, -25), (8.0, 12, 8.5)), radius=6.0)
+    hollow = union(
+        ellipsoid(p, (28, 62, -13), (12.0, 17, 13.5)),
+        ellipsoid(p, (27, 59, -25), (8.0, 12, 8.5)),
+        radius=6.0,
+    )
     return smooth_max(smooth_max(hollow, 2.2 - orbit(p), 2.0), 2.2 - nasal_passage(p), 2.0)
 
 
@@ -236,7 +265,10 @@ def midface(p):
     ring = smooth_max(smooth_max(socket - 5.0, front, 3.0), rim_front(x) - 11.0 - y, 4.0)
     nose_floor = smooth_max(nasal_passage(p) - 2.4, jnp.maximum(z + 5.0, y - 84.0 + 0.25 * x), 3.0)
     maxilla = union(antrum(p) - 1.8, nose_floor, radius=5.0)
-    frontal_process = union(capsule(p, (7.0, 91, 18), (11, 86, 0), 3.6, 4.0), capsule(p, (11, 86, 0), (16, 82, -20), 4.0, 5.5))
+    frontal_process = union(
+        capsule(p, (7.0, 91, 18), (11, 86, 0), 3.6, 4.0),
+        capsule(p, (11, 86, 0), (16, 82, -20), 4.0, 5.5),
+    )
     spine = capsule(p, (0, 80, -26), (0, 95.0, -27.5), 2.6, 1.4)
     return union(ring, maxilla, frontal_process, zygoma(p), _upper_arch(p), spine, radius=4.0)
 
@@ -245,7 +277,9 @@ def nasal_bones(p):
     x, y, z = p
     roof = 91.5 + (24.0 - z) * 0.50 + 0.010 * (24.0 - z) ** 2 - 0.16 * x * x
     # The slope of the roof turns its vertical offset into a distance.
-    return jnp.maximum(jnp.maximum((jnp.abs(y - roof) - 1.5) * 0.8, x - 7.5), jnp.abs(z - 14.0) - 11.5)
+    return jnp.maximum(
+        jnp.maximum((jnp.abs(y - roof) - 1.5) * 0.8, x - 7.5), jnp.abs(z - 14.0) - 11.5
+    )
 
 
 JAW_FRONT = 80.5  # mm; the plan of the mandible is y = JAW_FRONT - 0.034 x^2 - 9e-7 x^4
@@ -268,7 +302,20 @@ def along_jaw(p):
     return y, inward
 
 
-_RAMUS = [(7, -57), (16, -65), (40, -76), (39, -50), (31, -36), (31, -12), (27, -11), (20, -24), (14, -10), (8, -8), (7, -18), (3, -45)]
+_RAMUS = [
+    (7, -57),
+    (16, -65),
+    (40, -76),
+    (39, -50),
+    (31, -36),
+    (31, -12),
+    (27, -11),
+    (20, -24),
+    (14, -10),
+    (8, -8),
+    (7, -18),
+    (3, -45),
+]
 
 
 def mandible(p):
@@ -278,9 +325,15 @@ def mandible(p):
     lower_edge = -95.0 + 0.36 * jnp.maximum(JAW_FRONT - 4.0 - front, 0.0)
     upper_edge = -56.5 + 0.06 * jnp.maximum(JAW_FRONT - front, 0.0)
     half = 6.2 - 1.6 * step(z, -70.0, 8.0)
-    body = smooth_max(jnp.maximum(jnp.abs(inward - 5.0) - half, 12.0 - front), jnp.maximum(lower_edge - z, z - upper_edge), 4.5)
+    body = smooth_max(
+        jnp.maximum(jnp.abs(inward - 5.0) - half, 12.0 - front),
+        jnp.maximum(lower_edge - z, z - upper_edge),
+        4.5,
+    )
     ramus = jnp.maximum(polygon(front, z, _RAMUS), jnp.abs(inward - 4.6) - 3.9)
-    chin = union(ellipsoid(p, (0, 79, -87), (14, 7.5, 8)), sphere(p, (13, 74, -91), 5.0), radius=5.0)
+    chin = union(
+        ellipsoid(p, (0, 79, -87), (14, 7.5, 8)), sphere(p, (13, 74, -91), 5.0), radius=5.0
+    )
     condyle = ellipsoid(p, (49.5, 12.5, -5.5), (9.0, 4.6, 5.2))
     neck = capsule(p, (48, 11, -9), (44.5, 10, -26), 4.0, 4.2)
     angle = sphere(p, (42.0, 12, -56), 6.0)
@@ -290,8 +343,14 @@ def mandible(p):
 
 def _tooth_rows():
     """Place, direction and size of each tooth of one side, walking both arches by tooth width."""
-    widths = {"upper": (8.6, 6.6, 7.8, 7.0, 6.8, 10.2, 9.6), "lower": (5.4, 6.0, 6.9, 7.0, 7.1, 11.0, 10.4)}
-    depths = {"upper": (7.0, 6.4, 8.2, 9.0, 9.0, 11.0, 10.8), "lower": (6.2, 6.4, 7.8, 8.0, 8.2, 10.2, 10.0)}
+    widths = {
+        "upper": (8.6, 6.6, 7.8, 7.0, 6.8, 10.2, 9.6),
+        "lower": (5.4, 6.0, 6.9, 7.0, 7.1, 11.0, 10.4),
+    }
+    depths = {
+        "upper": (7.0, 6.4, 8.2, 9.0, 9.0, 11.0, 10.8),
+        "lower": (6.2, 6.4, 7.8, 8.0, 8.2, 10.2, 10.0),
+    }
     teeth = []
     for row, rx, ry, y0 in (("upper", 24.8, 37.0, 50.0), ("lower", 22.8, 34.0, 50.5)):
         angle, walked, wanted = 0.0, 0.0, 0.0
@@ -302,7 +361,9 @@ def _tooth_rows():
                 angle += 1e-3
             wanted += width / 2
             place = (rx * math.sin(angle), y0 + ry * math.cos(angle))
-            teeth.append((row, place, math.atan2(ry * math.sin(angle), rx * math.cos(angle)), width, depth))
+            teeth.append(
+                (row, place, math.atan2(ry * math.sin(angle), rx * math.cos(angle)), width, depth)
+            )
     return teeth
 
 
@@ -320,7 +381,9 @@ def teeth(p):
         height = up * (z + 47.2) - (0.0 if row == "upper" else 0.4)
         # Roots lean back to the middle of the arch a little; incisors slope forward.
         out = out + (0.22 if abs(angle) < 0.7 else 0.04) * (height - 4.0)
-        crown = superellipsoid((along, out, height), (0, 0, 4.0), (0.47 * width, 0.42 * depth, 5.0), 3.2)
+        crown = superellipsoid(
+            (along, out, height), (0, 0, 4.0), (0.47 * width, 0.42 * depth, 5.0), 3.2
+        )
         root = capsule((along, out, height), (0, 0, 6.0), (0, 0, 18.0), 0.34 * width, 0.9)
         solid = jnp.minimum(solid, jnp.minimum(crown, root))
         enamel = jnp.minimum(enamel, jnp.maximum(crown, jnp.maximum(height - 7.5, -(crown + 1.4))))
@@ -401,7 +464,9 @@ def paint_braincase(hu, p, skull: Skull, voxel):
     """Vault, skull base, ear and sphenoid bone."""
     x, y, z = p
     wall = skull.thickness * (1.0 + 0.14 * noise(x / 60.0, y / 60.0, z / 60.0, skull.seed))
-    wall = wall * (1.0 + 0.30 * bump(y, 95, 18) * bump(z, 40, 16) + 0.55 * bump(y, -88, 14) * bump(z, 18, 12))
+    wall = wall * (
+        1.0 + 0.30 * bump(y, 95, 18) * bump(z, 40, 16) + 0.55 * bump(y, -88, 14) * bump(z, 18, 12)
+    )
     outer, floor = vault(p), base_height(p)
     floor = floor + 0.8 * noise(x / 22.0, y / 22.0, 0.0, skull.seed + 2.0)
     base = 4.2 - 1.6 * step(y, 42.0 + 0.3 * x, 4.0)
@@ -415,9 +480,18 @@ def paint_braincase(hu, p, skull: Skull, voxel):
     # Grooves of the middle meningeal artery branch up the inside of the temporal bone.
     stem = y - 30.0 + 0.42 * (z - 5.0) + 5.0 * jnp.sin(z / 17.0 + skull.seed)
     branch = y - 24.0 + 1.05 * (z - 12.0) + 4.0 * jnp.sin(z / 13.0 + 2.0 * skull.seed)
-    groove = (bump(stem, 0, 1.3) + bump(branch, 0, 1.1)) * step(z, 12.0, 6.0) * step(z, 92.0, -12.0) * step(x, 30.0, 6.0)
+    groove = (
+        (bump(stem, 0, 1.3) + bump(branch, 0, 1.1))
+        * step(z, 12.0, 6.0)
+        * step(z, 92.0, -12.0)
+        * step(x, 30.0, 6.0)
+    )
     # Coronal, lambdoid and sagittal sutures meander.
-    waver = 2.4 * jnp.sin(0.55 * x + skull.seed) + 1.5 * jnp.sin(1.3 * x + 2 * skull.seed) + 1.2 * jnp.sin(0.9 * z)
+    waver = (
+        2.4 * jnp.sin(0.55 * x + skull.seed)
+        + 1.5 * jnp.sin(1.3 * x + 2 * skull.seed)
+        + 1.2 * jnp.sin(0.9 * z)
+    )
     coronal = y - (26.0 + 0.20 * (118.0 - z)) + waver
     lambdoid = (y + 62.0 + 0.55 * x - 0.55 * (z - 60.0)) * 0.8 + waver
     sagittal = x + 1.2 * jnp.sin(0.42 * y + skull.seed) * bump(x, 0, 5)
@@ -433,7 +507,11 @@ def paint_braincase(hu, p, skull: Skull, voxel):
     petrous = capsule(p, (46, -1, -2.5), (12, 21, 0.5), 8.5, 5.0)
     cells = step(noise(x / 3.6, y / 3.6, z / 3.6, skull.seed + 4.0), 0.05, 0.25)
     mastoid_end = (50.0, -2.0, -20.0 - 8.0 * skull.mastoid)
-    mastoid = union(capsule(p, (51, -12, -4), mastoid_end, 12.0, 5.0), ellipsoid(p, (53, -9, 2), (9, 15, 12)), radius=5.0)
+    mastoid = union(
+        capsule(p, (51, -12, -4), mastoid_end, 12.0, 5.0),
+        ellipsoid(p, (53, -9, 2), (9, 15, 12)),
+        radius=5.0,
+    )
     air_cells = 950.0 - 1500.0 * cells * step(-mastoid, 2.2, 0.8)
     hu = _paint(hu, jnp.maximum(mastoid, -(cavity - 1.5)), air_cells, voxel)
     hu = _paint(hu, petrous, _bony(petrous, 3.0, p, skull.seed, spongy=800.0, dense=1250.0), voxel)
@@ -443,7 +521,11 @@ def paint_braincase(hu, p, skull: Skull, voxel):
     hu = _paint(hu, inner_canal, 40.0, voxel)
 
     # The sphenoid's body stands under the sella; the clivus runs from it to the foramen magnum.
-    clivus = smooth_min(capsule(p, (0, 15, 2), (0, 4, -24), 7.5, 5.0), capsule(p, (8, 4, -24), (17, -4, -25), 4.5, 5.5), 4.0)
+    clivus = smooth_min(
+        capsule(p, (0, 15, 2), (0, 4, -24), 7.5, 5.0),
+        capsule(p, (8, 4, -24), (17, -4, -25), 4.5, 5.5),
+        4.0,
+    )
     body = box(p, (0, 33, 3.0), (16, 13, 12.5), 5.0)
     bone = jnp.maximum(smooth_min(body, clivus, 4.0), z - floor)
     hu = _paint(hu, bone, _bony(bone, 1.6, p, skull.seed, spongy=480.0), voxel)
@@ -479,7 +561,12 @@ def paint_face(hu, p, skull: Skull, voxel):
     hu = _paint(hu, sinus, -900.0, voxel)
 
     # Behind the rims the orbit's walls are paper thin.
-    hu = _paint(hu, jnp.maximum(jnp.abs(socket) - 0.8, jnp.maximum(y - rim_front(x) + 4.0, 44.0 - y)), 1000.0, voxel)
+    hu = _paint(
+        hu,
+        jnp.maximum(jnp.abs(socket) - 0.8, jnp.maximum(y - rim_front(x) + 4.0, 44.0 - y)),
+        1000.0,
+        voxel,
+    )
     hu = _paint(hu, jnp.maximum(socket, -brain), -60.0, voxel)
     hu = _paint(hu, sphere(p, (32, 74, 17), 12.0), 20.0, voxel)
 
@@ -494,16 +581,21 @@ def paint_face(hu, p, skull: Skull, voxel):
         hu = _paint(hu, jnp.maximum(jnp.abs(roll + 1.8) - 0.55, cx - 5.0 - x), 420.0, voxel)
     hu = _paint(hu, jnp.abs(passage) - 0.8 + 10.0 * step(y, 84.0, 2.0), 900.0, voxel)
     bend = 0.9 * jnp.sin(0.08 * z + skull.seed)
-    septum = jnp.maximum(jnp.abs(x + bend * bump(x, 0, 4)) - 1.0, jnp.maximum(passage - 1.0, y - 84.0))
+    septum = jnp.maximum(
+        jnp.abs(x + bend * bump(x, 0, 4)) - 1.0, jnp.maximum(passage - 1.0, y - 84.0)
+    )
     hu = _paint(hu, septum, 620.0, voxel)
     palate = smooth_max(
-        jnp.maximum(jnp.abs(z + 27.5 + 0.010 * (y - 66) ** 2 * step(y, 66.0, 4.0)) - 2.0, x - 22.0), jnp.maximum(44.0 - y, y - 90.0), 3.0
+        jnp.maximum(jnp.abs(z + 27.5 + 0.010 * (y - 66) ** 2 * step(y, 66.0, 4.0)) - 2.0, x - 22.0),
+        jnp.maximum(44.0 - y, y - 90.0),
+        3.0,
     )
     hu = _paint(hu, palate, 1150.0, voxel)
     soft_palate = capsule(p, (0, 44, -27), (0, 27, -42), 3.6, 3.0)
     hu = _paint(hu, soft_palate, 45.0, voxel)
     plates = jnp.maximum(
-        jnp.abs(x - 13.5 + 0.25 * (z + 20.0)) - 0.9, jnp.maximum(jnp.abs(y - 36.0 - 0.12 * (z + 20)) - 5.0, jnp.abs(z + 20) - 15.0)
+        jnp.abs(x - 13.5 + 0.25 * (z + 20.0)) - 0.9,
+        jnp.maximum(jnp.abs(y - 36.0 - 0.12 * (z + 20)) - 5.0, jnp.abs(z + 20) - 15.0),
     )
     hu = _paint(hu, plates, 1000.0, voxel)
     nasal = nasal_bones(p)
@@ -515,7 +607,10 @@ def paint_jaw(hu, p, skull: Skull, voxel):
     bone = mandible(p)
     hu = _paint(hu, bone, _bony(bone, 2.3, p, skull.seed + 8.0, spongy=470.0, dense=1450.0), voxel)
     front, inward = along_jaw(p)
-    canal = jnp.maximum(jnp.hypot(p[2] + 84.0 - 0.42 * jnp.maximum(70.0 - front, 0.0), inward - 5.0) - 1.7, front - 66.0)
+    canal = jnp.maximum(
+        jnp.hypot(p[2] + 84.0 - 0.42 * jnp.maximum(70.0 - front, 0.0), inward - 5.0) - 1.7,
+        front - 66.0,
+    )
     hu = _paint(hu, jnp.maximum(canal, 14.0 - front), 150.0, voxel)
     solid, enamel = teeth(p)
     hu = _paint(hu, solid - 0.5, 300.0, voxel)  # the ligament's dark line
@@ -562,4 +657,8 @@ LANDMARKS = {
     "right euryon": (72, -10, 62),
     "right condylion": (50.5, 12.5, 0),
 }
-LANDMARKS |= {name.replace("right", "left"): (-x, y, z) for name, (x, y, z) in LANDMARKS.items() if name.startswith("right")}
+LANDMARKS |= {
+    name.replace("right", "left"): (-x, y, z)
+    for name, (x, y, z) in LANDMARKS.items()
+    if name.startswith("right")
+}

@@ -133,7 +133,9 @@ def _jaw_solid(p):
     lower = -95.5 + 0.40 * jnp.maximum(74.0 - front, 0.0)
     outside = 0.5 - inward
     behind = jnp.maximum(4.0 - front, 4.0 - y)
-    shape = smooth_max(round_max(outside, (lower - z) * 0.93, 5.0), smooth_max(behind, z + 48.0, 8.0), 9.0)
+    shape = smooth_max(
+        round_max(outside, (lower - z) * 0.93, 5.0), smooth_max(behind, z + 48.0, 8.0), 9.0
+    )
     return smooth_min(shape, ellipsoid(p, (0, 76, -87), (13, 10.5, 9)), 8.0)
 
 
@@ -147,7 +149,9 @@ def bony_hull(p):
         radius=8.0,
     )
     face = ellipsoid(p, (0, 45, -20), (36, 46, 36))
-    brow = union(capsule(p, (0, 88, 32), (36, 79, 37), 7.0), capsule(p, (36, 79, 37), (50, 66, 32), 6.5, 5.0))
+    brow = union(
+        capsule(p, (0, 88, 32), (36, 79, 37), 7.0), capsule(p, (36, 79, 37), (50, 66, 32), 6.5, 5.0)
+    )
     ramus = ellipsoid(p, (32, 20, -34), (5, 17, 26))
     temple = ellipsoid(p, (44, 40, 20), (16, 36, 32))
     parotid = ellipsoid(p, (42, 26, -12), (14, 26, 24))
@@ -200,7 +204,9 @@ def _eyes(skin, p, t):
     gap = lid_gap(p, t)
     opening = jnp.maximum(gap, 66.0 - y)
     skin = smooth_max(skin, -opening, 1.0)
-    crease = jnp.abs(gap - 3.0 + 0.9 * t.sag) + 2.5 * step(z, 16.0, -1.5) + jnp.maximum(70.0 - y, 0.0)
+    crease = (
+        jnp.abs(gap - 3.0 + 0.9 * t.sag) + 2.5 * step(z, 16.0, -1.5) + jnp.maximum(70.0 - y, 0.0)
+    )
     return skin + 0.5 * jnp.exp(-((crease / 0.9) ** 2))
 
 
@@ -218,7 +224,9 @@ def _nose(skin, p, t):
     tip_ball = ellipsoid((x / w, y, z), tip, (8.4, 7.6, 7.4))
     wing = ellipsoid((x / w, y, z), (12.2, 100.0, -20.5 + 0.4 * turn), (6.0, 9.6, 6.6))
     columella = capsule(p, (0, 98, -27), (0, tip[1] - 2.5, tip[2] - 4.0), 3.6, 3.2)
-    nose = union(union(bridge, wall, radius=8.0), union(tip_ball, wing, columella, radius=4.0), radius=5.0)
+    nose = union(
+        union(bridge, wall, radius=8.0), union(tip_ball, wing, columella, radius=4.0), radius=5.0
+    )
     skin = smooth_min(skin, nose, 6.5)
     nostril = ellipsoid((x / w, y, z), (6.6, 103.0, -26.0 + 0.7 * turn), (3.1, 5.6, 4.2))
     skin = smooth_max(skin, -nostril, 1.5)
@@ -230,7 +238,9 @@ def lip_line(p, t):
     """Height of the closed mouth's line (a cupid's bow) and how far along the mouth a place is, 1 at its corner."""
     x, _, _ = p
     along = x / (25.5 * t.mouth_width)
-    return -46.0 - 0.9 * bump(x, 0, 4) + 1.0 * along**2 * (1 - along) - 2.0 * t.sag * jnp.clip(along, 0, 1.2) ** 3, along
+    return -46.0 - 0.9 * bump(x, 0, 4) + 1.0 * along**2 * (1 - along) - 2.0 * t.sag * jnp.clip(
+        along, 0, 1.2
+    ) ** 3, along
 
 
 def lip_region(p, t):
@@ -241,7 +251,11 @@ def lip_region(p, t):
     bow = 1.0 - 0.20 * bump(x, 0, 2.6) + 0.08 * bump(x, 5.5, 3.0)
     upper = line + 6.6 * t.lips * arch**0.85 * bow
     lower = line - 8.2 * t.lips * arch**0.62
-    return jnp.minimum(upper - z, z - lower) - 4.0 * jnp.maximum(along - 1.0, 0.0) - jnp.maximum(70.0 - y, 0.0)
+    return (
+        jnp.minimum(upper - z, z - lower)
+        - 4.0 * jnp.maximum(along - 1.0, 0.0)
+        - jnp.maximum(70.0 - y, 0.0)
+    )
 
 
 def _mouth(skin, p, t):
@@ -272,8 +286,12 @@ def _age_and_weight(skin, p, t):
     throat = bump(x, 0, 24) * bump(y, 50, 20) * bump(z, -104, 14)
     cheek = bump(x, 42, 12) * bump(y, 58, 18) * bump(z, -38, 18)
     tear = bump(x - 24.0 - 0.4 * (4.0 - z), 0.0, 4.0) * bump(z, 4.0, 5.0) * step(y, 70, 5)
-    change = t.sag * (0.9 * fold - 2.6 * jowl + 0.7 * marionette - 3.0 * throat + 1.8 * cheek + 0.9 * tear)
-    return skin + 0.35 * fold + 0.5 * tear + change - t.fat * (2.6 * cheek + 4.4 * throat + 1.8 * jowl)
+    change = t.sag * (
+        0.9 * fold - 2.6 * jowl + 0.7 * marionette - 3.0 * throat + 1.8 * cheek + 0.9 * tear
+    )
+    return (
+        skin + 0.35 * fold + 0.5 * tear + change - t.fat * (2.6 * cheek + 4.4 * throat + 1.8 * jowl)
+    )
 
 
 def ear(p, t):
@@ -291,7 +309,10 @@ def ear(p, t):
     plate = smooth_max(edge, jnp.abs(off) - 1.9, 2.5)
     lobule_free = step(v, -0.55, 0.15)
     helix = jnp.hypot(edge + 2.2, off - 1.6) - (1.2 + 1.3 * lobule_free * step(u, 0.75, -0.2))
-    fold = jnp.hypot((jnp.hypot(u + 0.02, v + 0.05) - 0.56) * 20.0 * s, off - 0.9) - 1.6 * step(u, 0.15, -0.2) * lobule_free
+    fold = (
+        jnp.hypot((jnp.hypot(u + 0.02, v + 0.05) - 0.56) * 20.0 * s, off - 0.9)
+        - 1.6 * step(u, 0.15, -0.2) * lobule_free
+    )
     shape = union(plate, helix, fold, radius=2.4)
     concha = ellipsoid((off, qy, qz), (3.4, 3.0, -2.0), (4.6, 7.0 * s, 10.0 * s))
     shape = smooth_max(shape, -concha, 2.0)
@@ -327,7 +348,11 @@ def hair_edge(p, t: Tissue):
     recede = t.hairline * (1.0 + 0.8 * bump(x, 36, 12))
     # Front: trichion over the forehead, temple, then down before the ear.
     front_y = 78.0 + 1.0 * (z - 88.0) - recede
-    front_y = jnp.where(z < 88.0, 78.0 - 0.035 * (88.0 - z) ** 1.5 * 2.2 - 0.25 * (88 - z) * step(x, 30, 8) - recede, front_y)
+    front_y = jnp.where(
+        z < 88.0,
+        78.0 - 0.035 * (88.0 - z) ** 1.5 * 2.2 - 0.25 * (88 - z) * step(x, 30, 8) - recede,
+        front_y,
+    )
     front_y = jnp.maximum(front_y, 19.0 - 0.3 * recede + 0.05 * z)
     low = -14.0
     around_ear = 24.0 * bump(y, -7, 15) * step(z, 60, -10)
@@ -344,8 +369,15 @@ def hair(p, t: Tissue, bare):
     thick = (t.hair_volume * top + lock) * step(edge, 4.0, 6.0) - 3.0 * step(edge, 0.0, -3.0)
     cap = bare - thick
     long_edge = 19.0 - 0.04 * (z + 20) + 4.0 * jnp.sin(z / 23.0)
-    curtain = ellipsoid((x, y, 0.0), (0, -16, 0), (86, 86, 1e3)) + 0.0045 * jnp.maximum(-32.0 - z, 0.0) ** 2
-    curtain = smooth_max(curtain + lock, smooth_max(y - long_edge, jnp.maximum(z - 56.0, -84.0 - 0.1 * y - z), 12.0), 12.0)
+    curtain = (
+        ellipsoid((x, y, 0.0), (0, -16, 0), (86, 86, 1e3))
+        + 0.0045 * jnp.maximum(-32.0 - z, 0.0) ** 2
+    )
+    curtain = smooth_max(
+        curtain + lock,
+        smooth_max(y - long_edge, jnp.maximum(z - 56.0, -84.0 - 0.1 * y - z), 12.0),
+        12.0,
+    )
     inner = ellipsoid((x, y, 0.0), (0, -10, 0), (58, 60, 1e3))
     curtain = smooth_max(curtain, -inner, 6.0) + 60.0 * (1.0 - t.hair_length)
     return smooth_min(cap, curtain, 10.0)

@@ -59,8 +59,15 @@ class CtHeadsConfig(ListedConfig):
     bend: float = 5.0
 
     def __post_init__(self):
-        if not (self.variants >= 0 and 0 <= self.turn <= 15 and 0 <= self.shift <= 20 and 0 <= self.bend <= 12):
-            raise ValueError("variants, turn, shift or bend is below 0, or above 15 degrees, 20 mm or 12 mm, where a head is none any more")
+        if not (
+            self.variants >= 0
+            and 0 <= self.turn <= 15
+            and 0 <= self.shift <= 20
+            and 0 <= self.bend <= 12
+        ):
+            raise ValueError(
+                "variants, turn, shift or bend is below 0, or above 15 degrees, 20 mm or 12 mm, where a head is none any more"
+            )
         super().__post_init__()
 
 
@@ -135,14 +142,18 @@ class Builder(LocalBuilder):
         rows = [row for row in rows if row.number not in wrong]
         told = rows_by_words((number, words) for number in remarks for words in remarks[number])
         self.info.metadata.update(skipped_rows=sorted(wrong), remarks=told)
-        split_of = config.split_of({row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows})
+        split_of = config.split_of(
+            {row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows}
+        )
         found, pairs = {}, len(VIEWS) ** (2 if config.pairing == "all_views" else 1)
         for name in sorted(set(split_of.values())):
             own, variants = (
                 [row for row in rows if split_of[row.subject] == name],
                 config.variants if name == "train" else 0,
             )
-            found[name] = shards(name, self._records(own, variants), len(own) * (1 + variants) * pairs, config.size)
+            found[name] = shards(
+                name, self._records(own, variants), len(own) * (1 + variants) * pairs, config.size
+            )
         return found
 
     def _records(self, rows: list[Row], variants: int):
@@ -180,7 +191,9 @@ def read_rows(config: CtHeadsConfig) -> tuple[list[Row], list[tuple[int, str]]]:
                 if other.volume == row.volume:
                     raise Problem(f"the same volume as in row {other.number}")
                 if other.subject == row.subject:
-                    raise Problem(f"the same subject as in row {other.number}; one head a subject is expected")
+                    raise Problem(
+                        f"the same subject as in row {other.number}; one head a subject is expected"
+                    )
             rows.append(row)
         except Problem as problem:
             problems.append((number, str(problem)))
@@ -191,7 +204,11 @@ def read_rows(config: CtHeadsConfig) -> tuple[list[Row], list[tuple[int, str]]]:
 
 def _stated(values: dict[str, str]) -> tuple[str, float]:
     """What the list states that a file may not: `orientation` and `hu_offset`. Raises Problem."""
-    offset = number_of(values, "hu_offset", -70_000.0, 70_000.0, "HU") if values.get("hu_offset") else 0.0
+    offset = (
+        number_of(values, "hu_offset", -70_000.0, 70_000.0, "HU")
+        if values.get("hu_offset")
+        else 0.0
+    )
     try:
         return check_orientation(values["orientation"]) if values.get("orientation") else "", offset
     except ValueError as error:
@@ -214,16 +231,22 @@ def examine_volumes(rows: list[Row]) -> tuple[list[tuple[int, str]], dict[int, l
         except UnreadableError as error:
             problems.append((row.number, f"volume={row.volume.name!r}: {error}"))
         except Exception as error:  # One volume never ends a build.
-            problems.append((row.number, f"volume={row.volume.name!r}: not readable ({type(error).__name__})"))
+            problems.append(
+                (row.number, f"volume={row.volume.name!r}: not readable ({type(error).__name__})")
+            )
     return problems, remarks
 
 
 def _png(picture: np.ndarray) -> io.BytesIO:
     pixels = np.uint8(np.round(np.asarray(picture) * 255.0))
-    return io.BytesIO(cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1].tobytes())
+    return io.BytesIO(
+        cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1].tobytes()
+    )
 
 
-def _records(config: CtHeadsConfig, row: Row, head: str, subject: str, volume: Volume) -> list[tuple[str, dict[str, Any]]]:
+def _records(
+    config: CtHeadsConfig, row: Row, head: str, subject: str, volume: Volume
+) -> list[tuple[str, dict[str, Any]]]:
     xrays, faces = ct.pictures(volume, config.size)
     records = []
     for xray_view in VIEWS:

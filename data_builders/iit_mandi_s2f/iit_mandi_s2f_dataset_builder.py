@@ -90,9 +90,14 @@ class Builder(LocalBuilder):
         check(embeddings, xrays)
         order = np.random.default_rng([config.seed, 51]).permutation(sorted(embeddings))
         held_out = {str(name) for name in order[:HELD_OUT]}
-        pick = lambda test: {key: picture for key, picture in xrays.items() if (key[0] in held_out) == test}
+        pick = lambda test: {
+            key: picture for key, picture in xrays.items() if (key[0] in held_out) == test
+        }
         parts = {name: pick(name == "test") for name in ("train", "test")}
-        return {name: shards(name, self._records(part, embeddings), len(part), config.size) for name, part in parts.items()}
+        return {
+            name: shards(name, self._records(part, embeddings), len(part), config.size)
+            for name, part in parts.items()
+        }
 
     def _records(self, xrays, embeddings):
         size = self.builder_config.size
@@ -134,7 +139,9 @@ def read_embeddings(path: pathlib.Path) -> dict[str, Float[Array, "128"]]:
         if line == 1 and not number:
             continue
         if not number or len(numbers) != WIDTH or not np.isfinite(numbers).all():
-            raise InputError(f"{path.name}, row {line}: expected a subject's number and {WIDTH} numbers")
+            raise InputError(
+                f"{path.name}, row {line}: expected a subject's number and {WIDTH} numbers"
+            )
         key = f"{int(number[1]):03d}"
         if key in found:
             raise InputError(f"{path.name}, row {line}: subject {key} stands there twice")
@@ -166,12 +173,30 @@ def _unpack(path: pathlib.Path, scratch: pathlib.Path) -> None:
     """The X-rays of a zip, whose paths count for nothing."""
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if _NAME.fullmatch(pathlib.PurePosixPath(member.filename).name)]
-            if sum(member.file_size for member in members) > MAX_BYTES or len(members) > 10 * SUBJECTS:
-                raise InputError(f"{path.name} unpacks to more than {SUBJECTS} people's X-rays can be")
+            members = [
+                member
+                for member in archive.infolist()
+                if _NAME.fullmatch(pathlib.PurePosixPath(member.filename).name)
+            ]
+            if (
+                sum(member.file_size for member in members) > MAX_BYTES
+                or len(members) > 10 * SUBJECTS
+            ):
+                raise InputError(
+                    f"{path.name} unpacks to more than {SUBJECTS} people's X-rays can be"
+                )
             for member in members:
-                (scratch / pathlib.PurePosixPath(member.filename).name).write_bytes(archive.read(member))
-    except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+                (scratch / pathlib.PurePosixPath(member.filename).name).write_bytes(
+                    archive.read(member)
+                )
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        RuntimeError,
+        NotImplementedError,
+        EOFError,
+    ) as error:
         raise InputError(f"{path.name}: not a readable zip file ({type(error).__name__})") from None
 
 
@@ -189,11 +214,20 @@ def check(embeddings: dict[str, Array], xrays: dict[tuple[str, str], Array]) -> 
     numbers = {number for number, _ in xrays}
     if not numbers:
         raise InputError("no X-ray named NNN_sf or NNN_ss is in the folder or its zip")
-    missing = [f"{number}_{view}" for number in sorted(numbers | set(embeddings)) for view in VIEWS if (number, view) not in xrays]
+    missing = [
+        f"{number}_{view}"
+        for number in sorted(numbers | set(embeddings))
+        for view in VIEWS
+        if (number, view) not in xrays
+    ]
     if missing:
-        raise InputError(f"X-rays are missing: {', '.join(missing[:10])}; perhaps some are mislabelled")
+        raise InputError(
+            f"X-rays are missing: {', '.join(missing[:10])}; perhaps some are mislabelled"
+        )
     if numbers != set(embeddings):
-        raise InputError(f"X-rays without an embedding, or the other way round: {', '.join(sorted(numbers ^ set(embeddings))[:10])}")
+        raise InputError(
+            f"X-rays without an embedding, or the other way round: {', '.join(sorted(numbers ^ set(embeddings))[:10])}"
+        )
     if len(numbers) != SUBJECTS:
         raise InputError(f"{len(numbers)} subjects are there; the set has {SUBJECTS}")
 
@@ -201,7 +235,9 @@ def check(embeddings: dict[str, Array], xrays: dict[tuple[str, str], Array]) -> 
 def _one(folder: pathlib.Path, pattern: str) -> pathlib.Path:
     found = sorted(folder.glob(pattern))
     if len(found) != 1:
-        raise InputError(f"{folder} holds {len(found) or 'no'} {pattern[2:].upper()} files; one, of embeddings, is expected")
+        raise InputError(
+            f"{folder} holds {len(found) or 'no'} {pattern[2:].upper()} files; one, of embeddings, is expected"
+        )
     return found[0]
 
 

@@ -27,7 +27,12 @@ _EXTENDED_SCORE = 0.9
 _EXTENSIONS = 2  # by which a line is made longer at each end
 _ROUNDS = 3  # what stood close to text may be read only after that text is gone
 _SHAPE_SIDE = 1024  # pixels of the longer side at which lone letters are looked for
-_LEVELS = (0.06, 0.12, 0.25, 0.45)  # of contrast: a letter that touches bone stands alone at one of them
+_LEVELS = (
+    0.06,
+    0.12,
+    0.25,
+    0.45,
+)  # of contrast: a letter that touches bone stands alone at one of them
 _RIM = 6  # pixels around a box that its filling comes from, at least
 _MOST_LONE = 12  # shapes that are read; the crispest
 
@@ -178,13 +183,17 @@ def _letter_shapes(picture: Float[Array, "h w"]) -> list[Box]:
     for level in _LEVELS:
         if level <= 4.0 * noise:
             continue
-        _, labels, statistics, _ = cv2.connectedComponentsWithStats(cv2.compare(contrast, level, cv2.CMP_GT))
+        _, labels, statistics, _ = cv2.connectedComponentsWithStats(
+            cv2.compare(contrast, level, cv2.CMP_GT)
+        )
         left, top, width, height = statistics[:, :4].T
         fits = (height >= max(5, 0.012 * side)) & (height <= 0.08 * side)
         fits &= (width >= 0.3 * height) & (width <= 1.2 * height)
         fits[0] = False  # the background
         for label in np.flatnonzero(fits):
-            box = Box(top[label], left[label], top[label] + height[label], left[label] + width[label])
+            box = Box(
+                top[label], left[label], top[label] + height[label], left[label] + width[label]
+            )
             window = slice(box.top, box.bottom), slice(box.left, box.right)
             crispness = _crispness(labels[window] == label, contrast[window], slope[window])
             if crispness > 0:
@@ -192,7 +201,9 @@ def _letter_shapes(picture: Float[Array, "h w"]) -> list[Box]:
     return sorted(found, key=lambda box: -found[box])[:_MOST_LONE]
 
 
-def _crispness(shape: Bool[Array, "h w"], contrast: Float[Array, "h w"], slope: Float[Array, "h w"]) -> float:
+def _crispness(
+    shape: Bool[Array, "h w"], contrast: Float[Array, "h w"], slope: Float[Array, "h w"]
+) -> float:
     """How steeply a shape ends, relative to its contrast; 0 where it is too soft or too thick for a letter."""
     framed = cv2.copyMakeBorder(shape.view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT)
     depth = cv2.distanceTransform(framed, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]

@@ -116,7 +116,9 @@ class _Frame(NamedTuple):
     flat: bool  # whether it has one value
 
 
-def _without_frames(pixels: Pixels, sample: Float[Array, "h2 w2"], bone: float) -> tuple[Pixels, Float[Array, "h2 w2"], tuple[str, ...]]:
+def _without_frames(
+    pixels: Pixels, sample: Float[Array, "h2 w2"], bone: float
+) -> tuple[Pixels, Float[Array, "h2 w2"], tuple[str, ...]]:
     """Returns the pixels with padding outside, the sample without frames, and remarks.
 
     There may be one frame within another: padding around a collimator's shadow.
@@ -134,7 +136,9 @@ def _without_frames(pixels: Pixels, sample: Float[Array, "h2 w2"], bone: float) 
             continue
         sample = rest
         if frame.flat and bright and frame.gap > _GAP_OF_PADDING:
-            pixels = pixels.without(frame_of(pixels, lambda values, f=frame: bone * values >= f.first))
+            pixels = pixels.without(
+                frame_of(pixels, lambda values, f=frame: bone * values >= f.first)
+            )
             remarks = (grey.PADDING,)
         elif frame.flat and frame.gap > _GAP_SQUEEZING:
             remarks = (grey.PADDING,)

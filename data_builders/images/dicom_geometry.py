@@ -24,10 +24,15 @@ def behind(data: Dataset, name: str, form: Form) -> Bool[Array, "h w"] | None:
     return outside
 
 
-def _inside(data: Dataset, name: str, shape: str, row: Array, column: Array) -> Bool[Array, "h w"] | None:
+def _inside(
+    data: Dataset, name: str, shape: str, row: Array, column: Array
+) -> Bool[Array, "h w"] | None:
     """Returns the pixels that one shape shows; rows and columns count from 1."""
     if shape == "RECTANGULAR":
-        edges = [f"{name}{side}Edge" for side in ("LeftVertical", "RightVertical", "UpperHorizontal", "LowerHorizontal")]
+        edges = [
+            f"{name}{side}Edge"
+            for side in ("LeftVertical", "RightVertical", "UpperHorizontal", "LowerHorizontal")
+        ]
         limits = [(header.numbers(data, edge) or [np.nan])[0] for edge in edges]
         if not np.isfinite(limits).all():
             return None
@@ -41,7 +46,12 @@ def _inside(data: Dataset, name: str, shape: str, row: Array, column: Array) -> 
         return (row - centre[0]) ** 2 + (column - centre[1]) ** 2 <= radius[0] ** 2
     if shape == "POLYGONAL":
         corners = header.numbers(data, f"VerticesOfThePolygonal{name}")
-        if len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all() or np.abs(corners).max() > 1e6:
+        if (
+            len(corners) < 6
+            or len(corners) % 2
+            or not np.isfinite(corners).all()
+            or np.abs(corners).max() > 1e6
+        ):
             return None
         places = np.round(np.array(corners).reshape(-1, 2)[:, ::-1] - 1).astype(np.int32)
         mask = np.zeros((row.size, column.size), np.uint8)

@@ -87,7 +87,9 @@ def numbers(data: Dataset, keyword: str) -> list[float]:
     value = _value(data, keyword)
     if isinstance(value, bytes):
         if len(value) in (2, 4) and not re.fullmatch(rb"[\d.,+\- \0eE]+", value):
-            return [float(int.from_bytes(value[i : i + 2], "little")) for i in range(0, len(value), 2)]
+            return [
+                float(int.from_bytes(value[i : i + 2], "little")) for i in range(0, len(value), 2)
+            ]
     found = []
     for part in strings(data, keyword):
         found += part.split(",") if "," in part and "." in part else [part.replace(",", ".")]

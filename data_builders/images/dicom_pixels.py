@@ -42,12 +42,18 @@ def stated_form(data: Dataset, remarks: list[str]) -> Form:
     files.check_size(columns, rows)
 
     # Grey or colours.
-    photometric = header.text(data, "PhotometricInterpretation").replace("MONOCHROME ", "MONOCHROME")
+    photometric = header.text(data, "PhotometricInterpretation").replace(
+        "MONOCHROME ", "MONOCHROME"
+    )
     samples = header.integer(data, "SamplesPerPixel", 3 if photometric in _COLOURS[:5] else 1)
     if photometric not in _GREYS + _COLOURS and samples == 1:
         photometric = "MONOCHROME2"
         remarks.append(grey.POLARITY_MISSING)
-    if photometric not in _GREYS + _COLOURS or samples not in (1, 3) or (samples == 3) != (photometric in _COLOURS[:5]):
+    if (
+        photometric not in _GREYS + _COLOURS
+        or samples not in (1, 3)
+        or (samples == 3) != (photometric in _COLOURS[:5])
+    ):
         raise UnreadableError("a DICOM file in colours; an X-ray is grey")
 
     # Bits.
@@ -55,7 +61,9 @@ def stated_form(data: Dataset, remarks: list[str]) -> Form:
     default = next((bits for keyword, bits in floating.items() if keyword in data), 16)
     allocated = header.integer(data, "BitsAllocated", default)
     if allocated not in (1, 8, 12, 16, 32, 64):
-        raise UnreadableError(f"a DICOM file of {allocated} bits a pixel (BitsAllocated); 8 or 16 are usual")
+        raise UnreadableError(
+            f"a DICOM file of {allocated} bits a pixel (BitsAllocated); 8 or 16 are usual"
+        )
     high = header.integer(data, "HighBit", -1)
     stored = header.integer(data, "BitsStored", high + 1 or allocated)
     if not 1 <= stored <= allocated:
@@ -104,7 +112,9 @@ def _frame(data: Dataset) -> bytes:
     fragments = list(generate_fragments(data["PixelData"].value))[1:]
     if not fragments:
         raise UnreadableError("damaged: its pixel data are empty")
-    pictures = sum(part[:3] == b"\xff\xd8\xff" or part[:4] == b"\xff\x4f\xff\x51" for part in fragments)
+    pictures = sum(
+        part[:3] == b"\xff\xd8\xff" or part[:4] == b"\xff\x4f\xff\x51" for part in fragments
+    )
     if pictures > 1:
         raise UnreadableError(f"a DICOM file of {pictures} frames; one X-ray is expected")
     return b"".join(fragments)
@@ -144,7 +154,9 @@ def _check_frame(code: bytes, form: Form) -> None:
         return
     _, _, height, width = frame_size(code)
     if (height, width) != (form.rows, form.columns):
-        raise UnreadableError("its compressed picture has another size than its header says (Rows, Columns)")
+        raise UnreadableError(
+            "its compressed picture has another size than its header says (Rows, Columns)"
+        )
     check_end(code)
 
 
@@ -156,15 +168,21 @@ def _check_length(length: int, form: Form) -> None:
     if length < expected and form.samples == 3:
         raise UnreadableError("a DICOM file in colours, and damaged; an X-ray is grey")
     if length < expected:
-        raise UnreadableError("damaged, or in a form that can't be decoded: its pixel data are cut off")
+        raise UnreadableError(
+            "damaged, or in a form that can't be decoded: its pixel data are cut off"
+        )
     if length >= 2 * expected and length > expected + 2:
-        raise UnreadableError("holds more pixels than its header says (Rows, Columns, BitsAllocated)")
+        raise UnreadableError(
+            "holds more pixels than its header says (Rows, Columns, BitsAllocated)"
+        )
 
 
 def _unpacked(content: bytes, form: Form) -> Array:
     """Returns pixels of 12 bits, two in three bytes, the low bits first."""
     count = form.rows * form.columns
-    triples = np.frombuffer(content[: -(-count // 2) * 3].ljust(-(-count // 2) * 3, b"\0"), np.uint8)
+    triples = np.frombuffer(
+        content[: -(-count // 2) * 3].ljust(-(-count // 2) * 3, b"\0"), np.uint8
+    )
     low, middle, high = triples.reshape(-1, 3).T.astype(np.uint16)
     pairs = np.stack([low | (middle & 15) << 8, middle >> 4 | high << 4], 1)
     return pairs.ravel()[:count].reshape(form.rows, form.columns)
@@ -184,7 +202,9 @@ def coloured(data: Dataset, array: Array) -> Array:
             f"{colour}PaletteColorLookupTable",
         )
         if found is None:
-            raise UnreadableError("a DICOM file in colours whose palette can't be read; export it in grey")
+            raise UnreadableError(
+                "a DICOM file in colours whose palette can't be read; export it in grey"
+            )
         codes = np.arange(256**array.itemsize, dtype=f"u{array.itemsize}")
         channels.append(found(codes.astype(np.float64))[array.view(codes.dtype)].astype(np.uint16))
     return np.stack(channels, -1)

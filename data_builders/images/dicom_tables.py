@@ -37,7 +37,11 @@ class Window:
     def whole_range_to(self) -> float | None:
         """Returns the last value of a window over all values of some bits, None for others."""
         bits = round(np.log2(self.width + 0.5))
-        if not 7 <= bits <= 15 or abs(self.width - 2**bits) > 1 or abs(self.centre - self.width / 2) > 2:
+        if (
+            not 7 <= bits <= 15
+            or abs(self.width - 2**bits) > 1
+            or abs(self.centre - self.width / 2) > 2
+        ):
             return None
         return float(2**bits - 1)
 
@@ -49,7 +53,9 @@ def windows(data: Dataset) -> tuple[list[Window], bool]:
     if function not in _FUNCTIONS:
         function = "LINEAR"
     pairs = zip(centres, widths, strict=False)
-    usable = [Window(c, w, function) for c, w in pairs if np.isfinite(c) and np.isfinite(w) and w > 0]
+    usable = [
+        Window(c, w, function) for c, w in pairs if np.isfinite(c) and np.isfinite(w) and w > 0
+    ]
     return usable, bool(centres or widths)
 
 
@@ -80,7 +86,9 @@ class Table:
         return dataclasses.replace(self, entries=(self.entries - low) / max(high - low, 1.0))
 
 
-def table(item: Dataset, values: Float[Array, "values"], little: bool, keyword: str = "LUT") -> Table | None:
+def table(
+    item: Dataset, values: Float[Array, "values"], little: bool, keyword: str = "LUT"
+) -> Table | None:
     """Returns the table of an item, None where it can't be used.
 
     Args:

@@ -42,7 +42,9 @@ def meant(data: Dataset, array: Array, form: Form, remarks: list[str]) -> Grey:
     if aside is not None and aside.mean() > 0.9:
         aside = None
     aspect, ratios = geometry.pixel_aspect(data)
-    return Grey(pixels, tuple(curves), windowed, sign, aside, aspect, (*dict.fromkeys(remarks), *ratios))
+    return Grey(
+        pixels, tuple(curves), windowed, sign, aside, aspect, (*dict.fromkeys(remarks), *ratios)
+    )
 
 
 def _check_rows(pixels: Pixels) -> None:
@@ -242,7 +244,9 @@ def _curves(data: Dataset, pixels: Pixels, remarks: list[str]) -> tuple[list, bo
     little = data.original_encoding[1] is not False
     sample = pixels.sample()
     sample = sample[np.isfinite(sample)]
-    tables = [found.spread() for item in offered if (found := table(item, sample, little)) is not None]
+    tables = [
+        found.spread() for item in offered if (found := table(item, sample, little)) is not None
+    ]
     if any(found.short for found in tables):
         remarks.append(grey.TABLE_SHORT)
     return [*tables, *usable], True

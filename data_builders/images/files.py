@@ -15,7 +15,9 @@ from PIL import Image, UnidentifiedImageError
 
 from data_builders.errors import UnreadableError
 
-MAX_PIXELS = 100_000_000  # of a picture; no X-ray and hardly a photograph has more, and a bomb would
+MAX_PIXELS = (
+    100_000_000  # of a picture; no X-ray and hardly a photograph has more, and a bomb would
+)
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 TOO_LARGE = "unpacks to more pixels than any X-ray or photograph has"
 # TGA has no signature, and takes anything for a picture; EPS runs a program.
@@ -101,7 +103,9 @@ def readable() -> Iterator[None]:
     """Turns whatever reading and decoding raise into an UnreadableError, except MemoryError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of files that bend their standard; they may quote names
+            warnings.simplefilter(
+                "ignore"
+            )  # of files that bend their standard; they may quote names
             yield
     except (UnreadableError, MemoryError):
         raise
@@ -158,7 +162,10 @@ def check_png(path: pathlib.Path) -> None:
         length, name = struct.unpack(">I4s", head)
         end = place + 8 + length
         checksum = content[end : end + 4]
-        if zlib.crc32(memoryview(content)[place + 4 : end]) != int.from_bytes(checksum, "big") or not checksum:
+        if (
+            zlib.crc32(memoryview(content)[place + 4 : end]) != int.from_bytes(checksum, "big")
+            or not checksum
+        ):
             raise UnreadableError("damaged: a checksum in it is wrong")
         place = end + 4
 

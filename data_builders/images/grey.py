@@ -10,7 +10,9 @@ from numpy import ndarray as Array
 
 NOT_SQUARE = "its pixels are not square; stretched to the patient's proportions"
 RATIO_ODD = "the ratio of its pixels' sides can't be meant; taken as square"
-RATIOS_DIFFER = "its header states several ratios of the pixels' sides; the most trusted one was used"
+RATIOS_DIFFER = (
+    "its header states several ratios of the pixels' sides; the most trusted one was used"
+)
 PADDING = "padding values were set to black"
 PADDING_ODD = "its padding value covers the whole picture; it was ignored"
 NOT_FINITE = "pixels that are not numbers were set to black"
@@ -24,7 +26,9 @@ MODALITY_TABLE = "its modality table doesn't fit the pixels; the stored values w
 TABLE_SHORT = "a table of grey values is shorter than it says; its last value was repeated"
 BITS = "its bits are not where the header says; they were read as the pixels show"
 POLARITY_MISSING = "its header doesn't say whether low values are dark; they were taken as dark"
-POLARITY_CONFLICT = "its header contradicts itself on whether bone is bright; it was shown as stated"
+POLARITY_CONFLICT = (
+    "its header contradicts itself on whether bone is bright; it was shown as stated"
+)
 POLARITY_TURNED = "its values rise with the dose, so bone was dark; it was inverted"
 
 

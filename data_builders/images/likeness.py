@@ -22,7 +22,9 @@ def signature(picture: Array) -> Float[Array, "n"]:
     return (edges / max(float(np.linalg.norm(edges)), 1e-9)).ravel()
 
 
-def duplicates(signatures: Float[Array, "n d"], owners: Sequence[str]) -> Iterator[tuple[int, int, float]]:
+def duplicates(
+    signatures: Float[Array, "n d"], owners: Sequence[str]
+) -> Iterator[tuple[int, int, float]]:
     """Pairs of different owners' pictures that are alike, also where one is mirrored: `(first, second, cosine)`, the likest first."""
     mirrored = signatures.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(signatures.shape)
     owner = np.unique(np.asarray(owners), return_inverse=True)[1]
@@ -31,5 +33,11 @@ def duplicates(signatures: Float[Array, "n d"], owners: Sequence[str]) -> Iterat
         block = signatures[start : start + 1024]
         cosine = np.maximum(block @ signatures.T, block @ mirrored.T)
         rows, columns = np.nonzero(cosine > ALIKE)
-        found += [(start + i, j, float(cosine[i, j])) for i, j in zip(rows, columns, strict=True) if start + i < j]
-    return iter(sorted(((i, j, c) for i, j, c in found if owner[i] != owner[j]), key=lambda pair: -pair[2]))
+        found += [
+            (start + i, j, float(cosine[i, j]))
+            for i, j in zip(rows, columns, strict=True)
+            if start + i < j
+        ]
+    return iter(
+        sorted(((i, j, c) for i, j, c in found if owner[i] != owner[j]), key=lambda pair: -pair[2])
+    )

@@ -61,7 +61,9 @@ def _srgb(file: Image.Image) -> Image.Image:
     if profile and b"sRGB" not in profile.replace(b"\0", b""):
         with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            return ImageCms.profileToProfile(file, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            return ImageCms.profileToProfile(
+                file, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
     return file if file.mode == "RGB" else file.convert("RGB")
 
 

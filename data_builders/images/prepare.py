@@ -36,7 +36,9 @@ class PreparedXray(NamedTuple):
     remarks: tuple[str, ...]
 
 
-def prepare_xray(path: pathlib.Path, size: int, inverted: bool = False, text: str = "paint_over") -> PreparedXray:
+def prepare_xray(
+    path: pathlib.Path, size: int, inverted: bool = False, text: str = "paint_over"
+) -> PreparedXray:
     """Returns the X-ray of a file as a square of `size` pixels.
 
     Args:
@@ -56,7 +58,9 @@ def squared_xray(xray: Radiograph, size: int, text: str = "paint_over") -> Prepa
     picture = xray.picture
     boxes = [] if text == "keep" else find_text(picture, size)
     if boxes and text == "refuse":
-        raise UnreadableError("text or a marker is burned into the X-ray; crop it, paint it over by hand, or set text=paint_over")
+        raise UnreadableError(
+            "text or a marker is burned into the X-ray; crop it, paint it over by hand, or set text=paint_over"
+        )
     masked = np.count_nonzero(covered(boxes, picture.shape)) / picture.size if boxes else 0.0
     if boxes:
         picture = paint_over(picture, boxes)

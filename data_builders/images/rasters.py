@@ -105,7 +105,9 @@ def frame_size(code: bytes) -> tuple[int, int, int, int]:
     """
     start = code[:4096].find(b"\xff\x4f\xff\x51")
     if start >= 0:
-        right, bottom, left, top = (int.from_bytes(code[start + i : start + i + 4], "big") for i in (8, 12, 16, 20))
+        right, bottom, left, top = (
+            int.from_bytes(code[start + i : start + i + 4], "big") for i in (8, 12, 16, 20)
+        )
         return 0x51, (code[start + 42] & 0x7F) + 1, bottom - top, right - left
     place = 2
     while place + 9 < len(code):
@@ -162,14 +164,18 @@ def _tiff(path: pathlib.Path, wanted: str) -> Raster:
 def _main_page(file: tifffile.TiffFile, wanted: str) -> tifffile.TiffPage:
     """Returns the picture that the others are thumbnails or masks of."""
     if (file.imagej_metadata or {}).get("images", 1) > 1:
-        raise UnreadableError(f"holds {file.imagej_metadata['images']} pictures; one {wanted} is expected")
+        raise UnreadableError(
+            f"holds {file.imagej_metadata['images']} pictures; one {wanted} is expected"
+        )
     if len(file.pages) > _MOST_PAGES:
         raise UnreadableError(f"holds {len(file.pages)} pictures; one {wanted} is expected")
     pages = [page.aspage() for page in file.pages]
     full = [page for page in pages if not page.subfiletype & 5] or pages
     main = max(full, key=lambda page: page.imagewidth * page.imagelength)
     area = main.imagewidth * main.imagelength
-    others = [page for page in full if page is not main and page.imagewidth * page.imagelength > area / 2]
+    others = [
+        page for page in full if page is not main and page.imagewidth * page.imagelength > area / 2
+    ]
     if others:
         raise UnreadableError(f"holds {len(others) + 1} pictures; one {wanted} is expected")
     return main
@@ -177,7 +183,9 @@ def _main_page(file: tifffile.TiffFile, wanted: str) -> tifffile.TiffPage:
 
 def _page(page: tifffile.TiffPage) -> Raster:
     """Returns a page's pixels: grey, or in colours that its palette or its channels give."""
-    if page.photometric not in (0, 1, 2, 3, 6) or (page.photometric == 6 and page.compression not in (6, 7)):
+    if page.photometric not in (0, 1, 2, 3, 6) or (
+        page.photometric == 6 and page.compression not in (6, 7)
+    ):
         return _by_pillow(page)
     array = page.asarray(maxworkers=1)
     if page.planarconfig == 2 and page.samplesperpixel > 1:
@@ -190,7 +198,9 @@ def _page(page: tifffile.TiffPage) -> Raster:
         extra = [i for i, meaning in enumerate(page.extrasamples) if meaning in (1, 2)]
         if extra:
             opaque = array[..., colours + extra[0]]
-            transparent = opaque <= (np.iinfo(opaque.dtype).max // 2 if opaque.dtype.kind in "ui" else 0.5)
+            transparent = opaque <= (
+                np.iinfo(opaque.dtype).max // 2 if opaque.dtype.kind in "ui" else 0.5
+            )
         array = array[..., :3] if colours == 3 else array[..., 0]
     return Raster(array, transparent, page.photometric == 0)
 

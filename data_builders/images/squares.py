@@ -39,13 +39,23 @@ def take(picture: Array, transform: Transform, size: int) -> Array:
     """The square of `size` pixels that a transform takes from a picture, of 1 or 3 channels; black beyond it, no grain aliased."""
     transform = np.array(transform)
     step = int(np.hypot(*transform[:, 0]))
-    if step > 1:  # the mean of whole blocks first: bilinear sampling looks at four pixels and would skip the others
+    if (
+        step > 1
+    ):  # the mean of whole blocks first: bilinear sampling looks at four pixels and would skip the others
         height, width = (n // step * step for n in picture.shape[:2])
-        picture = cv2.resize(picture[:height, :width], (width // step, height // step), interpolation=cv2.INTER_AREA)
+        picture = cv2.resize(
+            picture[:height, :width], (width // step, height // step), interpolation=cv2.INTER_AREA
+        )
         transform[:, 2] -= (step - 1) / 2
         transform /= step
     scale = np.hypot(*transform[:, 0])
     if scale > 1.0:
         # What is left of the reduction, a factor below two, as a blur of the width that is missing.
         picture = cv2.GaussianBlur(picture, (0, 0), 0.45 * np.sqrt(scale**2 - 1.0) + 1e-3)
-    return cv2.warpAffine(picture, transform, (size, size), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT)
+    return cv2.warpAffine(
+        picture,
+        transform,
+        (size, size),
+        flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_CONSTANT,
+    )

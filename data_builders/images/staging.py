@@ -92,7 +92,9 @@ def stage(jobs: Sequence[Job], folder: pathlib.Path, salt: bytes, say: str) -> l
         try:
             refused |= _all_made(todo, say)
         except OSError as error:
-            raise InputError(f"{folder} can't be written ({error.strerror}); make room and start again: what is finished is kept") from None
+            raise InputError(
+                f"{folder} can't be written ({error.strerror}); make room and start again: what is finished is kept"
+            ) from None
     return [refused.get(job) or _read(names[job]) for job in jobs]
 
 
@@ -104,13 +106,19 @@ def _all_made(todo: dict[pathlib.Path, Job], say: str) -> dict[Job, str]:
     with bar:
         try:
             with loky.ProcessPoolExecutor(min(cores, len(todo))) as pool:
-                done = pool.map(_make, todo.items(), chunksize=max(1, min(16, len(todo) // (4 * cores))))
+                done = pool.map(
+                    _make, todo.items(), chunksize=max(1, min(16, len(todo) // (4 * cores)))
+                )
                 for job, words in zip(todo.values(), done, strict=True):
                     bar.update()
                     if words:
                         refused[job] = words
         except loky.process_executor.TerminatedWorkerError:
-            left = {name: job for name, job in todo.items() if not name.with_suffix(".json").exists() and job not in refused}
+            left = {
+                name: job
+                for name, job in todo.items()
+                if not name.with_suffix(".json").exists() and job not in refused
+            }
             bar.reset(len(left))
             refused |= _made_one_by_one(left, bar)
     return refused
@@ -154,7 +162,9 @@ def _make(item: tuple[pathlib.Path, Job]) -> str:
     except Exception as error:  # decoders raise many kinds; one file must not end the build
         return f"damaged, or in a form that can't be decoded ({type(error).__name__})"
     _write(name.with_suffix(".png"), cv2.imencode(".png", picture)[1].tobytes())
-    _write(name.with_suffix(".json"), json.dumps(told).encode())  # last: it says that the picture is whole
+    _write(
+        name.with_suffix(".json"), json.dumps(told).encode()
+    )  # last: it says that the picture is whole
     return ""
 
 
@@ -171,7 +181,10 @@ def _write(path: pathlib.Path, content: bytes) -> None:
 
 def _xray(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
     made = prepare_xray(job.path, job.size, job.inverted, job.text)._asdict()
-    told = made | {"transform": made["transform"].tolist(), "boxes": made["boxes"].round(1).tolist()}
+    told = made | {
+        "transform": made["transform"].tolist(),
+        "boxes": made["boxes"].round(1).tolist(),
+    }
     return told.pop("square"), told
 
 
@@ -181,14 +194,26 @@ def _face(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
     if job.landmarks:
         landmarks = np.array(job.landmarks).reshape(5, 2)
         if (landmarks < 0).any() or (landmarks > [width, height]).any():
-            raise UnreadableError(f"its landmarks lie outside the photograph of {width} x {height} pixels (upright)")
+            raise UnreadableError(
+                f"its landmarks lie outside the photograph of {width} x {height} pixels (upright)"
+            )
         if np.ptp(landmarks, 0).min() < 4 or landmarks[0, 0] >= landmarks[1, 0]:
-            raise UnreadableError("its landmarks are no face's: the picture's left eye comes first, then the right one, nose and mouth")
+            raise UnreadableError(
+                "its landmarks are no face's: the picture's left eye comes first, then the right one, nose and mouth"
+            )
         transform = fitting(landmarks, job.size)
     else:
         transform = padding(height, width, job.size)
     square = take(picture, transform, job.size)
     # As pixels of the file, of which the decoder may have made `step` one.
     whole = transform * step + np.array([[0, 0, (step - 1) / 2]] * 2)
-    told = {"transform": whole.tolist(), "height": round(height * step), "width": round(width * step)}
-    return cv2.cvtColor(square, cv2.COLOR_RGB2BGR), told | {"boxes": [], "masked": 0.0, "remarks": ()}
+    told = {
+        "transform": whole.tolist(),
+        "height": round(height * step),
+        "width": round(width * step),
+    }
+    return cv2.cvtColor(square, cv2.COLOR_RGB2BGR), told | {
+        "boxes": [],
+        "masked": 0.0,
+        "remarks": (),
+    }

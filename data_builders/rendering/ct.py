@@ -32,12 +32,16 @@ class Head(NamedTuple):
     remarks: list[str]
 
 
-def read_head(path: pathlib.Path, voxel: float, orientation: str = "", hu_offset: float = 0.0) -> Volume:
+def read_head(
+    path: pathlib.Path, voxel: float, orientation: str = "", hu_offset: float = 0.0
+) -> Volume:
     """Returns the volume of `examine_head` alone."""
     return examine_head(path, voxel, orientation, hu_offset).volume
 
 
-def examine_head(path: pathlib.Path, voxel: float, orientation: str = "", hu_offset: float = 0.0) -> Head:
+def examine_head(
+    path: pathlib.Path, voxel: float, orientation: str = "", hu_offset: float = 0.0
+) -> Head:
     """A head in Hounsfield units, upright by its file's affine, in cubes of `voxel` mm.
 
     What does not touch the head (table, headrest, tubes, air) becomes air. `orientation`, three
@@ -135,13 +139,22 @@ def boxed(head: Volume) -> Volume:
     for axis, length in enumerate(_BOX):
         found = np.flatnonzero(solid.any(tuple(a for a in range(3) if a != axis)))
         # The voxel that lies in the middle of the box.
-        middle = round(((found[0] + found[-1]) / 2, found[-1] - _FRONT / spacing, found[-1] - _TOP / spacing)[axis])
+        middle = round(
+            ((found[0] + found[-1]) / 2, found[-1] - _FRONT / spacing, found[-1] - _TOP / spacing)[
+                axis
+            ]
+        )
         half = round(length / 2 / spacing)
         slices.append((middle - half, middle + half + 1))
         origin.append(-half * spacing)
-    padding = [(max(0, -low), max(0, high - n)) for (low, high), n in zip(slices, solid.shape, strict=True)]
+    padding = [
+        (max(0, -low), max(0, high - n)) for (low, high), n in zip(slices, solid.shape, strict=True)
+    ]
     values = np.pad(head.values, padding, constant_values=AIR)
-    whole = tuple(slice(low + before, high + before) for (low, high), (before, _) in zip(slices, padding, strict=True))
+    whole = tuple(
+        slice(low + before, high + before)
+        for (low, high), (before, _) in zip(slices, padding, strict=True)
+    )
     return Volume(values[whole], head.spacing, np.array(origin, np.float32))
 
 
@@ -154,7 +167,10 @@ def pictures(head: Volume, size: int) -> tuple[dict[str, Array], dict[str, Array
 def _pictures(head: Volume, size: int) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     # Both views in one program, which blurs the volume once for both.
     frame = Frame(size, WIDTH, _CENTER)
-    return tuple({view: make(head, frame, view) for view in VIEWS} for make in (xray.radiograph, surface.isosurface_portrait))
+    return tuple(
+        {view: make(head, frame, view) for view in VIEWS}
+        for make in (xray.radiograph, surface.isosurface_portrait)
+    )
 
 
 def main(path: str, folder: str, size: str = "256") -> None:
@@ -167,7 +183,9 @@ def main(path: str, folder: str, size: str = "256") -> None:
     out.mkdir(parents=True, exist_ok=True)
     xrays, faces = pictures(boxed(head), int(size))
     for view in VIEWS:
-        Image.fromarray(np.round(xrays[view] * 65535).astype(np.uint16)).save(out / f"xray_{view}.png")
+        Image.fromarray(np.round(xrays[view] * 65535).astype(np.uint16)).save(
+            out / f"xray_{view}.png"
+        )
         Image.fromarray(np.round(faces[view] * 255).astype(np.uint8)).save(out / f"face_{view}.png")
 
 

@@ -3,13 +3,22 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from data_builders.rendering.volume import Frame, Volume, look_along, ray_points, resample_plane, sample
+from data_builders.rendering.volume import (
+    Frame,
+    Volume,
+    look_along,
+    ray_points,
+    resample_plane,
+    sample,
+)
 
 MISS = -1e4  # mm; the depth of a ray that meets nothing
 BACKGROUND = jnp.array([0.79, 0.82, 0.85])
 
 
-def first_crossing(volume: Volume, frame: Frame, view: str, level: float, outside: float) -> Float[Array, "h w"]:
+def first_crossing(
+    volume: Volume, frame: Frame, view: str, level: float, outside: float
+) -> Float[Array, "h w"]:
     """Depth in mm (front axis for frontal, right axis for lateral) where rays first exceed `level`.
 
     Exact for the trilinear interpolant, since rays run along a grid axis. MISS where a
@@ -107,33 +116,48 @@ def shade(
     red, blue = wrapped(key, 0.45), wrapped(key, 0.25)
     lit = jnp.stack([red, 0.4 * red + 0.6 * blue, blue], -1)
     sky = (0.6 + 0.4 * normal[..., 2])[..., None]
-    light = 0.62 * lit * jnp.sqrt(open_sky)[..., None] + (0.2 * wrapped(fill, 0.3)[..., None] + 0.3 * sky) * open_sky[..., None]
+    light = (
+        0.62 * lit * jnp.sqrt(open_sky)[..., None]
+        + (0.2 * wrapped(fill, 0.3)[..., None] + 0.3 * sky) * open_sky[..., None]
+    )
     half = key + to_viewer
     half = half / jnp.linalg.norm(half)
     highlight = (gloss * open_sky * jnp.clip(normal @ half, 0.0, 1.0) ** 22)[..., None]
     return jnp.clip(albedo * light * 1.2 + highlight, 0.0, 1.0)
 
 
-def normals_from_volume(volume: Volume, points: Float[Array, "h w 3"], outside: float) -> Float[Array, "h w 3"]:
+def normals_from_volume(
+    volume: Volume, points: Float[Array, "h w 3"], outside: float
+) -> Float[Array, "h w 3"]:
     """Unit normals (against the gradient) of a field that is high inside."""
     step = volume.spacing
     gradient = jnp.stack(
-        [sample(volume, points - jnp.eye(3)[i] * step, outside) - sample(volume, points + jnp.eye(3)[i] * step, outside) for i in range(3)],
+        [
+            sample(volume, points - jnp.eye(3)[i] * step, outside)
+            - sample(volume, points + jnp.eye(3)[i] * step, outside)
+            for i in range(3)
+        ],
         -1,
     )
     gradient = gradient / step
     return gradient / jnp.maximum(jnp.linalg.norm(gradient, axis=-1, keepdims=True), 1e-6)
 
 
-def downsample(image: Float[Array, "h w c"], weight: Float[Array, "h w"], factor: int) -> Float[Array, "h2 w2 c"]:
+def downsample(
+    image: Float[Array, "h w c"], weight: Float[Array, "h w"], factor: int
+) -> Float[Array, "h2 w2 c"]:
     """Weighted mean over `factor` x `factor` blocks; BACKGROUND where all weights are 0."""
     height, width, _channels = image.shape
     block = lambda a: a.reshape(height // factor, factor, width // factor, factor, -1).sum((1, 3))
     total = block(weight[..., None])
-    return jnp.where(total > 0, block(image * weight[..., None]) / jnp.maximum(total, 1e-6), BACKGROUND)
+    return jnp.where(
+        total > 0, block(image * weight[..., None]) / jnp.maximum(total, 1e-6), BACKGROUND
+    )
 
 
-def isosurface_portrait(volume: Volume, frame: Frame, view: str, level: float = -300.0, supersample: int = 2) -> Float[Array, "h w 3"]:
+def isosurface_portrait(
+    volume: Volume, frame: Frame, view: str, level: float = -300.0, supersample: int = 2
+) -> Float[Array, "h w 3"]:
     """A one-coloured shaded picture of the skin of a CT volume, display RGB in [0, 1].
 
     Args:

@@ -97,7 +97,9 @@ def look_along(volume: Volume, view: str) -> tuple[Array, Array, Array]:
     Returns the transposed values and the positions in mm of its rows and columns,
     both increasing in the volume's own axes (top, then right or front).
     """
-    places = [volume.origin[i] + volume.spacing[i] * jnp.arange(volume.values.shape[i]) for i in range(3)]
+    places = [
+        volume.origin[i] + volume.spacing[i] * jnp.arange(volume.values.shape[i]) for i in range(3)
+    ]
     if check_view(view) == "frontal":
         return volume.values.transpose(2, 0, 1), places[2], places[0]
     return volume.values.transpose(2, 1, 0), places[2], places[1]
@@ -106,7 +108,9 @@ def look_along(volume: Volume, view: str) -> tuple[Array, Array, Array]:
 def sample(volume: Volume, points: Float[Array, "*n 3"], outside: float) -> Float[Array, "*n"]:
     """Trilinear samples of `volume` at `points` in mm; `outside` beyond its edge."""
     index = (points - volume.origin) / volume.spacing
-    return jax.scipy.ndimage.map_coordinates(volume.values, list(jnp.moveaxis(index, -1, 0)), order=1, mode="constant", cval=outside)
+    return jax.scipy.ndimage.map_coordinates(
+        volume.values, list(jnp.moveaxis(index, -1, 0)), order=1, mode="constant", cval=outside
+    )
 
 
 def resample_plane(
@@ -127,7 +131,9 @@ def resample_plane(
     def weights(target, source):
         step = source[1] - source[0]
         reach = jnp.maximum(step, frame.pixel)
-        tent = lambda places: jnp.maximum(0.0, 1.0 - jnp.abs(target[:, None] - places[None, :]) / reach)
+        tent = lambda places: jnp.maximum(
+            0.0, 1.0 - jnp.abs(target[:, None] - places[None, :]) / reach
+        )
         # Normalised over samples that go on beyond the volume's edge, which leaves their part to `outside`.
         phase = source[0] + step * jnp.round((target - source[0]) / step)
         around = phase[:, None] + step * jnp.arange(-8, 9)

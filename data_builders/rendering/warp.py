@@ -12,7 +12,9 @@ SMOOTHNESS = 30.0  # mm; standard deviation of the filter that makes noise a vel
 _SQUARINGS = 6
 
 
-def displacement(seed: np.random.SeedSequence, extent: tuple[float, float, float], size: float) -> Float[Array, "x y z 3"]:
+def displacement(
+    seed: np.random.SeedSequence, extent: tuple[float, float, float], size: float
+) -> Float[Array, "x y z 3"]:
     """A random displacement in mm, sampled every 8 mm: the flow of a smooth stationary velocity at time 1, so a diffeomorphism.
 
     Args:
@@ -38,11 +40,20 @@ def exponential(velocity: Float[Array, "x y z 3"]) -> Float[Array, "x y z 3"]:
 def at(field: Float[Array, "x y z 3"], moved: Float[Array, "x y z 3"]) -> Float[Array, "x y z 3"]:
     """A field at the places of its grid plus `moved`, in grid steps; its edge goes on beyond it."""
     places = np.moveaxis(np.indices(field.shape[:3]), 0, -1) + moved
-    sample = lambda values: ndimage.map_coordinates(values, np.moveaxis(places, -1, 0), order=1, mode="nearest")
+    sample = lambda values: ndimage.map_coordinates(
+        values, np.moveaxis(places, -1, 0), order=1, mode="nearest"
+    )
     return np.stack([sample(field[..., i]) for i in range(3)], -1)
 
 
-def virtual(head: Volume, seed: np.random.SeedSequence, turn: float, shift: float, bend: float, outside: float) -> Volume:
+def virtual(
+    head: Volume,
+    seed: np.random.SeedSequence,
+    turn: float,
+    shift: float,
+    bend: float,
+    outside: float,
+) -> Volume:
     """A head turned, moved and bent at random.
 
     Args:
@@ -64,10 +75,17 @@ def virtual(head: Volume, seed: np.random.SeedSequence, turn: float, shift: floa
     result = np.empty_like(values)
     # A slab at a time: coordinates take twelve times the memory of what they point at.
     for start in range(0, values.shape[0], 16):
-        index = np.indices((min(16, values.shape[0] - start), *values.shape[1:]), np.float32).reshape(3, -1)
+        index = np.indices(
+            (min(16, values.shape[0] - start), *values.shape[1:]), np.float32
+        ).reshape(3, -1)
         index[0] += start
         coarse = index * (spacing / _GRID)[:, None].astype(np.float32)
-        push = np.stack([ndimage.map_coordinates(bent[..., i], coarse, order=1, mode="nearest") for i in range(3)])
+        push = np.stack(
+            [
+                ndimage.map_coordinates(bent[..., i], coarse, order=1, mode="nearest")
+                for i in range(3)
+            ]
+        )
         source = rotation.T @ ((index - middle[:, None]) * spacing[:, None] - move[:, None]) + push
         source = (source / spacing[:, None] + middle[:, None]).astype(np.float32)
         slab = ndimage.map_coordinates(values, source, order=1, mode="constant", cval=outside)

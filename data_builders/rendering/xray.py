@@ -13,7 +13,9 @@ def attenuation(hu: Float[Array, "*n"]) -> Float[Array, "*n"]:
     Water has 0.02/mm, which defines the Hounsfield scale. Calcium absorbs more at the
     energies of a radiograph than of a CT; the second term makes up for that (ours).
     """
-    return 0.02 * jnp.maximum(0.0, 1.0 + hu / 1000.0) + 0.014 * jnp.maximum(0.0, hu - 150.0) / 1000.0
+    return (
+        0.02 * jnp.maximum(0.0, 1.0 + hu / 1000.0) + 0.014 * jnp.maximum(0.0, hu - 150.0) / 1000.0
+    )
 
 
 def path_attenuation(volume: Volume, frame: Frame, view: str) -> Float[Array, "h w"]:

@@ -41,13 +41,24 @@ def _rows(subject: str, files: list[Picture], notes: Notes) -> Iterator[dict[str
     xrays = [picture for picture in files if picture.kind == "xray"]
     faces = [picture for picture in files if picture.kind == "face"]
     sex = agreed(picture.sex for picture in xrays)
-    pairs = [(xray, face) for xray in xrays for face in faces if not xray.view or not face.view or xray.view == face.view]
+    pairs = [
+        (xray, face)
+        for xray in xrays
+        for face in faces
+        if not xray.view or not face.view or xray.view == face.view
+    ]
     if not (subject and xrays and faces):
         pairs = [(xray, None) for xray in xrays] + [(None, face) for face in faces]
     paired = {id(picture) for pair in pairs for picture in pair if picture}
-    notes.left_out["pictures without a partner of the same view"] += [str(p.path) for p in files if id(p) not in paired]
+    notes.left_out["pictures without a partner of the same view"] += [
+        str(p.path) for p in files if id(p) not in paired
+    ]
     for xray, face in pairs:
-        ages = [other.age for other, partner in pairs if other and partner is face] if face else [xray.age]
+        ages = (
+            [other.age for other, partner in pairs if other and partner is face]
+            if face
+            else [xray.age]
+        )
         yield {
             "subject": subject,
             "xray": str(xray.path) if xray else "",

@@ -31,7 +31,11 @@ _OTHER = (
     "orthopantomogramm basal submentovertex smv tmj stenvers schuller hirtz worms blondeau "
     "occipitomental occlusal"
 )
-_VIEW_OF = {word: view for view, words in (("frontal", _FRONTAL), ("lateral", _LATERAL), ("other", _OTHER)) for word in words.split()}
+_VIEW_OF = {
+    word: view
+    for view, words in (("frontal", _FRONTAL), ("lateral", _LATERAL), ("other", _OTHER))
+    for word in words.split()
+}
 _NAMED_VIEWS = {"sf": "frontal", "ss": "lateral"}  # only in files' names
 # SNOMED's codes (and their older form) of views.
 _CODES = {
@@ -45,7 +49,9 @@ _CODES = {
     ),
 }
 # "25y", "25-years" or "age_25" tell an age; a number alone may count the pictures.
-_AGED = re.compile(r"(?<![a-z0-9])(?:aged?[^a-z0-9]?(\d{1,3})(?!\d)|(\d{1,3})[^a-z0-9]?(?:y|yo|yrs?|years?)(?![a-z0-9]))")
+_AGED = re.compile(
+    r"(?<![a-z0-9])(?:aged?[^a-z0-9]?(\d{1,3})(?!\d)|(\d{1,3})[^a-z0-9]?(?:y|yo|yrs?|years?)(?![a-z0-9]))"
+)
 _YEARS = {"y": 1.0, "": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}  # of a unit
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _SLICES = (
@@ -183,29 +189,43 @@ def _field(data: Any, name: str) -> str:
     try:
         value = data.get(name)
         many = isinstance(value, Iterable) and not isinstance(value, str)
-        return " ".join(map(str, value)).strip() if many else str("" if value is None else value).strip(" \0\t\r\n")
+        return (
+            " ".join(map(str, value)).strip()
+            if many
+            else str("" if value is None else value).strip(" \0\t\r\n")
+        )
     except Exception:  # of one element; the others may be fine
         return ""
 
 
 def _check(data: Any, path: pathlib.Path) -> None:
     """Raises UnreadableError where a data set is no X-ray."""
-    kind = _field(data, "SOPClassUID") or _field(getattr(data, "file_meta", {}), "MediaStorageSOPClassUID")
+    kind = _field(data, "SOPClassUID") or _field(
+        getattr(data, "file_meta", {}), "MediaStorageSOPClassUID"
+    )
     modality = _field(data, "Modality").upper()
     if kind == _DIRECTORY or path.name.upper() == "DICOMDIR":
         raise UnreadableError("tables of contents of a disc (DICOMDIR)")
     if not any(name in data for name in ("SOPClassUID", "Modality", "Rows", "PatientID")):
         raise UnreadableError("damaged, or no DICOM files whatever their names say")
-    if modality in ("CT", "MR") or any(kind == start or kind.startswith(start + ".") for start in _SLICES):
-        raise UnreadableError("slices of a volume (CT or MR), which are no X-rays; the builder ct_heads makes X-rays of CT")
+    if modality in ("CT", "MR") or any(
+        kind == start or kind.startswith(start + ".") for start in _SLICES
+    ):
+        raise UnreadableError(
+            "slices of a volume (CT or MR), which are no X-rays; the builder ct_heads makes X-rays of CT"
+        )
     if "PixelData" not in data and "FloatPixelData" not in data:
         raise UnreadableError("reports, settings or documents in DICOM, without a picture")
     if modality in _OTHER_MODALITIES:
-        raise UnreadableError("DICOM files of other kinds than X-rays (ultrasound, mammography, ...)")
+        raise UnreadableError(
+            "DICOM files of other kinds than X-rays (ultrasound, mammography, ...)"
+        )
     if modality in _PHOTOGRAPHS:
         raise UnreadableError("photographs in DICOM; save them as JPEG or PNG")
     if set(re.split(r"[\W_]+", _field(data, "BodyPartExamined").upper())) & set(_ELSEWHERE):
-        raise UnreadableError("X-rays of another part of the body, by their header; add them by hand if it is wrong")
+        raise UnreadableError(
+            "X-rays of another part of the body, by their header; add them by hand if it is wrong"
+        )
     if int(_field(data, "NumberOfFrames") or 1) > 1:
         raise UnreadableError("films of several frames; save the one that is meant")
     height, width = (int(_field(data, name) or 0) for name in ("Rows", "Columns"))
@@ -222,7 +242,9 @@ def _check(data: Any, path: pathlib.Path) -> None:
         try:
             read_radiograph(path)
         except UnreadableError:
-            raise UnreadableError("colour pictures in DICOM; save photographs as JPEG, X-rays in grey") from None
+            raise UnreadableError(
+                "colour pictures in DICOM; save photographs as JPEG, X-rays in grey"
+            ) from None
 
 
 def _told(data: Any) -> Header:
@@ -246,7 +268,12 @@ def _views(data: Any) -> set[str]:
     views = {view for answer in answers if len(answer) == 1 for view in answer}
     if views:
         return views
-    return {view for name in _WIDER if len(answer := views_in(_field(data, name))) == 1 for view in answer}
+    return {
+        view
+        for name in _WIDER
+        if len(answer := views_in(_field(data, name))) == 1
+        for view in answer
+    }
 
 
 def _coded_view(data: Any) -> set[str]:
@@ -283,7 +310,9 @@ def _age(data: Any) -> str:
     birth = _date(_field(data, "PatientBirthDate"))
     taken = next((date for name in _DATES if (date := _date(_field(data, name)))), None)
     if birth and taken and birth <= taken:
-        ages["counted"] = taken.year - birth.year - ((taken.month, taken.day) < (birth.month, birth.day))
+        ages["counted"] = (
+            taken.year - birth.year - ((taken.month, taken.day) < (birth.month, birth.day))
+        )
     ages = {source: age for source, age in ages.items() if age <= 120}
     if not ages or max(ages.values()) - min(ages.values()) > 1:
         return ""

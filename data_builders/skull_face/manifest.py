@@ -22,7 +22,9 @@ from data_builders.tables import (
 NEEDED = ("subject", "xray", "xray_view", "face", "face_view", "age", "sex")
 # Eyes, tip of the nose, corners of the mouth: five points in pixels of the photograph, the
 # picture's left first.
-LANDMARKS = tuple(f"{name}_{axis}" for name in ("eye_1", "eye_2", "nose", "mouth_1", "mouth_2") for axis in "xy")
+LANDMARKS = tuple(
+    f"{name}_{axis}" for name in ("eye_1", "eye_2", "nose", "mouth_1", "mouth_2") for axis in "xy"
+)
 OPTIONAL = ("bmi", "bmi_change", "split", "xray_inverted", *LANDMARKS)
 _TRUE = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -139,7 +141,8 @@ def _row(number: int, values: dict[str, str], root: pathlib.Path) -> tuple[Row, 
     xray = Xray(
         path=file_of(values, "xray", root),
         view=one_of(values, "xray_view", VIEWS),
-        inverted=bool(values.get("xray_inverted")) and _TRUE[one_of(values, "xray_inverted", _TRUE)],
+        inverted=bool(values.get("xray_inverted"))
+        and _TRUE[one_of(values, "xray_inverted", _TRUE)],
     )
     split = one_of(values, "split", SPLITS) if values.get("split") else ""
     sex = SEXES[one_of(values, "sex", SEXES)]
@@ -168,7 +171,9 @@ def _changes(rows: list[Row], masses: list[float | None]) -> list[Row]:
             return row
         of_subject = sorted(known[row.subject])
         middle = of_subject[len(of_subject) // 2]
-        return dataclasses.replace(row, face=dataclasses.replace(row.face, bmi_change=100.0 * (mass / middle - 1.0)))
+        return dataclasses.replace(
+            row, face=dataclasses.replace(row.face, bmi_change=100.0 * (mass / middle - 1.0))
+        )
 
     return [change(row, mass) for row, mass in zip(rows, masses, strict=True)]
 

@@ -37,7 +37,9 @@ def name_people(pictures: list[Picture], notes: Notes) -> None:
             _name_by_parts(home, members, notes)
         else:
             if len(ids) > 1:
-                notes.remarks["folders with several patient IDs, taken for one subject by the date of birth"].append(home)
+                notes.remarks[
+                    "folders with several patient IDs, taken for one subject by the date of birth"
+                ].append(home)
             for picture in members:
                 picture.subject = home
     _join(homes)
@@ -84,7 +86,9 @@ def _several(members: list[Picture], pictures: list[Picture]) -> bool:
     """Returns True if folders or names of several subjects lie under one ID."""
     if len({_home(p) for p in members if _home(p)}) > 1:
         return True
-    others = {p.token for p in pictures if not p.patient and not _home(p) and not _is_counted(p.token)}
+    others = {
+        p.token for p in pictures if not p.patient and not _home(p) and not _is_counted(p.token)
+    }
     return len({p.token for p in members if not _home(p)} & others) > 1
 
 
@@ -124,7 +128,10 @@ def _is_counted(token: str) -> bool:
 def _contradict(pictures: Iterable[Picture]) -> bool:
     """Returns True if these can't be one person's."""
     pictures = list(pictures)
-    return any(len({value for p in pictures if (value := getattr(p, name))}) > 1 for name in ("sex", "birth", "issuer"))
+    return any(
+        len({value for p in pictures if (value := getattr(p, name))}) > 1
+        for name in ("sex", "birth", "issuer")
+    )
 
 
 def _born_alike(pictures: Iterable[Picture]) -> bool:
@@ -136,7 +143,9 @@ def _born_alike(pictures: Iterable[Picture]) -> bool:
 def _one_person(members: list[Picture]) -> bool:
     """Returns True if several IDs in a folder are one person's, by sex and date of birth."""
     told = [p for p in members if p.patient]
-    births_or_sexes = any(len({getattr(p, name) for p in told if getattr(p, name)}) > 1 for name in ("sex", "birth"))
+    births_or_sexes = any(
+        len({getattr(p, name) for p in told if getattr(p, name)}) > 1 for name in ("sex", "birth")
+    )
     return _born_alike(told) and not births_or_sexes
 
 
@@ -145,9 +154,15 @@ def _name_loose(members: list[Picture]) -> None:
     for picture in members:
         picture.subject = picture.patient
     ids = {_patient(p): p.patient for p in members if p.patient}
-    tokens = {token: agreed(p.patient for p in group) for token, group in _grouped(members, _token).items()}
+    tokens = {
+        token: agreed(p.patient for p in group)
+        for token, group in _grouped(members, _token).items()
+    }
     near = _grouped(members, _folders)
-    strangers = {folders: any(not p.patient and not _is_counted(p.token) for p in group) for folders, group in near.items()}
+    strangers = {
+        folders: any(not p.patient and not _is_counted(p.token) for p in group)
+        for folders, group in near.items()
+    }
     alone = {folders: agreed(p.patient for p in group) for folders, group in near.items()}
     for picture in members:
         if picture.patient:
@@ -166,7 +181,9 @@ def _name_apart(members: list[Picture]) -> None:
     """
     told = [p for p in members if p.patient]
     ids = {_patient(p): p.patient for p in told}
-    tokens = {token: agreed(p.patient for p in group) for token, group in _grouped(told, _token).items()}
+    tokens = {
+        token: agreed(p.patient for p in group) for token, group in _grouped(told, _token).items()
+    }
     below: dict[tuple[str, ...], set[str]] = defaultdict(set)  # patients by folder
     for picture in told:
         for depth in range(1, len(picture.folders) + 1):
@@ -187,7 +204,9 @@ def _name_by_parts(home: str, members: list[Picture], notes: Notes) -> None:
     parts = _grouped(members, lambda p: p.folders[below] if len(p.folders) > below else "")
     if len(parts) < 2 or any(_contradict(group) for group in parts.values()):
         parts = _grouped(members, _token)
-    notes.remarks["folders of several people, told apart by the next folder or by the names; check them"].append(home)
+    notes.remarks[
+        "folders of several people, told apart by the next folder or by the names; check them"
+    ].append(home)
     for part, group in parts.items():
         clear = part and not _contradict(group) and not _is_counted(str(part))
         for picture in group:

@@ -109,7 +109,11 @@ class Builder(LocalBuilder):
         """As TFDS's; refuses records whose files, as far as they are here, have changed since."""
         built = self.data_path.exists()
         super().download_and_prepare(**options)
-        if built and (now := _files_digest(self.builder_config.read())) and now != self.info.metadata["files"]:
+        if (
+            built
+            and (now := _files_digest(self.builder_config.read()))
+            and now != self.info.metadata["files"]
+        ):
             raise InputError(
                 f"files that {self.builder_config.manifest_path.name} lists have changed since {self.data_path} was built from them; "
                 "remove that folder to build it again"
@@ -119,11 +123,21 @@ class Builder(LocalBuilder):
         del dl_manager
         pairs, skipped, files = self.survey()
         # A list of rows is told, not what stood in them.
-        remarks = rows_by_words((pair.row, words) for pair in pairs for words in pair.ready_xray.remarks)
-        self.info.metadata.update(skipped_rows=sorted({number for number, _ in skipped}), files=files, remarks=remarks)
-        parts = {name: [pair for pair in pairs if pair.split == name] for name in sorted({pair.split for pair in pairs})}
+        remarks = rows_by_words(
+            (pair.row, words) for pair in pairs for words in pair.ready_xray.remarks
+        )
+        self.info.metadata.update(
+            skipped_rows=sorted({number for number, _ in skipped}), files=files, remarks=remarks
+        )
+        parts = {
+            name: [pair for pair in pairs if pair.split == name]
+            for name in sorted({pair.split for pair in pairs})
+        }
         size = self.builder_config.size
-        return {name: shards(name, ((pair.key, _record(pair)) for pair in part), len(part), size) for name, part in parts.items()}
+        return {
+            name: shards(name, ((pair.key, _record(pair)) for pair in part), len(part), size)
+            for name, part in parts.items()
+        }
 
     def entries(self) -> Iterator[Entry]:
         """What will be records, to look at; nothing but the pictures is made."""
@@ -155,10 +169,17 @@ class Builder(LocalBuilder):
         name, problems = config.manifest_path.name, list(manifest.problems)
         if manifest.ignored:
             print(f"{name}: ignored columns: {', '.join(manifest.ignored)}", file=sys.stderr)
-        problems += [(row.number, "split is empty") for row in manifest.rows if config.split == "column" and not row.split]
+        problems += [
+            (row.number, "split is empty")
+            for row in manifest.rows
+            if config.split == "column" and not row.split
+        ]
         if config.align:
             problems += [
-                (row.number, "a frontal face without landmarks, by which data.skull_face.align would lay it")
+                (
+                    row.number,
+                    "a frontal face without landmarks, by which data.skull_face.align would lay it",
+                )
                 for row in manifest.rows
                 if row.face.view == "frontal" and not row.face.landmarks
             ]
@@ -169,18 +190,30 @@ class Builder(LocalBuilder):
         problems += config.bad_rows(more)
         wrong |= {number for number, _ in more}
         rows = [row for row in rows if row.number not in wrong]
-        split_of = config.split_of({row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows})
+        split_of = config.split_of(
+            {row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows}
+        )
         return _pairs(config, rows, ready, split_of), problems, _files_digest(manifest)
 
     def _ready(self, rows: list[Row]) -> tuple[dict[Any, Ready], list[tuple[int, str]]]:
         """Pictures by what the manifest tells of them, and the rows whose pictures are unusable."""
         config = self.builder_config
-        xrays = {row.xray: Job("xray", row.xray.path, config.size, row.xray.inverted, config.text) for row in rows}
-        by_landmarks = lambda face: face.landmarks if config.align and face.view == "frontal" else ()
-        faces = {row.face: Job("face", row.face.path, config.size, landmarks=by_landmarks(row.face)) for row in rows}
+        xrays = {
+            row.xray: Job("xray", row.xray.path, config.size, row.xray.inverted, config.text)
+            for row in rows
+        }
+        by_landmarks = lambda face: (
+            face.landmarks if config.align and face.view == "frontal" else ()
+        )
+        faces = {
+            row.face: Job("face", row.face.path, config.size, landmarks=by_landmarks(row.face))
+            for row in rows
+        }
         folder = pathlib.Path(self._data_dir_root) / "skull_face_staged"
         jobs = xrays | faces
-        found = dict(zip(jobs, stage(list(jobs.values()), folder, config.secret, "pictures"), strict=True))
+        found = dict(
+            zip(jobs, stage(list(jobs.values()), folder, config.secret, "pictures"), strict=True)
+        )
         ready = {told: made for told, made in found.items() if isinstance(made, Ready)}
         problems = [
             (row.number, f"{kind}={told.path.name!r}: {found[told]}")
@@ -208,10 +241,14 @@ def _files_digest(manifest: Manifest) -> str:
         for picture in (row.xray, row.face):
             stat = picture.path.stat()  # the manifest's problems name what is not there
             digest.update(f"{stat.st_size} {stat.st_mtime_ns};".encode())
-    return "" if any("no such file" in words for _, words in manifest.problems) else digest.hexdigest()
+    return (
+        "" if any("no such file" in words for _, words in manifest.problems) else digest.hexdigest()
+    )
 
 
-def _pairs(config: SkullFaceConfig, rows: list[Row], ready: dict[Any, Ready], split_of: dict[str, str]) -> list[Pair]:
+def _pairs(
+    config: SkullFaceConfig, rows: list[Row], ready: dict[Any, Ready], split_of: dict[str, str]
+) -> list[Pair]:
     secret, root, pairing = config.secret, config.root_path, config.pairing
     if pairing == "listed":
         wanted = [(row.subject, row.sex, row.xray, row.face) for row in rows]
@@ -230,9 +267,23 @@ def _pairs(config: SkullFaceConfig, rows: list[Row], ready: dict[Any, Ready], sp
     pairs, listed = [], {row.xray: row.number for row in reversed(rows)}
     for subject, sex, xray, face in wanted:
         name = f"s{alias(secret, 'subject', subject)}"
-        files = alias(secret, "pair", *(path.relative_to(root).as_posix() for path in (xray.path, face.path)))
+        files = alias(
+            secret, "pair", *(path.relative_to(root).as_posix() for path in (xray.path, face.path))
+        )
         key = f"{name}-{xray.view}-{face.view}-{face.age:g}-{face.bmi_change:+.0f}-{files}"
-        pairs.append(Pair(listed[xray], key, name, split_of[subject], sex, xray, face, ready[xray], ready[face]))
+        pairs.append(
+            Pair(
+                listed[xray],
+                key,
+                name,
+                split_of[subject],
+                sex,
+                xray,
+                face,
+                ready[xray],
+                ready[face],
+            )
+        )
     return pairs
 
 

@@ -29,9 +29,21 @@ _KINDS = {
 _PICTURES = tuple(".jpg .jpeg .jpe .jfif .png .tif .tiff .bmp .webp .gif .jp2 .j2k .avif".split())
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif")
 # Words in names and folders.
-_PHOTO_WORDS = set(("photo photos foto fotos photograph photographs portrait portraits selfie passport face faces").split())
-_XRAY_WORDS = set(("xray xrays radiograph radiographs rontgen roentgen rx skull skulls ceph cephalogram schadel crane cranio").split())
-_GENERIC = set(("dicom dicoms dcm data files image images img imgs picture pictures pics frontal lateral front side profile pa ap").split())
+_PHOTO_WORDS = set(
+    (
+        "photo photos foto fotos photograph photographs portrait portraits selfie passport face faces"
+    ).split()
+)
+_XRAY_WORDS = set(
+    (
+        "xray xrays radiograph radiographs rontgen roentgen rx skull skulls ceph cephalogram schadel crane cranio"
+    ).split()
+)
+_GENERIC = set(
+    (
+        "dicom dicoms dcm data files image images img imgs picture pictures pics frontal lateral front side profile pa ap"
+    ).split()
+)
 GENERIC = _GENERIC | _PHOTO_WORDS | _XRAY_WORDS  # names of folders that are nobody's
 
 
@@ -97,7 +109,9 @@ def survey(folder: pathlib.Path, notes: Notes) -> list[Picture]:
             if problem := _unusable_name(inside):
                 raise UnreadableError(problem)
             if path.is_symlink():
-                raise UnreadableError("links to other files; they may lead to the same picture twice")
+                raise UnreadableError(
+                    "links to other files; they may lead to the same picture twice"
+                )
             if not path.is_file():
                 raise UnreadableError("no ordinary files")
             if not path.stat().st_size:
@@ -114,7 +128,9 @@ def survey(folder: pathlib.Path, notes: Notes) -> list[Picture]:
 
 def words_of(name: str) -> set[str]:
     """Returns the words of a file's or folder's name, `x-ray` as one."""
-    plain = re.sub(r"\bx[\W_]ray", "xray", name.lower().replace("_", " ").replace("ö", "o").replace("ä", "a"))
+    plain = re.sub(
+        r"\bx[\W_]ray", "xray", name.lower().replace("_", " ").replace("ö", "o").replace("ä", "a")
+    )
     return set(re.split(r"[\W_\d]+", plain)) - {""}
 
 
@@ -128,15 +144,23 @@ def _files(folder: pathlib.Path, notes: Notes) -> Iterator[pathlib.Path]:
     """Yields the files in a folder and below, in order, but for hidden ones and systems' own."""
 
     def note(error: OSError) -> None:
-        notes.left_out["folders that you have no right to read"].append(_shown(os.path.relpath(error.filename, folder)))
+        notes.left_out["folders that you have no right to read"].append(
+            _shown(os.path.relpath(error.filename, folder))
+        )
 
     for where, folders, names in os.walk(folder, onerror=note):
-        visible = [name for name in sorted(folders) if not (name.startswith(".") or name.lower() in _RUBBISH)]
+        visible = [
+            name
+            for name in sorted(folders)
+            if not (name.startswith(".") or name.lower() in _RUBBISH)
+        ]
         folders[:] = [name for name in visible if not os.path.islink(os.path.join(where, name))]
         for name in set(visible) - set(folders):
             notes.left_out["links to folders, which are not followed"].append(_shown(name))
         for name in sorted(names):
-            if not (name.startswith(".") or name.lower() in _RUBBISH or name.lower().endswith(_LISTS)):
+            if not (
+                name.startswith(".") or name.lower() in _RUBBISH or name.lower().endswith(_LISTS)
+            ):
                 yield pathlib.Path(where) / name
 
 
@@ -165,10 +189,14 @@ def _look_at(path: pathlib.Path, inside: pathlib.PurePosixPath, notes: Notes) ->
     if is_dicom(path):
         header = read_header(path)
         fields = ("patient", "sex", "birth", "issuer")
-        picture = Picture(inside, "xray", age=header.age, **{name: getattr(header, name) for name in fields})
+        picture = Picture(
+            inside, "xray", age=header.age, **{name: getattr(header, name) for name in fields}
+        )
         views = set(header.views) | ({named_view(_telling(picture))} - {""})
         if len(views) > 1:
-            notes.remarks["X-rays whose fields or names contradict each other about the view; it is empty"].append(_shown(inside))
+            notes.remarks[
+                "X-rays whose fields or names contradict each other about the view; it is empty"
+            ].append(_shown(inside))
     else:
         picture = Picture(inside, _kind(path, inside, notes))
         views = {named_view(_telling(picture))} - {""}
@@ -201,7 +229,9 @@ def _kind(path: pathlib.Path, inside: pathlib.PurePosixPath, notes: Notes) -> st
     try:
         with opened(path) as file:
             size = max(file.size)
-            if size < SMALLEST or (size <= 320 and words & {"thumb", "thumbs", "thumbnail", "thumbnails"}):
+            if size < SMALLEST or (
+                size <= 320 and words & {"thumb", "thumbs", "thumbnail", "thumbnails"}
+            ):
                 raise UnreadableError("thumbnails")
             several = getattr(file, "n_frames", 1) > 1 and file.format != "MPO"
             camera = any(file.getexif().get(tag) for tag in (271, 272))
@@ -220,24 +250,34 @@ def _kind(path: pathlib.Path, inside: pathlib.PurePosixPath, notes: Notes) -> st
         if says_xray and not says_photo:
             return "xray"
         if says_photo or camera:
-            notes.remarks["grey pictures taken for photographs by their names or cameras; look at them"].append(_shown(inside))
+            notes.remarks[
+                "grey pictures taken for photographs by their names or cameras; look at them"
+            ].append(_shown(inside))
             return "face"
-        notes.remarks["grey pictures taken for X-rays; if some are photographs, correct the list"].append(_shown(inside))
+        notes.remarks[
+            "grey pictures taken for X-rays; if some are photographs, correct the list"
+        ].append(_shown(inside))
         return "xray"
     if _is_tinted(pixels) and not says_photo:
-        notes.remarks["blueish pictures of one hue taken for X-rays; save them in grey"].append(_shown(inside))
+        notes.remarks["blueish pictures of one hue taken for X-rays; save them in grey"].append(
+            _shown(inside)
+        )
         return "xray"
     if says_xray and not says_photo:
         raise UnreadableError("pictures in colours whose names say X-ray; save them in grey")
     if _hue(pixels)[1] > 0.985:
-        notes.remarks["brownish pictures of one hue taken for photographs; look at them"].append(_shown(inside))
+        notes.remarks["brownish pictures of one hue taken for photographs; look at them"].append(
+            _shown(inside)
+        )
     return "face"
 
 
 def _sample(file: Image.Image) -> UInt8[Array, "pixels 3"]:
     """Returns some pixels of a picture that are not transparent."""
     file.draft("RGB", (128, 128))
-    picture = file.convert("RGBA" if "A" in file.getbands() or "transparency" in file.info else "RGB")
+    picture = file.convert(
+        "RGBA" if "A" in file.getbands() or "transparency" in file.info else "RGB"
+    )
     pixels = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)).reshape(64 * 64, -1)
     return pixels[pixels[:, 3] >= 128, :3] if pixels.shape[1] == 4 else pixels
 
@@ -255,7 +295,9 @@ def _kind_by_reader(path: pathlib.Path) -> str:
     if "colours" in words:
         return "face"
     several = re.match(r"holds \d+ pictures", words)
-    raise UnreadableError("files of several pictures; save the one that is meant" if several else _reason(path, words))
+    raise UnreadableError(
+        "files of several pictures; save the one that is meant" if several else _reason(path, words)
+    )
 
 
 def _hue(pixels: UInt8[Array, "pixels 3"]) -> tuple[np.ndarray, float]:

@@ -14,7 +14,9 @@ from pydicom.errors import InvalidDicomError
 
 from data_builders.errors import UnreadableError
 
-MODALITIES = frozenset("CR DX ES IO KO MG MR NM OT PR PT PX RF RTDOSE RTSTRUCT SC SEG SR US XA XC".split())
+MODALITIES = frozenset(
+    "CR DX ES IO KO MG MR NM OT PR PT PX RF RTDOSE RTSTRUCT SC SEG SR US XA XC".split()
+)
 
 SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 IMAGES = "1.2.840.10008.5.1.4.1.1.2"  # CT
@@ -128,7 +130,11 @@ def _headers(path: pathlib.Path, remarks: list[str]) -> dict[pathlib.Path, pydic
     """Headers by file. Raises UnreadableError where one that looks like a slice has none."""
     names = [path] if path.is_file() else sorted(name for name in path.rglob("*") if name.is_file())
     hidden = ("DICOMDIR", "THUMBS.DB", "DESKTOP.INI")
-    names = [name for name in names if not _hidden(name.relative_to(path.parent)) and name.name.upper() not in hidden]
+    names = [
+        name
+        for name in names
+        if not _hidden(name.relative_to(path.parent)) and name.name.upper() not in hidden
+    ]
     headers = {name: read_header(name) for name in names}
     others = [name for name, header in headers.items() if header is None]
     slices = {name: header for name, header in headers.items() if header is not None}
@@ -137,7 +143,9 @@ def _headers(path: pathlib.Path, remarks: list[str]) -> dict[pathlib.Path, pydic
         raise UnreadableError("holds no DICOM series; name a folder that holds one")
     # A damaged slice is named like its neighbours.
     patterns = {_pattern(name) for name in slices}
-    damaged = [name for name in others if name.suffix.lower() in SUFFIXES or _pattern(name) in patterns]
+    damaged = [
+        name for name in others if name.suffix.lower() in SUFFIXES or _pattern(name) in patterns
+    ]
     if damaged:
         raise UnreadableError(
             f"{len(damaged)} of {len(names)} files are damaged: they have slices' names and no DICOM header. Copy the series again"
@@ -173,29 +181,45 @@ def _planes(path: pathlib.Path, header: pydicom.Dataset) -> list[Plane]:
 
 def _ct_images(planes: list[Plane], remarks: list[str]) -> list[Plane]:
     """The CT slices among all images; reports, screens and scouts are left out."""
-    planes = _without(planes, _has_no_pixels, "object", "without pixels (report or the like)", remarks)
+    planes = _without(
+        planes, _has_no_pixels, "object", "without pixels (report or the like)", remarks
+    )
     if not planes:
-        raise UnreadableError("holds no DICOM images, only reports or the like; name the folder of the CT series")
+        raise UnreadableError(
+            "holds no DICOM images, only reports or the like; name the folder of the CT series"
+        )
     broken = [plane for plane in planes if not _has_size(plane)]
     if broken:
-        raise UnreadableError(f"{len(broken)} of {len(planes)} slices are damaged: they lack Rows and Columns")
+        raise UnreadableError(
+            f"{len(broken)} of {len(planes)} slices are damaged: they lack Rows and Columns"
+        )
     modalities = collections.Counter(plane.words("Modality") or "CT" for plane in planes)
     if not modalities["CT"]:
-        raise UnreadableError(f"holds images of the modality {_listed(modalities)}; a CT is expected")
+        raise UnreadableError(
+            f"holds images of the modality {_listed(modalities)}; a CT is expected"
+        )
     planes = _without(planes, _is_other_modality, "image", "of another modality than CT", remarks)
     screens = [plane for plane in planes if _is_screen(plane)]
     if len(screens) == len(planes):
-        raise UnreadableError("holds pictures of a screen (secondary captures) in place of CT slices")
+        raise UnreadableError(
+            "holds pictures of a screen (secondary captures) in place of CT slices"
+        )
     planes = _without(planes, _is_screen, "picture", "of a screen (secondary capture)", remarks)
     if all(map(_is_scout, planes)):
-        raise UnreadableError("holds scouts only (ImageType LOCALIZER); name the folder of the CT series")
+        raise UnreadableError(
+            "holds scouts only (ImageType LOCALIZER); name the folder of the CT series"
+        )
     planes = _without(planes, _is_scout, "scout", "(ImageType LOCALIZER)", remarks)
     if any(int(p.header.get("NumberOfFrames") or 1) > 1 and not p.groups for p in planes):
-        raise UnreadableError("holds a file of many frames that does not say where each lies (functional groups)")
+        raise UnreadableError(
+            "holds a file of many frames that does not say where each lies (functional groups)"
+        )
     return planes
 
 
-def _without(planes: list[Plane], wrong: Callable, noun: str, words: str, remarks: list[str]) -> list[Plane]:
+def _without(
+    planes: list[Plane], wrong: Callable, noun: str, words: str, remarks: list[str]
+) -> list[Plane]:
     left = [plane for plane in planes if not wrong(plane)]
     if len(left) < len(planes):
         remarks.append(f"left out {counted(len(planes) - len(left), noun)} {words}")
@@ -234,7 +258,9 @@ def _check_patients(planes: list[Plane]) -> None:
     for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex"):
         people = {re.sub(r"[\s^]+", " ", plane.words(name)).strip() for plane in planes} - {""}
         if len(people) > 1:
-            raise UnreadableError(f"holds slices of {len(people)} patients ({name} differs); name the folder of one series")
+            raise UnreadableError(
+                f"holds slices of {len(people)} patients ({name} differs); name the folder of one series"
+            )
 
 
 def _one_series(planes: list[Plane], remarks: list[str]) -> list[Plane]:
@@ -250,7 +276,9 @@ def _one_series(planes: list[Plane], remarks: list[str]) -> list[Plane]:
     if len(series) > 1:
         counts = " and ".join(str(count) for _, count in series.most_common(5))
         more = " and more" if len(series) > 5 else ""
-        raise UnreadableError(f"holds {len(series)} DICOM series (of {counts}{more} slices); name a folder that holds one")
+        raise UnreadableError(
+            f"holds {len(series)} DICOM series (of {counts}{more} slices); name a folder that holds one"
+        )
     turned = [plane for plane in planes if np.linalg.norm(plane.normal - axis) > 0.02]
     if turned:
         raise UnreadableError(
@@ -296,7 +324,9 @@ def _check_geometry(planes: list[Plane]) -> None:
     for plane in planes:
         axes = plane.numbers("ImageOrientationPatient", 6).reshape(2, 3)
         if np.abs(axes @ axes.T - np.eye(2)).max() > 0.01:
-            raise UnreadableError("has an ImageOrientationPatient that is no pair of directions at right angles")
+            raise UnreadableError(
+                "has an ImageOrientationPatient that is no pair of directions at right angles"
+            )
 
 
 def _common_normal(planes: list[Plane]) -> Array:

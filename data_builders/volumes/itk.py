@@ -60,7 +60,11 @@ class Layout(NamedTuple):
 def is_metaimage(head: bytes) -> bool:
     """Returns True if a file that begins with `head` has a MetaImage header."""
     text = head[:2000]
-    return b"=" in text and (b"NDims" in text or b"DimSize" in text) and b"\0" not in text.split(b"\n", 1)[0]
+    return (
+        b"=" in text
+        and (b"NDims" in text or b"DimSize" in text)
+        and b"\0" not in text.split(b"\n", 1)[0]
+    )
 
 
 def read_metaimage(path: pathlib.Path) -> Scan:
@@ -70,7 +74,9 @@ def read_metaimage(path: pathlib.Path) -> Scan:
         shape = _numbers(fields, "DimSize", int)
         kind = fields.get("ElementType", "").removeprefix("MET_")
         if kind not in TYPES or int(fields.get("ElementNumberOfChannels", 1)) != 1:
-            raise UnreadableError("holds no volume of one value a voxel (ElementType, ElementNumberOfChannels)")
+            raise UnreadableError(
+                "holds no volume of one value a voxel (ElementType, ElementNumberOfChannels)"
+            )
         order = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
         packing = "zlib" if _true(fields.get("CompressedData", "False")) else ""
         if not _true(fields.get("BinaryData", "True")):
@@ -129,7 +135,9 @@ def read_nrrd(path: pathlib.Path) -> Scan:
                 warnings.simplefilter("ignore")
                 header = nrrd.read_header(file)
         except (nrrd.NRRDError, ValueError, KeyError, IndexError) as error:
-            raise UnreadableError(f"not a readable volume: its NRRD header is damaged ({type(error).__name__})") from None
+            raise UnreadableError(
+                f"not a readable volume: its NRRD header is damaged ({type(error).__name__})"
+            ) from None
         if missing := [name for name in ("sizes", "type", "encoding") if name not in header]:
             raise UnreadableError(f"not a readable volume: its NRRD header lacks {missing[0]!r}")
         values = _values(path, file, _nrrd_layout(header))
@@ -142,7 +150,11 @@ def _nrrd_layout(header) -> Layout:
         raise UnreadableError("holds values of another `type` than CT numbers have")
     if encoding not in PACKINGS and encoding not in TEXT:
         raise UnreadableError("has an `encoding` that can't be read; save it as raw or gzip")
-    if np.dtype(kind).itemsize > 1 and encoding not in TEXT and header.get("endian") not in ("little", "big"):
+    if (
+        np.dtype(kind).itemsize > 1
+        and encoding not in TEXT
+        and header.get("endian") not in ("little", "big")
+    ):
         raise UnreadableError("does not state the order of its bytes (endian)")
     if int(header.get("line skip", header.get("lineskip", 0))):
         raise UnreadableError("skips lines before its values (line skip); save it again without")
@@ -162,7 +174,9 @@ def _nrrd_scan(header, values: Array) -> Scan:
     letters = "".join(word[:1].upper() for word in words)
     if directions is None:
         if spacings is None:
-            raise UnreadableError("does not state the size of its voxels (spacings or space directions)")
+            raise UnreadableError(
+                "does not state the size of its voxels (spacings or space directions)"
+            )
         return Scan(
             values,
             np.diag([*np.abs(spacings[:3]), 1.0]),
@@ -196,7 +210,9 @@ def _values(path: pathlib.Path, file: BinaryIO, layout: Layout) -> Array:
         raise UnreadableError("keeps its values in several files; save it as one")
     other = path.parent / layout.file
     if pathlib.PurePath(layout.file).name != layout.file or "\\" in layout.file:
-        raise UnreadableError("keeps its values outside of its folder; move them beside it and name the file alone")
+        raise UnreadableError(
+            "keeps its values outside of its folder; move them beside it and name the file alone"
+        )
     if not other.is_file():
         raise UnreadableError("keeps its values in a second file, which is missing beside it")
     with other.open("rb") as data:

@@ -23,7 +23,9 @@ MM = (80.0, 2500.0)  # what a scan of a person measures
 def is_nifti(head: bytes) -> bool:
     """Returns True if a file that begins with `head` has a NIfTI or Analyze header."""
     sizes = (348, 540)
-    return len(head) >= 348 and any(int.from_bytes(head[:4], order) in sizes for order in ("little", "big"))
+    return len(head) >= 348 and any(
+        int.from_bytes(head[:4], order) in sizes for order in ("little", "big")
+    )
 
 
 def read_nifti(path: pathlib.Path) -> Scan:
@@ -33,7 +35,9 @@ def read_nifti(path: pathlib.Path) -> Scan:
     except UnreadableError as error:
         words = str(error)
         known = ("holds an array", "unpacks to", "not a readable")
-        raise UnreadableError(words if words.startswith(known) else f"not a readable NIfTI file: it {words}") from None
+        raise UnreadableError(
+            words if words.startswith(known) else f"not a readable NIfTI file: it {words}"
+        ) from None
     except (HeaderDataError, ValueError, OverflowError, EOFError) as error:
         raise UnreadableError(f"not a readable NIfTI file ({type(error).__name__})") from None
 
@@ -137,7 +141,9 @@ def _affine(header, shape: tuple[int, ...]) -> tuple[Float[Array, "4 4"], str, l
         remarks.append("pixdim and the sform have other voxel sizes; the sform was followed")
     if affine is None:
         affine = np.diag([*zooms, 1.0])
-    factor = _unit(int(header["xyzt_units"]) & 7, np.linalg.norm(affine[:3, :3], axis=0) * shape, remarks)
+    factor = _unit(
+        int(header["xyzt_units"]) & 7, np.linalg.norm(affine[:3, :3], axis=0) * shape, remarks
+    )
     affine[:3] *= factor
     return affine, missing, remarks
 
@@ -164,7 +170,9 @@ def _qform(header) -> Float[Array, "4 4"] | None:
     except (ValueError, HeaderDataError):
         if header["sform_code"] > 0:
             return None
-        raise UnreadableError("has a damaged header: quatern_b, _c and _d are no rotation") from None
+        raise UnreadableError(
+            "has a damaged header: quatern_b, _c and _d are no rotation"
+        ) from None
 
 
 def _chosen(sform, qform, code: int, remarks: list[str]) -> Float[Array, "4 4"] | None:
@@ -180,13 +188,17 @@ def _chosen(sform, qform, code: int, remarks: list[str]) -> Float[Array, "4 4"] 
     cosines = (sform[:3, :3] / lengths[0] * qform[:3, :3] / lengths[1]).sum(0)
     angle = np.rad2deg(np.arccos(np.clip(cosines.min(), -1, 1)))
     if angle > 45:
-        raise UnreadableError(f"contradicts itself: sform and qform lie {angle:.0f} degrees apart. Set one of their codes to 0")
+        raise UnreadableError(
+            f"contradicts itself: sform and qform lie {angle:.0f} degrees apart. Set one of their codes to 0"
+        )
     differ = np.abs(np.log(lengths[0] / lengths[1])).max() > np.log(1.03)
     if differ and code in TEMPLATES:
         remarks.append(f"states {template}; the scanner's (qform) were followed")
         return qform
     if differ:
-        raise UnreadableError("contradicts itself: sform and qform have other voxel sizes. Set one of their codes to 0")
+        raise UnreadableError(
+            "contradicts itself: sform and qform have other voxel sizes. Set one of their codes to 0"
+        )
     if angle > 3:
         remarks.append(f"sform and qform lie {angle:.0f} degrees apart; the sform was followed")
     return sform

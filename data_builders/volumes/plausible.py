@@ -34,7 +34,9 @@ def block_means(values: Float[Array, "i j k"], blocks: Array) -> Float[Array, "i
     return whole if (blocks == 1).all() else whole.reshape(shape).mean((1, 3, 5))
 
 
-def hounsfield(values: Float[Array, "i j k"], spacing: Float[Array, "3"], remarks: list[str]) -> Float[Array, "i j k"]:
+def hounsfield(
+    values: Float[Array, "i j k"], spacing: Float[Array, "3"], remarks: list[str]
+) -> Float[Array, "i j k"]:
     """CT numbers in HU from AIR to HIGHEST, made in place where nothing else is needed.
 
     Voxels without a value become air. Raises UnreadableError for too many of them, and for numbers
@@ -65,14 +67,20 @@ def _fill_holes(values: Float[Array, "i j k"], remarks: list[str]) -> None:
         inside = np.flatnonzero(body.any(others))
         empty = np.flatnonzero(bad.all(others))
         if len(inside) and ((empty > inside[0]) & (empty < inside[-1])).any():
-            raise UnreadableError(f"holds no numbers (NaN or infinite) in {len(empty)} whole slices")
+            raise UnreadableError(
+                f"holds no numbers (NaN or infinite) in {len(empty)} whole slices"
+            )
     # Air and what has no value is outside where it reaches the volume's faces.
     labels, _ = ndimage.label(~body)
     inner = int((bad & ~_reaching(labels)).sum())
     if inner > max(1, FEW * body.sum()) or not body.any():
-        raise UnreadableError(f"holds no numbers (NaN or infinite) at {inner or count} voxels inside of the head")
+        raise UnreadableError(
+            f"holds no numbers (NaN or infinite) at {inner or count} voxels inside of the head"
+        )
     values[bad] = AIR
-    remarks.append(f"{count} voxel{'s hold' if count > 1 else ' holds'} no number (NaN or infinite); air was taken")
+    remarks.append(
+        f"{count} voxel{'s hold' if count > 1 else ' holds'} no number (NaN or infinite); air was taken"
+    )
 
 
 def _shares(coarse: Array, offset: float = 0.0) -> tuple[float, float, float]:
@@ -97,7 +105,9 @@ def _is_bony(coarse: Array) -> bool:
     return _is_hounsfield(coarse) and np.mean(coarse > BONE) > 1e-3
 
 
-def _signed(values: Float[Array, "i j k"], blocks: Array, remarks: list[str]) -> Float[Array, "i j k"] | None:
+def _signed(
+    values: Float[Array, "i j k"], blocks: Array, remarks: list[str]
+) -> Float[Array, "i j k"] | None:
     """HU whose negative numbers had become ones above 32767; None if they are none."""
     if values.min() < 0 or not 32767 < values.max() <= 65535:
         return None
@@ -108,7 +118,9 @@ def _signed(values: Float[Array, "i j k"], blocks: Array, remarks: list[str]) ->
     return signed
 
 
-def _unmasked(values: Float[Array, "i j k"], blocks: Array, remarks: list[str]) -> Float[Array, "i j k"]:
+def _unmasked(
+    values: Float[Array, "i j k"], blocks: Array, remarks: list[str]
+) -> Float[Array, "i j k"]:
     """HU with air where a program masked the surroundings with another number; else as given."""
     corners = values[np.ix_([0, -1], [0, -1], [0, -1])]
     level = corners[0, 0, 0]
@@ -155,7 +167,10 @@ def _offset(coarse: Array) -> float | None:
     if not 1 < len(places) < 10_000:
         return None
     ordered = np.sort(coarse.ravel())
-    share = [np.diff(np.searchsorted(ordered, places[:, None] + ends)).ravel() for ends in ((-30, 110), (-1150, -850))]
+    share = [
+        np.diff(np.searchsorted(ordered, places[:, None] + ends)).ravel()
+        for ends in ((-30, 110), (-1150, -850))
+    ]
     best = int(np.minimum(*share).argmax())
     # The peak of soft tissue lies at 40.
     tissue = coarse[np.abs(coarse - places[best] - 40) < 70]
@@ -172,9 +187,13 @@ def check_size(extents: Float[Array, "3"]) -> None:
     """Raises UnreadableError where a volume is much smaller or larger than a scan of a person."""
     longest = float(extents.max())
     if longest < 80:
-        raise UnreadableError(f"is {longest:.3g} mm long; a head is expected. Are its voxel sizes in centimetres?")
+        raise UnreadableError(
+            f"is {longest:.3g} mm long; a head is expected. Are its voxel sizes in centimetres?"
+        )
     if longest > 2500:
-        raise UnreadableError(f"is {longest:.0f} mm long; a head is expected. Are its voxel sizes in micrometres?")
+        raise UnreadableError(
+            f"is {longest:.0f} mm long; a head is expected. Are its voxel sizes in micrometres?"
+        )
 
 
 def check_head(head: Float[Array, "x y z"], voxel: float) -> list[str]:
@@ -188,9 +207,13 @@ def check_head(head: Float[Array, "x y z"], voxel: float) -> list[str]:
     levels = np.flatnonzero((head > BODY).any((0, 1)))
     height = len(levels) * voxel
     if height > 500:
-        raise UnreadableError(f"is {height:.0f} mm tall and so holds more of a body than its head; cut the head out")
+        raise UnreadableError(
+            f"is {height:.0f} mm tall and so holds more of a body than its head; cut the head out"
+        )
     top = range(levels[-1], max(levels[0], levels[-1] - round(60 / voxel)), -1)
-    sections = [section for k in top if (section := head[..., k]) is not None and _area(section, voxel) > 60]
+    sections = [
+        section for k in top if (section := head[..., k]) is not None and _area(section, voxel) > 60
+    ]
     if not sections:
         raise UnreadableError("is no head: nothing at its top is as wide as a skull")
     width, length = np.max([_extent(section, voxel) for section in sections], axis=0)
@@ -198,9 +221,13 @@ def check_head(head: Float[Array, "x y z"], voxel: float) -> list[str]:
     ratio = float(np.median([np.divide(*_extent(section, voxel)) for section in sections]))
     size = f"its top is {width:.0f} mm wide and {length:.0f} mm long"
     if width > 225 or length > 280:
-        raise UnreadableError(f"is no head: {size}. It looks like a trunk, or its voxel sizes are wrong")
+        raise UnreadableError(
+            f"is no head: {size}. It looks like a trunk, or its voxel sizes are wrong"
+        )
     if not 0.58 <= ratio <= 1.2:
-        raise UnreadableError(f"is no whole head: {size}. It looks cut in half, or lies on its side")
+        raise UnreadableError(
+            f"is no whole head: {size}. It looks cut in half, or lies on its side"
+        )
     if width < 85 or length < 95:
         raise UnreadableError(f"is no head: {size}. Are its voxel sizes wrong, or is it a limb?")
     if closed < 0.7:
@@ -225,13 +252,17 @@ def _cut_off(head: Float[Array, "x y z"], voxel: float, height: float, length: f
     for (axis, names), end in itertools.product(enumerate(sides), (0, 1)):
         area = float(above.take(-end, axis).sum()) * voxel**2 / 100
         if area > 40:
-            raise UnreadableError(f"is no whole head: it is cut at the {names[end]}, over {area:.0f} cm2")
+            raise UnreadableError(
+                f"is no whole head: it is cut at the {names[end]}, over {area:.0f} cm2"
+            )
         if area > 2:
             remarks.append(f"the scan cuts the head at the {names[end]}, over {area:.0f} cm2")
     if float(body[..., -1].sum()) * voxel**2 > 1000:
         remarks.append("the scan cuts the head at the top: its vault is incomplete")
     elif height < 0.9 * length:
-        remarks.append(f"the scan ends {height:.0f} mm below the crown: the lower face may be missing")
+        remarks.append(
+            f"the scan ends {height:.0f} mm below the crown: the lower face may be missing"
+        )
     return remarks
 
 

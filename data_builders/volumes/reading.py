@@ -58,7 +58,9 @@ def _read(path: pathlib.Path) -> Scan:
         start = file.read(4)
         file.seek(0)
         if start in ARCHIVES:
-            raise UnreadableError(f"not a readable volume: it is an archive ({ARCHIVES[start]}); unpack it first")
+            raise UnreadableError(
+                f"not a readable volume: it is an archive ({ARCHIVES[start]}); unpack it first"
+            )
         try:
             chunks = stored.pieces(file, nifti.packing_of(file))
             head, _ = stored.beginning(chunks, 4096)

@@ -34,7 +34,9 @@ class Scan(NamedTuple):
 def check_orientation(text: str) -> str:
     """Returns three letters such as `RAS` in capitals. Raises ValueError for anything else."""
     letters = text.strip().upper()
-    if len(letters) != 3 or any(sum(c in pair for c in letters) != 1 for pair in ("LR", "PA", "IS")):
+    if len(letters) != 3 or any(
+        sum(c in pair for c in letters) != 1 for pair in ("LR", "PA", "IS")
+    ):
         raise ValueError(f"orientation={text!r} is not three letters such as RAS or LPS")
     return letters
 
@@ -63,13 +65,13 @@ def oriented(scan: Scan, orientation: str) -> Scan:
     spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
     if scan.default:
         remarks = [words for words in remarks if words != DEFAULT]
-        remarks.append(f"lies as the list states ({orientation}), not as its header does ({stated})")
+        remarks.append(
+            f"lies as the list states ({orientation}), not as its header does ({stated})"
+        )
     return scan._replace(affine=affine_of(orientation, spacing), remarks=remarks, missing="")
 
 
-DEFAULT = (
-    "states identity directions and an origin of 0, as programs write that know neither: check that left and right, front and back are true"
-)
+DEFAULT = "states identity directions and an origin of 0, as programs write that know neither: check that left and right, front and back are true"
 
 
 def affine_of(orientation: str, spacing: Array) -> Float[Array, "4 4"]:
@@ -84,7 +86,9 @@ def _check_affine(affine: Float[Array, "4 4"]) -> None:
     """Raises UnreadableError for axes that no scanner has."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not (spacing > 0).all():
-        raise UnreadableError("does not say how its voxels lie in space: voxel sizes or directions are 0 or no numbers")
+        raise UnreadableError(
+            "does not say how its voxels lie in space: voxel sizes or directions are 0 or no numbers"
+        )
     axes = affine[:3, :3] / spacing
     cosine = np.abs(axes.T @ axes - np.eye(3)).max()
     if abs(np.linalg.det(axes)) < 1e-3 or cosine > np.sin(np.deg2rad(MAX_SHEAR)):

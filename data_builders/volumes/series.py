@@ -62,7 +62,9 @@ def read_series(path: pathlib.Path) -> Scan:
 
 def _sorted(planes: list[Plane]) -> Stack:
     """Planes by their positions along the normal."""
-    cosines = np.median([plane.numbers("ImageOrientationPatient", 6) for plane in planes], axis=0).reshape(2, 3)
+    cosines = np.median(
+        [plane.numbers("ImageOrientationPatient", 6) for plane in planes], axis=0
+    ).reshape(2, 3)
     row = cosines[0] / np.linalg.norm(cosines[0])
     normal = np.cross(row, cosines[1])
     normal /= np.linalg.norm(normal)
@@ -102,7 +104,9 @@ def _pixels(stack: Stack, remarks: list[str]) -> Float[Array, "columns rows n"]:
             f"({places(stack.planes[k] for k in failed)}). Copy the series again"
         )
     if masked:
-        remarks.append(f"bits above BitsStored, such as overlays, were taken out of {counted(len(masked), 'slice')}")
+        remarks.append(
+            f"bits above BitsStored, such as overlays, were taken out of {counted(len(masked), 'slice')}"
+        )
     return values.transpose(2, 1, 0)
 
 
@@ -173,7 +177,11 @@ def _padding(raw: Array, plane: Plane) -> Array | None:
         return None
     limit = plane.numbers("PixelPaddingRangeLimit", 1)
     # The element's own sign says nothing: only its bits count.
-    ends = np.array([value[0], value[0] if limit is None else limit[0]]).astype(np.int64).astype(raw.dtype)
+    ends = (
+        np.array([value[0], value[0] if limit is None else limit[0]])
+        .astype(np.int64)
+        .astype(raw.dtype)
+    )
     padding = (raw >= ends.min()) & (raw <= ends.max())
     return padding if padding.any() else None
 
@@ -202,7 +210,9 @@ def _without_copies(stack: Stack, values: Array, remarks: list[str]) -> tuple[St
     if len(together) > len(differ):
         remarks.append(f"left out {counted(len(together) - len(differ), 'slice')} held twice")
     if differ:
-        remarks.append(f"two slices lie at one place (place {differ[0]} of the stack); the first was taken")
+        remarks.append(
+            f"two slices lie at one place (place {differ[0]} of the stack); the first was taken"
+        )
     keep = np.ones(len(stack.planes), bool)
     keep[together] = False
     return _chosen(stack, keep), values[..., keep]
@@ -237,7 +247,9 @@ def _check_gaps(stack: Stack) -> None:
     missing = gaps(steps, known)
     if missing:
         count = sum(missing.values())
-        where = ", ".join(f"{k + 1} and {k + 2} ({steps[k]:.1f} mm apart)" for k in list(missing)[:3])
+        where = ", ".join(
+            f"{k + 1} and {k + 2} ({steps[k]:.1f} mm apart)" for k in list(missing)[:3]
+        )
         more = f" and {len(missing) - 3} more places" if len(missing) > 3 else ""
         raise UnreadableError(
             f"about {counted(count, 'slice')} of {len(stack.planes) + count} "
@@ -283,10 +295,14 @@ def gaps(steps: Float[Array, "n"], numbers: Float[Array, "m"] | None = None) -> 
     runs = _runs(steps)
     found: dict[int, int] = {}
     for at, (first, last) in enumerate(runs):
-        neighbours = [steps[runs[i][1 if i < at else 0]] for i in (at - 1, at + 1) if 0 <= i < len(runs)]
+        neighbours = [
+            steps[runs[i][1 if i < at else 0]] for i in (at - 1, at + 1) if 0 <= i < len(runs)
+        ]
         wide = neighbours and steps[first : last + 1].min() > WIDER * max(neighbours)
         if wide and last - first + 1 < REGION:
-            found |= {k: max(1, round(steps[k] / max(neighbours)) - 1) for k in range(first, last + 1)}
+            found |= {
+                k: max(1, round(steps[k] / max(neighbours)) - 1) for k in range(first, last + 1)
+            }
     if _recur(sorted(found), len(steps)):
         found = {}
     return found | _skipped(steps, numbers)
@@ -309,7 +325,11 @@ def _recur(where: list[int], count: int) -> bool:
     if len(where) < REGION:
         return False
     distances = np.diff(where)
-    return np.ptp(distances) == 0 and where[0] <= distances[0] and count - where[-1] <= distances[0] + 1
+    return (
+        np.ptp(distances) == 0
+        and where[0] <= distances[0]
+        and count - where[-1] <= distances[0] + 1
+    )
 
 
 def _skipped(steps: Float[Array, "n"], numbers: Float[Array, "m"] | None) -> dict[int, int]:
@@ -333,11 +353,17 @@ def _placed(stack: Stack, values: Array, remarks: list[str]) -> Scan:
     slopes = _slopes(stack)
     angle = np.rad2deg(np.arctan(np.linalg.norm(slopes)))
     if angle > MAX_SHEAR:
-        raise UnreadableError(f"its slices are shifted against each other by {angle:.0f} degrees, more than any gantry tilts")
+        raise UnreadableError(
+            f"its slices are shifted against each other by {angle:.0f} degrees, more than any gantry tilts"
+        )
     if angle > 0.5:
-        remarks.append(f"the gantry was tilted by {angle:.1f} degrees; the slices lie where they were taken")
+        remarks.append(
+            f"the gantry was tilted by {angle:.1f} degrees; the slices lie where they were taken"
+        )
     elif _lies_about_tilt(stack):
-        remarks.append("GantryDetectorTilt says that the gantry was tilted, the slices' positions do not; they were followed")
+        remarks.append(
+            "GantryDetectorTilt says that the gantry was tilted, the slices' positions do not; they were followed"
+        )
     stack, values = _aligned(stack, values, slopes, remarks)
     heights = stack.heights
     if is_even(heights):
@@ -393,9 +419,13 @@ def _aligned(stack: Stack, values: Array, slopes: Array, remarks: list[str]) -> 
         values = np.array(values)
         for k in np.flatnonzero(moved):
             scale, shift = common / spacings[k], (start - off[k]) / spacings[k]
-            values[..., k] = ndimage.affine_transform(values[..., k], scale, shift, order=1, mode="constant", cval=AIR)
+            values[..., k] = ndimage.affine_transform(
+                values[..., k], scale, shift, order=1, mode="constant", cval=AIR
+            )
         what = "pixel sizes" if zoomed.any() else "places of the first pixel"
-        remarks.append(f"{counted(int(moved.sum()), 'slice')} with other {what} were resampled to those of the widest")
+        remarks.append(
+            f"{counted(int(moved.sum()), 'slice')} with other {what} were resampled to those of the widest"
+        )
     return stack._replace(offsets=stack.offsets - off + start), values
 
 

@@ -33,7 +33,9 @@ def pieces(file: BinaryIO, packing: str) -> Iterator[bytes]:
     except (zlib.error, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        raise UnreadableError("fails its checksum: the compressed values are damaged; copy it again") from None
+        raise UnreadableError(
+            "fails its checksum: the compressed values are damaged; copy it again"
+        ) from None
 
 
 def _inflated(file: BinaryIO) -> Iterator[bytes]:

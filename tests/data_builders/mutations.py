@@ -43,35 +43,58 @@ def valid_files() -> dict[str, bytes]:
     values = np.rint(4000 * head(96, 80))
     grey = np.uint8(values // 16)
     made = {f"xray.{kind}.dcm": content for kind, content in _dicoms(values).items()}
-    for name, pixels, kind in (("8.png", grey, "PNG"), ("16.png", np.uint16(values * 16), "PNG"), ("8.jpg", grey, "JPEG")):
+    for name, pixels, kind in (
+        ("8.png", grey, "PNG"),
+        ("16.png", np.uint16(values * 16), "PNG"),
+        ("8.jpg", grey, "JPEG"),
+    ):
         made[f"xray.{name}"] = _saved(Image.fromarray(pixels), kind)
     for compression in (None, "lzw", "deflate"):
         buffer = io.BytesIO()
-        tifffile.imwrite(buffer, np.uint16(values * 16), compression=compression, resolution=(100, 100))
+        tifffile.imwrite(
+            buffer, np.uint16(values * 16), compression=compression, resolution=(100, 100)
+        )
         made[f"xray.{compression}.tif"] = buffer.getvalue()
     colours = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
     photograph = Image.fromarray(colours).resize((100, 120))
     made |= {f"face.{kind}": _saved(photograph, kind) for kind in ("JPEG", "PNG", "WEBP")}
     volume = nibabel.Nifti1Image(*_volume())
-    made |= {"head.1.nii": volume.to_bytes(), "head.1.nii.gz": gzip.compress(volume.to_bytes(), 1, mtime=0)}
+    made |= {
+        "head.1.nii": volume.to_bytes(),
+        "head.1.nii.gz": gzip.compress(volume.to_bytes(), 1, mtime=0),
+    }
     rows = [["subject", "xray", "xray_view", "face", "face_view", "age", "sex", "bmi_change"]]
-    rows += [[f"S{i}", "x.png", "frontal", "f.jpg", "frontal", str(30 + i), "f", "0.1"] for i in range(8)]
+    rows += [
+        [f"S{i}", "x.png", "frontal", "f.jpg", "frontal", str(30 + i), "f", "0.1"] for i in range(8)
+    ]
     return made | _lists(rows)
 
 
 def _dicoms(values: np.ndarray) -> dict[str, bytes]:
     made = {}
-    for kind in ("ExplicitVRLittleEndian", "ImplicitVRLittleEndian", "RLELossless", "JPEG2000Lossless"):
+    for kind in (
+        "ExplicitVRLittleEndian",
+        "ImplicitVRLittleEndian",
+        "RLELossless",
+        "JPEG2000Lossless",
+    ):
         data = pydicom.Dataset()
         data.file_meta = pydicom.dataset.FileMetaDataset()
         data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = (
+            pydicom.uid.DigitalXRayImageStorageForPresentation
+        )
         data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
         data.Rows, data.Columns = values.shape
         data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
         data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
         data.PatientName, data.PatientAge = PATIENT, "045Y"
-        data.WindowCenter, data.WindowWidth, data.RescaleSlope, data.RescaleIntercept = 2000, 4000, 1, 0
+        data.WindowCenter, data.WindowWidth, data.RescaleSlope, data.RescaleIntercept = (
+            2000,
+            4000,
+            1,
+            0,
+        )
         data.PixelSpacing, data.PixelPaddingValue = [0.2, 0.2], 0
         data.PixelData = np.uint16(values).tobytes()
         if kind == "ImplicitVRLittleEndian":
@@ -93,7 +116,10 @@ def _saved(image: Image.Image, kind: str) -> bytes:
 def _volume() -> tuple[np.ndarray, np.ndarray]:
     """A shell of bone around a brain, in HU, and its affine."""
     spacing = np.array([4.0, 4.0, 4.0])
-    x, y, z = (step * (np.indices((52, 64, 60))[i] - n / 2) for i, (n, step) in enumerate(zip((52, 64, 60), spacing, strict=True)))
+    x, y, z = (
+        step * (np.indices((52, 64, 60))[i] - n / 2)
+        for i, (n, step) in enumerate(zip((52, 64, 60), spacing, strict=True))
+    )
     radius = np.sqrt((x / 75) ** 2 + (y / 95) ** 2 + (z / 105) ** 2)
     values = np.select([radius > 1, radius > 0.92, radius > 0.82], [-1000, 40, 900], 40)
     affine = np.diag([*spacing, 1.0])
@@ -137,7 +163,10 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
     elif kind == 4:
         length = int(rng.choice([1, 2, 4, 8]))
         one, other = sorted(length * rng.integers(0, max(1, reach // length - 1), 2))
-        made[one : one + length], made[other : other + length] = made[other : other + length], made[one : one + length]
+        made[one : one + length], made[other : other + length] = (
+            made[other : other + length],
+            made[one : one + length],
+        )
     else:
         place = rng.integers(0, reach)
         made[place] = rng.choice([0, 1, 0x7F, 0x80, 0xFF])
@@ -156,7 +185,9 @@ def sound(name: str, content: bytes) -> bool:
         while place + 12 <= len(content) and kind != b"IEND":
             length, kind = struct.unpack(">I4s", content[place : place + 8])
             chunk = content[place + 4 : place + 8 + length]
-            if content[place + 8 + length : place + 12 + length] != struct.pack(">I", zlib.crc32(chunk)):
+            if content[place + 8 + length : place + 12 + length] != struct.pack(
+                ">I", zlib.crc32(chunk)
+            ):
                 return False
             place += 12 + length
         return kind == b"IEND"
@@ -170,7 +201,9 @@ def outcome(name: str, content: bytes, folder: pathlib.Path) -> str:
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            words = {"xray": _staged, "face": _staged, "head": _head, "list": _list}[kind](path, kind)
+            words = {"xray": _staged, "face": _staged, "head": _head, "list": _list}[kind](
+                path, kind
+            )
     except Exception:
         return "TRACEBACK " + traceback.format_exc(limit=-2).strip().replace("\n", " | ")
     if any(PATIENT in str(said) for said in (words, *(warning.message for warning in told))):
@@ -179,7 +212,11 @@ def outcome(name: str, content: bytes, folder: pathlib.Path) -> str:
     if mistake := _MISTAKE.search(words):
         return f"MISTAKE OF THE PROGRAM {mistake[0]}"
     if words:
-        return "refused" if len(words) < 1200 and str(folder.parent) not in words else f"NO SENTENCE {words[:200]}"
+        return (
+            "refused"
+            if len(words) < 1200 and str(folder.parent) not in words
+            else f"NO SENTENCE {words[:200]}"
+        )
     return "read" if sound(name, content) else "READ IN SPITE OF ITS CHECKSUM"
 
 
@@ -234,10 +271,17 @@ def main(count: str = "10000", seed: str = "0") -> None:
     """Tries on all cores and prints a table."""
     parts = max(1, int(count) // 250)
     with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = list(pool.map(attempt, range(int(seed), int(seed) + parts), [int(count) // parts] * parts))
+        found = list(
+            pool.map(attempt, range(int(seed), int(seed) + parts), [int(count) // parts] * parts)
+        )
     counts = sum((part for part, _ in found), Counter())
     for name in sorted({name for name, _ in counts}):
-        print(name, ", ".join(f"{n} {said}" for (other, said), n in sorted(counts.items()) if other == name))
+        print(
+            name,
+            ", ".join(
+                f"{n} {said}" for (other, said), n in sorted(counts.items()) if other == name
+            ),
+        )
     wrong = [line for _, lines in found for line in lines]
     print(f"{sum(counts.values())} mutations, {len(wrong)} wrong", *wrong, sep="\n")
     sys.exit(bool(wrong))

@@ -10,7 +10,15 @@ import pytest
 from data_builders.images.burned_in import Box, covered, find_text, paint_over
 from data_builders.rendering import ct, xray
 from data_builders.rendering.volume import Frame
-from tests.data_builders.text_pictures import burn, drawn, legible, phantoms, remaining, scaled, visible
+from tests.data_builders.text_pictures import (
+    burn,
+    drawn,
+    legible,
+    phantoms,
+    remaining,
+    scaled,
+    visible,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +66,41 @@ def test_words_over_real_skulls(cephalograms):
         assert not visible(left) and beside < 0.05, (number, left, beside)
 
 
-@pytest.mark.parametrize(("size", "height"), [(600, 0.03), (1200, 0.02), (2000, 0.03), (3000, 0.02)])
+@pytest.mark.parametrize(
+    ("size", "height"), [(600, 0.03), (1200, 0.02), (2000, 0.03), (3000, 0.02)]
+)
 def test_dark_letters_on_a_light_label(size, height):
     """Files of many pixels hid them from a search for bright strokes."""
     words = "SYNTHETIC NOBODY 12/03/1971"
-    picture, word = burn(scaled(phantoms()[0], size), words, height=height, style="label", place=(0.03, 0.03))
+    picture, word = burn(
+        scaled(phantoms()[0], size), words, height=height, style="label", place=(0.03, 0.03)
+    )
     top, left, bottom, right = word.box
     assert legible(picture, word)
     assert covered(find_text(picture), picture.shape)[top:bottom, left:right].mean() > 0.9
 
 
-@pytest.mark.parametrize("way", ["on its side", "on its other side", "upside down", "mirrored", "slanting"])
+@pytest.mark.parametrize(
+    "way", ["on its side", "on its other side", "upside down", "mirrored", "slanting"]
+)
 def test_words_that_do_not_run_from_left_to_right(way):
     turn = {
         "on its side": lambda p: np.rot90(p, 1),
         "on its other side": lambda p: np.rot90(p, -1),
         "upside down": lambda p: np.rot90(p, 2),
         "mirrored": lambda p: p[:, ::-1],
-        "slanting": lambda p: cv2.warpAffine(p, cv2.getRotationMatrix2D((256, 256), 12, 1), (512, 512)),
+        "slanting": lambda p: cv2.warpAffine(
+            p, cv2.getRotationMatrix2D((256, 256), 12, 1), (512, 512)
+        ),
     }[way]
     picture = phantoms()[1]
-    marked, _ = burn(np.ascontiguousarray(picture), "Smith, John A.", height=0.05, style="white", place=(0.1, 0.2))
+    marked, _ = burn(
+        np.ascontiguousarray(picture),
+        "Smith, John A.",
+        height=0.05,
+        style="white",
+        place=(0.1, 0.2),
+    )
     clean, marked = (np.ascontiguousarray(turn(np.float32(p))) for p in (picture, marked))
     strokes = np.abs(marked - clean) > 0.2
     hidden = covered(find_text(marked), marked.shape)
@@ -91,7 +113,14 @@ def test_lone_markers():
     for number, picture in enumerate(phantoms()):
         for letter in "RL":
             for place in ((0.1, 0.05), (0.9, 0.95))[number % 2 :: 2]:
-                marked, word = burn(picture, letter, height=0.05, style="white", place=place, font=("pillow", "strokes")[number % 2])
+                marked, word = burn(
+                    picture,
+                    letter,
+                    height=0.05,
+                    style="white",
+                    place=place,
+                    font=("pillow", "strokes")[number % 2],
+                )
                 top, left, bottom, right = word.box
                 if covered(find_text(marked), marked.shape)[top:bottom, left:right].mean() < 0.8:
                     missed.append((number, letter, place))

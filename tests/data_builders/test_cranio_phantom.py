@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from data_builders.cranio_phantom import cohort, head, skull, tissue
-from data_builders.cranio_phantom.cranio_phantom_dataset_builder import Builder, PhantomConfig, subject_records
+from data_builders.cranio_phantom.cranio_phantom_dataset_builder import (
+    Builder,
+    PhantomConfig,
+    subject_records,
+)
 
 SPREAD = cohort.Spread()
 
@@ -52,7 +56,9 @@ def test_skull_warp_is_inverted():
 
 def test_age_and_weight_leave_the_skull_alone():
     subject = cohort.draw(0, 4)
-    young, old = (cohort.appearance(subject, age, change, SPREAD) for age, change in ((25, -10), (65, 10)))
+    young, old = (
+        cohort.appearance(subject, age, change, SPREAD) for age, change in ((25, -10), (65, 10))
+    )
     for a, b in zip(young[0], old[0], strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.any(young[1].depth != old[1].depth) and young[2].grey < old[2].grey
@@ -61,7 +67,14 @@ def test_age_and_weight_leave_the_skull_alone():
 def test_heavier_is_thicker_where_the_tables_say_so():
     subject = cohort.draw(0, 4)
     lean, heavy = (
-        dict(zip((d.name for d in tissue.DEPTHS), cohort.appearance(subject, 45, c, SPREAD)[1].depth, strict=True)) for c in (-10, 10)
+        dict(
+            zip(
+                (d.name for d in tissue.DEPTHS),
+                cohort.appearance(subject, 45, c, SPREAD)[1].depth,
+                strict=True,
+            )
+        )
+        for c in (-10, 10)
     )
     growth = {name: heavy[name] / lean[name] for name in lean}
     assert growth["gonion"] > 1.25 and growth["forehead"] < 1.15
@@ -77,7 +90,9 @@ def test_tissue_depth_at_the_landmarks():
         place = tuple(np.float32(v) for v in landmark.place)
         errors[landmark.name] = -float(tissue.skin(place, soft)) - landmark.mean
     assert np.mean(np.abs(list(errors.values()))) < 3.0, errors
-    assert abs(errors["glabella"]) < 2.5 and abs(errors["vertex"]) < 2 and abs(errors["pogonion"]) < 3, errors
+    assert (
+        abs(errors["glabella"]) < 2.5 and abs(errors["vertex"]) < 2 and abs(errors["pogonion"]) < 3
+    ), errors
 
 
 def test_xray_shows_bone_between_air():
@@ -93,7 +108,9 @@ def test_brain_is_darker_than_its_wall_and_the_sinus_darker_than_bone():
     volume = head.volume(*cohort.appearance(sub, 45, 0, SPREAD)[:2], 2.0)
 
     def at(place):
-        there = np.array([float(v) for v in skull.from_template(tuple(np.float32(p) for p in place), sub.skull)])
+        there = np.array(
+            [float(v) for v in skull.from_template(tuple(np.float32(p) for p in place), sub.skull)]
+        )
         return float(volume.values[tuple(np.round((there - volume.origin) / 2).astype(int))])
 
     assert -20 < at((10, 0, 60)) < 80  # brain
@@ -143,5 +160,10 @@ def test_landmarks_lie_on_the_head():
 
 def test_settings_make_the_name():
     assert PhantomConfig().name == "matched_64"
-    assert PhantomConfig(size=128, pairing="all_views", subjects=24, seed=3).name == "all_views_128-n24-seed3"
-    assert {c.name for c in Builder.BUILDER_CONFIGS} == {f"{p}_{s}" for p in ("matched", "all_views") for s in (64, 128, 256)}
+    assert (
+        PhantomConfig(size=128, pairing="all_views", subjects=24, seed=3).name
+        == "all_views_128-n24-seed3"
+    )
+    assert {c.name for c in Builder.BUILDER_CONFIGS} == {
+        f"{p}_{s}" for p in ("matched", "all_views") for s in (64, 128, 256)
+    }

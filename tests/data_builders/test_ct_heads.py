@@ -133,7 +133,9 @@ def test_virtual_heads():
     values = np.zeros((30, 32, 34), np.float32)
     values[14:16, 20:24, 8:12] = 1.0
     head = Volume(values, np.full(3, 2.0, np.float32), np.zeros(3, np.float32))
-    make = lambda *amounts, seed=0: warp.virtual(head, np.random.SeedSequence(seed), *amounts, outside=0.0).values
+    make = lambda *amounts, seed=0: (
+        warp.virtual(head, np.random.SeedSequence(seed), *amounts, outside=0.0).values
+    )
     np.testing.assert_allclose(make(0, 0, 0), values, atol=1e-5)
     np.testing.assert_array_equal(make(3, 3, 3), make(3, 3, 3))
     assert np.abs(make(3, 3, 3) - make(3, 3, 3, seed=1)).max() > 0.5
@@ -142,7 +144,9 @@ def test_virtual_heads():
     np.testing.assert_allclose(turn @ [1, 0, 0], [0, 1, 0], atol=1e-12)
     centre = lambda v: np.array(ndimage.center_of_mass(v))
     moved = warp.virtual(head, np.random.SeedSequence(5), 0.0, 4.0, 0.0, outside=0.0).values
-    drawn = 4.0 * np.random.default_rng(np.random.SeedSequence(5).spawn(2)[0]).standard_normal(6)[3:]
+    drawn = (
+        4.0 * np.random.default_rng(np.random.SeedSequence(5).spawn(2)[0]).standard_normal(6)[3:]
+    )
     np.testing.assert_allclose(centre(moved) - centre(values), drawn / 2.0, atol=0.05)
 
 
@@ -154,7 +158,9 @@ def write_manifest(archive, *lines, header="subject,volume,age,sex"):
 @pytest.fixture
 def small(monkeypatch):
     """Coarse cubes, so that little is computed."""
-    monkeypatch.setattr("data_builders.ct_heads.ct_heads_dataset_builder.voxel_for", lambda size: 4.0)
+    monkeypatch.setattr(
+        "data_builders.ct_heads.ct_heads_dataset_builder.voxel_for", lambda size: 4.0
+    )
 
 
 def test_records(archive, tmp_path, small):
@@ -171,18 +177,28 @@ def test_records(archive, tmp_path, small):
     assert len(train) == 2 * 3 * 2 and len(test) == 2
     assert {r["head"] for r in train} & {r["head"] for r in test} == set()
     assert len({r["subject"] for r in train}) == 6 and not any(r["virtual"] for r in test)
-    assert sum(r["virtual"] for r in train) == 8 and all((r["subject"] != r["head"]) == r["virtual"] for r in train)
+    assert sum(r["virtual"] for r in train) == 8 and all(
+        (r["subject"] != r["head"]) == r["virtual"] for r in train
+    )
     for record in (*train, *test):
         assert record["xray"].shape == (32, 32, 1) and record["xray"].max() > 200
         skin = np.abs(record["face"].astype(int) - record["face"][0, 0]).max(-1) > 20
-        assert (skin & (record["xray"][..., 0] > 60)).sum() > 0.9 * (record["xray"][..., 0] > 60).sum()
-    of = {(r["subject"], r["xray_view"]): r["xray"].astype(int) for r in train if r["head"] == train[0]["head"]}
+        assert (skin & (record["xray"][..., 0] > 60)).sum() > 0.9 * (
+            record["xray"][..., 0] > 60
+        ).sum()
+    of = {
+        (r["subject"], r["xray_view"]): r["xray"].astype(int)
+        for r in train
+        if r["head"] == train[0]["head"]
+    }
     pictures = [picture for (_, view), picture in of.items() if view == b"frontal"]
     assert np.abs(pictures[0] - pictures[1]).max() > 30
     for path in (tmp_path / "records").rglob("*"):
         if path.is_file():
             content = path.read_bytes()
-            assert not [word for word in (b"Jane", b"Doe", str(tmp_path).encode()) if word in content], path
+            assert not [
+                word for word in (b"Jane", b"Doe", str(tmp_path).encode()) if word in content
+            ], path
 
 
 def test_remarks_and_what_the_list_states(archive, tmp_path, small, capsys):
@@ -195,7 +211,9 @@ def test_remarks_and_what_the_list_states(archive, tmp_path, small, capsys):
     lines = ["Jane,bare.nii.gz,61,f,train,ras,-1024", "John,c.mha,40,m,test,,"]
 
     def build(*lines):
-        config = make_config(manifest=write_manifest(archive, *lines, header=header), size=32, split="column")
+        config = make_config(
+            manifest=write_manifest(archive, *lines, header=header), size=32, split="column"
+        )
         builder = Builder(config=config, data_dir=tmp_path / "records")
         builder.download_and_prepare(file_format="array_record")
         return builder.info.metadata
@@ -231,12 +249,17 @@ def test_any_failure_is_one_bad_row(archive, monkeypatch):
 
 def test_bad_volumes_and_rows(archive, tmp_path, small):
     (archive / "broken.nii.gz").write_bytes((archive / "a.nii.gz").read_bytes()[:3000])
-    nibabel.save(nibabel.Nifti1Image(np.zeros((20, 20, 20), np.int16), np.eye(4)), archive / "air.nii")
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros((20, 20, 20), np.int16), np.eye(4)), archive / "air.nii"
+    )
     nibabel.save(nibabel.Nifti1Image(np.zeros((20, 20), np.int16), np.eye(4)), archive / "flat.nii")
     (archive / "empty").mkdir()
     (archive / "text.mha").write_text("no volume")
     lines = [
-        f"s{i},{name},50,f" for i, name in enumerate(("broken.nii.gz", "air.nii", "flat.nii", "empty", "text.mha", "a.nii.gz", "b.nii"))
+        f"s{i},{name},50,f"
+        for i, name in enumerate(
+            ("broken.nii.gz", "air.nii", "flat.nii", "empty", "text.mha", "a.nii.gz", "b.nii")
+        )
     ]
     build = lambda *lines, **settings: Builder(
         config=make_config(manifest=write_manifest(archive, *lines), size=32, **settings),
@@ -254,7 +277,9 @@ def test_bad_volumes_and_rows(archive, tmp_path, small):
     ):
         assert words in str(caught.value), words
     with pytest.raises(InputError, match=r"row 3: the same volume as in row 2") as caught:
-        build("A,a.nii.gz,50,f", "B,a.nii.gz,40,m", "A,b.nii,40,m", "C,c.mha,450,m", "D,none.nii,40,m")
+        build(
+            "A,a.nii.gz,50,f", "B,a.nii.gz,40,m", "A,b.nii,40,m", "C,c.mha,450,m", "D,none.nii,40,m"
+        )
     for words in (
         "row 4: the same subject as in row 2",
         "row 5: age=450 is outside",

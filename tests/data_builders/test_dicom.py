@@ -80,12 +80,20 @@ TABLES = {
     "12 bit": dict(VOILUTSequence=[lut([4096, 0, 12], words(LINE))]),
     "8 bit in words": dict(VOILUTSequence=[lut([4096, 0, 8], words(LINE // 16))]),
     "8 bit packed": dict(VOILUTSequence=[lut([4096, 0, 8], octets(LINE // 16))]),
-    "8 bit packed, odd": dict(VOILUTSequence=[lut([4095, 0, 8], octets(LINE[:4095] // 16) + b"\0")]),
-    "8 bit packed in US": dict(VOILUTSequence=[lut([4096, 0, 8], np.frombuffer(octets(LINE // 16), "<u2").tolist(), data_vr="US")]),
+    "8 bit packed, odd": dict(
+        VOILUTSequence=[lut([4095, 0, 8], octets(LINE[:4095] // 16) + b"\0")]
+    ),
+    "8 bit packed in US": dict(
+        VOILUTSequence=[
+            lut([4096, 0, 8], np.frombuffer(octets(LINE // 16), "<u2").tolist(), data_vr="US")
+        ]
+    ),
     "list of US": dict(VOILUTSequence=[lut([4096, 0, 12], LINE.tolist(), data_vr="US")]),
     "8 bit said, 16 bit stored": dict(VOILUTSequence=[lut([4096, 0, 8], words(LINE * 16))]),
     "65536 entries": dict(VOILUTSequence=[lut([0, 0, 16], words(np.arange(65536)))]),
-    "first one fits not": dict(VOILUTSequence=[lut([256, 0, 8], words(np.arange(256))), lut([4096, 0, 12], words(LINE))]),
+    "first one fits not": dict(
+        VOILUTSequence=[lut([256, 0, 8], words(np.arange(256))), lut([4096, 0, 12], words(LINE))]
+    ),
     "modality": dict(ModalityLUTSequence=[lut([4096, 0, 12], words(LINE))]),
     "modality, then voi": dict(
         ModalityLUTSequence=[lut([4096, 0, 16], words(LINE * 8))],
@@ -252,7 +260,10 @@ def test_a_collimator_that_is_bright_and_noisy_does_not_decide_the_contrast(writ
     values[:14], values[:, :14] = noise[:14], noise[:, :14]
     values = cv2.GaussianBlur(values, (0, 0), 0.7)
     picture = read_radiograph(written(dataset(values)))
-    assert np.percentile(picture[20:, 20:], 99) > 0.85 and alike(picture[20:, 20:], HEAD[20:, 20:]) > 0.99
+    assert (
+        np.percentile(picture[20:, 20:], 99) > 0.85
+        and alike(picture[20:, 20:], HEAD[20:, 20:]) > 0.99
+    )
     # The bright bone itself, without a gap below it, is no frame.
     plain = read_radiograph(written(dataset(V12)))
     assert alike(plain) > 0.999
@@ -294,14 +305,18 @@ def test_shutters(written, shape):
     inside = (y >= 11) & (y <= 110) & (x >= 21) & (x <= 90)
     if shape["ShutterShape"] == "CIRCULAR":
         inside = (y - 60) ** 2 + (x - 50) ** 2 <= 45**2
-    values = np.where(inside, V12 / 4 + 1000, np.random.default_rng(0).uniform(0, 60000, HEAD.shape))
+    values = np.where(
+        inside, V12 / 4 + 1000, np.random.default_rng(0).uniform(0, 60000, HEAD.shape)
+    )
     image = load_radiograph(written(dataset(values, **shape)))
     assert image.remarks == (grey.SHUTTER,) and image.picture[~inside].max() == 0
     assert alike(image.picture, where=inside) > 0.99 and image.picture[inside].max() == 1
 
 
 def test_a_shutter_that_hides_all_is_ignored(written):
-    shape = dict(ShutterShape="CIRCULAR", CenterOfCircularShutter=[900, 900], RadiusOfCircularShutter=5)
+    shape = dict(
+        ShutterShape="CIRCULAR", CenterOfCircularShutter=[900, 900], RadiusOfCircularShutter=5
+    )
     image = load_radiograph(written(dataset(V12, **shape)))
     assert image.remarks == (grey.SHUTTER_ODD,) and alike(image.picture) > 0.999
 
@@ -389,7 +404,9 @@ def test_overlays_in_the_pixels_leave_no_trace(written):
 
 def test_twelve_bits_packed_one_bit_and_floats(written):
     first, second = V12.astype(np.uint16).ravel().reshape(-1, 2).T
-    packed = np.stack([first & 255, first >> 8 | (second & 15) << 4, second >> 4], 1).astype(np.uint8)
+    packed = np.stack([first & 255, first >> 8 | (second & 15) << 4, second >> 4], 1).astype(
+        np.uint8
+    )
     data = dataset(V12, BitsAllocated=12, BitsStored=12, PixelData=packed.tobytes())
     assert alike(read_radiograph(written(data))) > 0.999
     binary = HEAD > 0.4
@@ -454,7 +471,9 @@ def test_enhanced_objects_of_one_frame(written):
             PixelMeasuresSequence=dict(PixelSpacing=[0.2, 0.1]),
             PixelValueTransformationSequence=dict(RescaleSlope=-1, RescaleIntercept=4000),
         ),
-        PerFrameFunctionalGroupsSequence=group(FrameVOILUTSequence=dict(WindowCenter=2000, WindowWidth=4000)),
+        PerFrameFunctionalGroupsSequence=group(
+            FrameVOILUTSequence=dict(WindowCenter=2000, WindowWidth=4000)
+        ),
     )
     image = load_radiograph(written(data))
     assert image.picture.shape == (240, 100) and alike(image.picture[::2]) > 0.98
@@ -467,7 +486,9 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian])
+@pytest.mark.parametrize(
+    "syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, uid.ExplicitVRBigEndian]
+)
 @pytest.mark.parametrize("meta", ["whole", "without preamble", "none", "no syntax"])
 def test_encodings(written, tmp_path, syntax, meta):
     little = syntax != uid.ExplicitVRBigEndian
@@ -485,7 +506,9 @@ def test_encodings(written, tmp_path, syntax, meta):
         path = written(data, name="IM0001")
     else:
         data.file_meta = pydicom.dataset.FileMetaDataset()
-        settings = dict(implicit_vr=syntax.is_implicit_VR, little_endian=little, enforce_file_format=False)
+        settings = dict(
+            implicit_vr=syntax.is_implicit_VR, little_endian=little, enforce_file_format=False
+        )
         path = written(data, name="picture.png", **settings)
         content = path.read_bytes()
         content = content[132:] if content[128:132] == b"DICM" else content
@@ -597,7 +620,9 @@ def test_grey_in_three_channels(written, photometric):
     if photometric == "PALETTE COLOR":
         data.BluePaletteColorLookupTableData = words(np.arange(256)[::-1] * 257)
     else:
-        data.PixelData = np.random.default_rng(0).integers(0, 256, content.shape, np.uint8).tobytes()
+        data.PixelData = (
+            np.random.default_rng(0).integers(0, 256, content.shape, np.uint8).tobytes()
+        )
     with pytest.raises(UnreadableError, match="in colours"):
         read_radiograph(written(data))
 
@@ -663,11 +688,20 @@ def test_lines_and_stripes_are_fine(written):
 def test_dicom_values(written):
     values = np.linspace(1000, 5000, 60 * 40).reshape(60, 40)
     plain = read_radiograph(written(dataset(values)))
-    assert plain.shape == (60, 40) and plain[0, 0] == 0 and plain[-1, -1] == 1 and abs(plain[30, 0] - 0.5) < 0.02
+    assert (
+        plain.shape == (60, 40)
+        and plain[0, 0] == 0
+        and plain[-1, -1] == 1
+        and abs(plain[30, 0] - 0.5) < 0.02
+    )
     turned = dataset(values, PhotometricInterpretation="MONOCHROME1")
     np.testing.assert_allclose(read_radiograph(written(turned)), 1 - plain, atol=0.01)
-    np.testing.assert_allclose(read_radiograph(written(dataset(values)), inverted=True), 1 - plain, atol=1e-6)
-    windowed = dataset(values, WindowCenter=2000, WindowWidth=1000, RescaleSlope=1, RescaleIntercept=0)
+    np.testing.assert_allclose(
+        read_radiograph(written(dataset(values)), inverted=True), 1 - plain, atol=1e-6
+    )
+    windowed = dataset(
+        values, WindowCenter=2000, WindowWidth=1000, RescaleSlope=1, RescaleIntercept=0
+    )
     windowed = read_radiograph(written(windowed))
     assert windowed[0, 0] == 0 and windowed[30, 0] == 1  # above the window all is white
 
@@ -676,10 +710,14 @@ def test_rescaling_agrees_with_gdcm(written):
     import SimpleITK
 
     values = np.rint(HEAD * 3000 - 1500)
-    path = written(dataset(values, np.int16, RescaleSlope=0.37, RescaleIntercept=-12, BitsStored=13))
+    path = written(
+        dataset(values, np.int16, RescaleSlope=0.37, RescaleIntercept=-12, BitsStored=13)
+    )
     reference = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))).squeeze()
     low, high = np.percentile(reference, [0.5, 99.8])
-    np.testing.assert_allclose(read_radiograph(path), np.clip((reference - low) / (high - low), 0, 1), atol=1e-3)
+    np.testing.assert_allclose(
+        read_radiograph(path), np.clip((reference - low) / (high - low), 0, 1), atol=1e-3
+    )
 
 
 def test_truncated_dicom(written):

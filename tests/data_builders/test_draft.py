@@ -18,7 +18,9 @@ from tests.data_builders.test_skull_face import skull, write_dicom
 
 def photograph(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 8, 3)).astype(np.uint8)).resize((80, 90)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 8, 3)).astype(np.uint8)).resize(
+        (80, 90)
+    ).save(path)
 
 
 def test_a_folder_a_subject(tmp_path, capsys):
@@ -44,7 +46,10 @@ def test_a_number_that_counts_pictures_is_no_age(tmp_path, capsys):
     write_dicom(tmp_path / "ann" / "pa.dcm", skull(0), "Ann", PatientAge="045Y")
     photograph(tmp_path / "ann" / "front-2.jpg")
     draft.main(str(tmp_path))
-    assert capsys.readouterr().out.splitlines()[1] == "ann,ann/pa.dcm,frontal,ann/front-2.jpg,frontal,45,"
+    assert (
+        capsys.readouterr().out.splitlines()[1]
+        == "ann,ann/pa.dcm,frontal,ann/front-2.jpg,frontal,45,"
+    )
 
 
 def test_files_side_by_side(tmp_path, capsys):
@@ -91,7 +96,9 @@ def test_a_disc_of_two_patients(tmp_path, capsys):
     for name in ("AUTORUN.INF", "README.TXT", "VIEWER.EXE"):
         (tmp_path / name).write_bytes(b"MZ")
     assert people(tmp_path) == {"P1": {"IM0", "front0.jpg"}, "P2": {"IM1", "front1.jpg"}}
-    assert "left out (3): no pictures: AUTORUN.INF, README.TXT, VIEWER.EXE" in capsys.readouterr().err
+    assert (
+        "left out (3): no pictures: AUTORUN.INF, README.TXT, VIEWER.EXE" in capsys.readouterr().err
+    )
 
 
 def test_two_patients_in_one_folder(tmp_path, capsys):
@@ -101,7 +108,9 @@ def test_two_patients_in_one_folder(tmp_path, capsys):
     photograph(tmp_path / "visit/p2_front.jpg")
     groups = people(tmp_path)
     assert groups == {"P1": {"P1.dcm"}, "P2": {"P2.dcm", "p2_front.jpg"}, "": {"IMG_1.jpg"}}
-    assert "may be of several people; fill in whose they are: visit/IMG_1.jpg" in (capsys.readouterr().err)
+    assert "may be of several people; fill in whose they are: visit/IMG_1.jpg" in (
+        capsys.readouterr().err
+    )
 
 
 def test_one_subject_with_the_ids_of_two_hospitals(tmp_path, capsys):
@@ -278,7 +287,9 @@ def test_what_is_left_out_is_named(tmp_path, capsys):
     (ann / "Thumbs.db").write_bytes(b"junk")
     (ann / "notes.txt").write_text("Ann")
     Image.new("RGB", (48, 40), "red").save(ann / "icon.png")
-    Image.new("RGB", (80, 90)).save(ann / "two.gif", save_all=True, append_images=[Image.new("RGB", (80, 90), "red")])
+    Image.new("RGB", (80, 90)).save(
+        ann / "two.gif", save_all=True, append_images=[Image.new("RGB", (80, 90), "red")]
+    )
     photograph(ann / "front.jpg")
     os.symlink(ann / "front.jpg", ann / "link.jpg")
     os.symlink(tmp_path, ann / "loop")
@@ -336,9 +347,13 @@ def test_kinds_of_pictures(tmp_path, capsys):
     rows = draft.draft(tmp_path)
     faces = {"front.png", "mpo.jpg", "alpha.png", "cmyk.jpg", "old_photo.jpg", "sepia.jpg"}
     assert {row["face"] for row in rows} == {f"ann/{name}" for name in faces}
-    assert {row["xray"] for row in rows} == {f"ann/{name}" for name in ("blue.jpg", "16.png", "grey.jpg", "float.tif")}
+    assert {row["xray"] for row in rows} == {
+        f"ann/{name}" for name in ("blue.jpg", "16.png", "grey.jpg", "float.tif")
+    }
     told = capsys.readouterr().err
-    assert "taken for photographs by their names or cameras; look at them: ann/old_photo.jpg" in told
+    assert (
+        "taken for photographs by their names or cameras; look at them: ann/old_photo.jpg" in told
+    )
     assert "taken for X-rays; save them in grey: ann/blue.jpg" in told
     assert "of one hue taken for photographs; look at them: ann/sepia.jpg" in told
     assert "if some are photographs, correct the list: ann/16.png" in told
@@ -356,7 +371,9 @@ def test_what_is_drafted_can_be_read(tmp_path, capsys):
     draft.main(str(tmp_path))
     (tmp_path / "people.csv").write_text(capsys.readouterr().out)
     manifest = read_manifest(tmp_path / "people.csv")
-    assert {row.subject for row in manifest.rows} == {p.name for p in tmp_path.iterdir() if p.is_dir()}
+    assert {row.subject for row in manifest.rows} == {
+        p.name for p in tmp_path.iterdir() if p.is_dir()
+    }
     assert len(manifest.rows) == 10
     # Which age the other photograph shows, nobody knows.
     assert {words for _, words in manifest.problems} == {"age is empty"}

@@ -91,7 +91,9 @@ def test_tiff_of_few_bits(saved, bits, white):
     stored = values if white else levels - values
     rows = np.pad(stored, ((0, 0), (0, -WIDTH % 8)))
     digits = (rows[..., None] >> np.arange(bits)[::-1]) & 1
-    packed = np.packbits(digits.reshape(HEIGHT, -1).astype(np.uint8)[:, : WIDTH * bits], axis=1).tobytes()
+    packed = np.packbits(
+        digits.reshape(HEIGHT, -1).astype(np.uint8)[:, : WIDTH * bits], axis=1
+    ).tobytes()
     tags = [
         (256, WIDTH),
         (257, HEIGHT),
@@ -103,7 +105,9 @@ def test_tiff_of_few_bits(saved, bits, white):
         (278, HEIGHT),
     ]
     tags.append((279, len(packed)))
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in tags)
+    directory = struct.pack("<H", len(tags)) + b"".join(
+        struct.pack("<HHII", t, 4, 1, v) for t, v in tags
+    )
     content = struct.pack("<2sHI", b"II", 42, 8 + len(packed)) + packed + directory + bytes(4)
     assert alike(read_radiograph(saved("x.tif", content)), values) > 0.999
 
@@ -189,7 +193,9 @@ def test_previews_and_pages(saved):
     for order in ([(V8, 0), (little, 1)], [(little, 1), (V8, 0)], [(little, 0), (V8, 0)]):
         assert alike(read_radiograph(pages(*order))) > 0.999
     refused("holds 2 pictures", pages((V8, 0), (V8, 0)))
-    refused("holds 3 pictures", saved("x.tif", tiff(np.stack([V8, V8, V8]), photometric="minisblack")))
+    refused(
+        "holds 3 pictures", saved("x.tif", tiff(np.stack([V8, V8, V8]), photometric="minisblack"))
+    )
     frames = [Image.fromarray(V8), Image.fromarray(V8[::-1]), Image.fromarray(V8[:, ::-1])]
     for form in ("GIF", "WEBP", "PNG"):
         refused(
@@ -212,8 +218,12 @@ def test_transparent_pixels_are_outside(saved):
     content = by_pillow(Image.fromarray(np.where(opaque > 0, V8, 255)), "PNG", transparency=255)
     assert load_radiograph(saved("x.png", content)).picture[:, :20].max() == 0
     rgba = np.stack([V8, V8, V8, np.uint8(opaque >> 8)], -1)
-    assert read_radiograph(saved("x.webp", by_pillow(rgba, "WEBP", lossless=True)))[:, :20].max() == 0
-    content = tiff(np.stack([values, opaque], -1), photometric="minisblack", extrasamples=["unassalpha"])
+    assert (
+        read_radiograph(saved("x.webp", by_pillow(rgba, "WEBP", lossless=True)))[:, :20].max() == 0
+    )
+    content = tiff(
+        np.stack([values, opaque], -1), photometric="minisblack", extrasamples=["unassalpha"]
+    )
     assert read_radiograph(saved("x.tif", content))[:, :20].max() == 0
     image = load_radiograph(saved("x.png", imagecodecs.png_encode(np.stack([V16, V16 * 0], -1))))
     assert image.remarks == (grey.ALL_TRANSPARENT,) and alike(image.picture) > 0.999
@@ -254,7 +264,9 @@ def test_resolutions(saved):
     ]
     png = by_pillow(V8, "PNG")
     chunk = b"pHYs" + struct.pack(">IIB", 2, 1, 0)
-    contents.append(png[:33] + struct.pack(">I", 9) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:])
+    contents.append(
+        png[:33] + struct.pack(">I", 9) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+    )
     jpeg = bytearray(by_pillow(V8, "JPEG", quality=95))
     jpeg[13:18] = b"\0" + struct.pack(">HH", 2, 1)
     contents.append(bytes(jpeg))
@@ -302,7 +314,9 @@ def test_orientations(saved, form, turn):
 def test_odd_exif_is_ignored(saved, value):
     exif = Image.Exif()
     exif[0x0112] = value
-    assert alike(read_radiograph(saved("x.jpg", by_pillow(V8, "JPEG", exif=exif, quality=95)))) > 0.99
+    assert (
+        alike(read_radiograph(saved("x.jpg", by_pillow(V8, "JPEG", exif=exif, quality=95)))) > 0.99
+    )
     broken = by_pillow(V8, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff", quality=95)
     assert alike(read_radiograph(saved("x.jpg", broken))) > 0.99
 
@@ -328,7 +342,10 @@ def test_checksums_and_ends(saved):
     assert alike(read_radiograph(saved("x.jpg", jpeg + bytes(100)))) > 0.99
     content = tiff(V16, compression="zlib", rowsperstrip=20)
     with tifffile.TiffFile(io.BytesIO(content)) as file:
-        ends = [a + b for a, b in zip(file.pages[0].dataoffsets, file.pages[0].databytecounts, strict=True)]
+        ends = [
+            a + b
+            for a, b in zip(file.pages[0].dataoffsets, file.pages[0].databytecounts, strict=True)
+        ]
     for end in ends:
         flipped = bytearray(content)
         flipped[end - 1] ^= 1  # of the strip's checksum
@@ -364,7 +381,9 @@ def test_strangers(saved, tmp_path):
 def test_pictures_that_are_no_xray(saved):
     noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     refused("a picture in colours", saved("x.png", by_pillow(noise, "PNG")))
-    refused("all pixels have the value 0", saved("x.png", by_pillow(Image.new("L", (30, 20)), "PNG")))
+    refused(
+        "all pixels have the value 0", saved("x.png", by_pillow(Image.new("L", (30, 20)), "PNG"))
+    )
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG", "JPEG2000", "BMP"])

@@ -20,9 +20,17 @@ def xray(number, view):
     rng = np.random.default_rng([number, view == "ss"])
     y, x = np.mgrid[-1:1:240j, -1:1:240j]
     radius = np.hypot(x / rng.uniform(0.55, 0.7), y / rng.uniform(0.6, 0.75))
-    picture = 0.6 * np.exp(-(((radius - 0.9) / 0.12) ** 2)) + 0.5 / (1 + np.exp((radius - 0.95) / 0.03)) + 0.02
-    image = Image.fromarray(np.uint8(255 * np.clip(picture + 0.01 * rng.standard_normal(picture.shape), 0, 1)))
-    ImageDraw.Draw(image).text((6, 4), f"PATIENT {number}", font=ImageFont.load_default(14), fill=255)
+    picture = (
+        0.6 * np.exp(-(((radius - 0.9) / 0.12) ** 2))
+        + 0.5 / (1 + np.exp((radius - 0.95) / 0.03))
+        + 0.02
+    )
+    image = Image.fromarray(
+        np.uint8(255 * np.clip(picture + 0.01 * rng.standard_normal(picture.shape), 0, 1))
+    )
+    ImageDraw.Draw(image).text(
+        (6, 4), f"PATIENT {number}", font=ImageFont.load_default(14), fill=255
+    )
     pixels = np.asarray(image)
     return 255 - pixels if (f"{number:03d}", view) in INVERTED else pixels
 
@@ -41,12 +49,16 @@ def folder(tmp_path):
     with open(tmp_path / "set" / "embeddings.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["name", *range(128)])
-        writer.writerows([f"{number:03d}_ff.jpg", *rng.standard_normal(128).round(5)] for number in range(1, 52))
+        writer.writerows(
+            [f"{number:03d}_ff.jpg", *rng.standard_normal(128).round(5)] for number in range(1, 52)
+        )
     return tmp_path / "set"
 
 
 def build(folder, records):
-    builder = s2f.Builder(config=s2f.make_config(folder=str(folder), size=120, pairing="matched"), data_dir=records)
+    builder = s2f.Builder(
+        config=s2f.make_config(folder=str(folder), size=120, pairing="matched"), data_dir=records
+    )
     builder.download_and_prepare(file_format="array_record")
     return {split: list(builder.as_data_source(split)) for split in builder.info.splits}
 
@@ -70,8 +82,14 @@ def test_records(folder, tmp_path, quick_text):
     assert not people["train"] & people["test"] and len(people["train"] | people["test"]) == 51
     for record in (r for records in found.values() for r in records):
         picture = record["xray"][..., 0]
-        assert picture[:3].max() < 60 and picture[50:70, 50:70].mean() > 80  # upright again, and no text
-        assert record["xray_masked"] > 0 and record["embedding"].shape == (128,) and record["embedding"].std() > 0.5
+        assert (
+            picture[:3].max() < 60 and picture[50:70, 50:70].mean() > 80
+        )  # upright again, and no text
+        assert (
+            record["xray_masked"] > 0
+            and record["embedding"].shape == (128,)
+            and record["embedding"].std() > 0.5
+        )
     one = {r["subject"]: r["embedding"] for records in found.values() for r in records}
     assert not np.array_equal(one[b"s001"], one[b"s002"])
 
@@ -89,11 +107,17 @@ def rewrite(folder, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda n, c: None if "013_ss" in n else (n, c), "X-rays are missing: 013_ss; perhaps some are mislabelled"),
+        (
+            lambda n, c: None if "013_ss" in n else (n, c),
+            "X-rays are missing: 013_ss; perhaps some are mislabelled",
+        ),
         (lambda n, c: (n.replace("013_ss", "013_sx"), c), "X-rays are missing: 013_ss"),
         (lambda n, c: (n, c[:200]) if "020_sf" in n else (n, c), "020_sf.png: "),
         (lambda n, c: None if "051" in n else (n, c), "X-rays are missing: 051_sf, 051_ss"),
-        (lambda n, c: (n, bytes(600_000_000)) if "001_sf" in n else (n, c), "xrays.zip unpacks to more than"),
+        (
+            lambda n, c: (n, bytes(600_000_000)) if "001_sf" in n else (n, c),
+            "xrays.zip unpacks to more than",
+        ),
     ],
 )
 def test_a_set_that_is_not_whole(folder, tmp_path, change, words):
@@ -105,7 +129,10 @@ def test_a_set_that_is_not_whole(folder, tmp_path, change, words):
 def test_other_files_that_are_wrong(folder, tmp_path):
     lines = (folder / "embeddings.csv").read_text().splitlines()
     for content, words in (
-        (lines[:5] + ["009_ff.jpg,1,2,3"] + lines[6:], "embeddings.csv, row 6: expected a subject's number and 128 numbers"),
+        (
+            lines[:5] + ["009_ff.jpg,1,2,3"] + lines[6:],
+            "embeddings.csv, row 6: expected a subject's number and 128 numbers",
+        ),
         (lines + lines[-1:], "embeddings.csv, row 53: subject 051 stands there twice"),
         (lines[:-1], "X-rays without an embedding, or the other way round: 051"),
     ):

@@ -174,7 +174,9 @@ def test_values_with_one_reading(people):
         assert numbers(people(HEADER, ROWS[0].replace("png,frontal", f"png,{view}"))) == [2]
     # One person, whose name came from two systems.
     decomposed = unicodedata.normalize("NFD", "Müller")
-    manifest = people(HEADER, *(f"{n}{row[1:]}" for n, row in zip(["Müller", decomposed], ROWS[:2], strict=True)))
+    manifest = people(
+        HEADER, *(f"{n}{row[1:]}" for n, row in zip(["Müller", decomposed], ROWS[:2], strict=True))
+    )
     assert set(subjects(manifest)) == {"Müller"}
 
 
@@ -209,7 +211,9 @@ def test_numbers(text, decimals, value):
     assert number_of(values, "x", -100, 100, "pixels") == pytest.approx(value, rel=1e-12)
 
 
-@pytest.mark.parametrize("text", "nan inf 1e3 0x10 1_000 1.234,5 1,234.5 1,234 34y ² 1e-3 --3 ½ True".split())
+@pytest.mark.parametrize(
+    "text", "nan inf 1e3 0x10 1_000 1.234,5 1,234.5 1,234 34y ² 1e-3 --3 ½ True".split()
+)
 def test_what_is_no_number_of_years(text):
     with pytest.raises(Problem, match="x="):
         number_of(Values(x=text), "x", 0, 1e6, "years")

@@ -22,7 +22,9 @@ def manifest(tmp_path):
 
     def write(*lines, header=HEADER, name="list.csv"):
         content = "\n".join([header, *lines]) + "\n"
-        (tmp_path / "data" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (tmp_path / "data" / name).write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
         return read_manifest(tmp_path / "data" / name)
 
     return write
@@ -31,10 +33,16 @@ def manifest(tmp_path):
 def test_a_good_row(manifest, tmp_path):
     more = ["bmi_change", "split", "xray_inverted", "hospital", *LANDMARKS]
     header = ",".join(["Subject, XRAY ,xray_view,face,face_view,age,sex", *more])
-    found = manifest(GOOD + ",-0.10,test,yes,General," + ",".join(map(str, range(10))), header=header)
+    found = manifest(
+        GOOD + ",-0.10,test,yes,General," + ",".join(map(str, range(10))), header=header
+    )
     assert not found.problems and found.ignored == ["hospital"]
     (row,) = found.rows
-    assert row.number == 2 and row.subject == "A" and row.xray.path == (tmp_path / "data/x/a.png").resolve()
+    assert (
+        row.number == 2
+        and row.subject == "A"
+        and row.xray.path == (tmp_path / "data/x/a.png").resolve()
+    )
     assert (row.sex, row.split, row.xray.inverted) == ("female", "test", True)
     assert (row.face.age, row.face.bmi_change, row.face.landmarks) == (
         34.0,
@@ -52,7 +60,10 @@ def test_a_byte_order_mark_blank_lines_and_quotes(manifest, tmp_path):
 
 
 def test_body_mass_is_turned_into_a_change(manifest):
-    lines = [f"A,x/a.png,frontal,f/{n}.jpg,frontal,40,m,{mass}" for n, mass in (("a", 20), ("b", 25), ("c", 30))]
+    lines = [
+        f"A,x/a.png,frontal,f/{n}.jpg,frontal,40,m,{mass}"
+        for n, mass in (("a", 20), ("b", 25), ("c", 30))
+    ]
     found = manifest(*lines, header=HEADER + ",bmi")
     assert [round(row.face.bmi_change, 6) for row in found.rows] == [-20.0, 0.0, 20.0]
 
@@ -111,19 +122,27 @@ def test_rows_that_contradict_each_other(manifest):
     told = dict(found.problems)
     assert told[3] == "the same X-ray and face as in row 2"
     assert told[4] == "the subject is male here and female in row 2"
-    assert "its X-ray is another subject's in row 2" in [words for number, words in found.problems if number == 5]
-    assert "its X-ray has another view in row 2" in [words for number, words in found.problems if number == 6]
+    assert "its X-ray is another subject's in row 2" in [
+        words for number, words in found.problems if number == 5
+    ]
+    assert "its X-ray has another view in row 2" in [
+        words for number, words in found.problems if number == 6
+    ]
     assert [row.number for row in found.rows] == [2]
     found = manifest(GOOD, "A,x/b.png,frontal,f/a.jpg,frontal,35,F")
     assert found.problems == [(3, "its face has another age in row 2")]
-    found = manifest(GOOD + ",train", "A,x/b.png,lateral,f/b.jpg,lateral,34,F,test", header=HEADER + ",split")
+    found = manifest(
+        GOOD + ",train", "A,x/b.png,lateral,f/b.jpg,lateral,34,F,test", header=HEADER + ",split"
+    )
     assert "the subject's split is 'test' here and 'train' in row 2" in found.problems[0][1]
 
 
 def test_many_problems_are_told_together(manifest):
     found = manifest(*(f"A{i},x/none.png,frontal,f/a.jpg,frontal,34,F" for i in range(60)))
     words = tell(found.problems, "list.csv").splitlines()
-    assert words[0] == "60 rows of list.csv can't be used:" and words[1].startswith("list.csv, row 2: xray=")
+    assert words[0] == "60 rows of list.csv can't be used:" and words[1].startswith(
+        "list.csv, row 2: xray="
+    )
     assert len(words) == 52 and words[-1] == "... and 10 more"
 
 

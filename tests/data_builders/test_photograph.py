@@ -29,13 +29,21 @@ def assert_alike(path, expected, tolerance=3):
 
 
 def test_turned_and_shrunk(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8).repeat(100, 0).repeat(100, 1)
+    pixels = (
+        np.random.default_rng(0)
+        .integers(0, 256, (6, 8, 3))
+        .astype(np.uint8)
+        .repeat(100, 0)
+        .repeat(100, 1)
+    )
     turn = Image.Exif()
     turn[0x0112] = 6  # to be turned by a quarter, clockwise
     Image.fromarray(pixels).save(tmp_path / "x.jpg", quality=95, exif=turn)
     whole, step = read_photograph(tmp_path / "x.jpg")
     assert whole.shape == (800, 600, 3) and step == 1
-    np.testing.assert_allclose(whole[50::100, 50::100].astype(int), np.rot90(pixels[50::100, 50::100], -1), atol=8)
+    np.testing.assert_allclose(
+        whole[50::100, 50::100].astype(int), np.rot90(pixels[50::100, 50::100], -1), atol=8
+    )
     shrunk, step = read_photograph(tmp_path / "x.jpg", needed=90)
     assert shrunk.shape == (200, 150, 3) and step == 4
 
@@ -44,7 +52,9 @@ def test_previews_and_films(saved):
     image = Image.fromarray(FACE)
     assert_alike(saved(image, "MPO", save_all=True, append_images=[image.resize((80, 100))]), FACE)
     for form in ("GIF", "WEBP", "PNG"):
-        path = saved(image, form, save_all=True, append_images=[image.rotate(90), image.rotate(180)])
+        path = saved(
+            image, form, save_all=True, append_images=[image.rotate(90), image.rotate(180)]
+        )
         with pytest.raises(UnreadableError, match="holds 3 pictures; one photograph is expected"):
             read_photograph(path)
 
@@ -60,7 +70,9 @@ def test_modes(saved, tmp_path):
     assert_alike(saved(Image.fromarray(FACE).convert("CMYK"), "JPEG", quality=95), FACE)
     assert_alike(saved(Image.fromarray(FACE).convert("CMYK"), "TIFF"), FACE)
     assert_alike(saved(Image.fromarray(FACE).quantize(256), "PNG"), FACE, 8)
-    assert_alike(saved(FACE[..., 2].astype(np.uint16) * 257, "PNG"), np.stack([FACE[..., 2]] * 3, -1))
+    assert_alike(
+        saved(FACE[..., 2].astype(np.uint16) * 257, "PNG"), np.stack([FACE[..., 2]] * 3, -1)
+    )
     deep = FACE.astype(np.uint16) * 257
     tifffile.imwrite(tmp_path / "deep.tif", deep, photometric="rgb")
     assert_alike(tmp_path / "deep.tif", FACE)
@@ -83,12 +95,21 @@ def test_profiles(saved):
     assert_alike(saved(FACE, "PNG", icc_profile=b"damaged" * 40), FACE, 0.01)
     lab = Image.fromarray(FACE)
     assert_alike(saved(lab, "PNG", icc_profile=_wide(srgb)), FACE, 100)
-    assert np.abs(read_photograph(saved(lab, "PNG", icc_profile=_wide(srgb)))[0].astype(int) - FACE).max() > 20
+    assert (
+        np.abs(
+            read_photograph(saved(lab, "PNG", icc_profile=_wide(srgb)))[0].astype(int) - FACE
+        ).max()
+        > 20
+    )
 
 
 def _wide(srgb):
     """sRGB's profile with its red and green exchanged, under another name."""
-    content = bytearray(srgb.replace(b"sRGB", b"Wide").replace("sRGB".encode("utf-16-be"), "Wide".encode("utf-16-be")))
+    content = bytearray(
+        srgb.replace(b"sRGB", b"Wide").replace(
+            "sRGB".encode("utf-16-be"), "Wide".encode("utf-16-be")
+        )
+    )
     red, green = content.index(b"rXYZ"), content.index(b"gXYZ")
     content[red : red + 4], content[green : green + 4] = b"gXYZ", b"rXYZ"
     return bytes(content)

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from data_builders.rendering import surface, xray
-from data_builders.rendering.volume import Frame, Volume, check_view, pixel_axes, project_point, ray_points
+from data_builders.rendering.volume import (
+    Frame,
+    Volume,
+    check_view,
+    pixel_axes,
+    project_point,
+    ray_points,
+)
 
 RADIUS, CENTER = 40.0, (10.0, -6.0, 4.0)
 
@@ -16,7 +23,9 @@ def ball(spacing=(2.0, 2.0, 2.0), inside=0.0):
     places = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
     distance = np.linalg.norm(places - np.array(CENTER), axis=-1) - RADIUS
     values = -1000.0 + (inside + 1000.0) * np.clip(0.5 - distance / min(spacing), 0, 1)
-    return Volume(jnp.asarray(values, jnp.float32), jnp.asarray(spacing, jnp.float32), jnp.full(3, -70.0))
+    return Volume(
+        jnp.asarray(values, jnp.float32), jnp.asarray(spacing, jnp.float32), jnp.full(3, -70.0)
+    )
 
 
 FRAME = Frame(70, 140.0, (0.0, 0.0, 0.0))
@@ -37,13 +46,18 @@ def test_projection_of_a_water_ball(view, spacing):
     error = np.abs(path - 0.02 * exact)  # water absorbs 0.02 / mm
     assert float(error[away < 36].max()) < 0.02
     assert float(path[away > 45].max()) < 1e-4
-    np.testing.assert_allclose(path.sum() * FRAME.pixel**2, 0.02 * 4 / 3 * np.pi * RADIUS**3, rtol=0.01)
+    np.testing.assert_allclose(
+        path.sum() * FRAME.pixel**2, 0.02 * 4 / 3 * np.pi * RADIUS**3, rtol=0.01
+    )
 
 
 def test_small_pictures_keep_the_mass():
     """Shrinking averages, so nothing thin is lost between the pixels."""
     coarse = Frame(20, 140.0, (0.0, 0.0, 0.0))
-    total = [float(xray.path_attenuation(ball(), f, "frontal").sum()) * f.pixel**2 for f in (FRAME, coarse)]
+    total = [
+        float(xray.path_attenuation(ball(), f, "frontal").sum()) * f.pixel**2
+        for f in (FRAME, coarse)
+    ]
     np.testing.assert_allclose(*total, rtol=0.01)
 
 
@@ -75,7 +89,10 @@ def test_points_project_to_their_pixels(view):
 
 
 def test_views_are_seen_as_a_radiographer_does():
-    right, front, top = (project_point(FRAME, "frontal", jnp.array(p)) for p in ([30.0, 0, 0], [0, 30.0, 0], [0, 0, 30.0]))
+    right, front, top = (
+        project_point(FRAME, "frontal", jnp.array(p))
+        for p in ([30.0, 0, 0], [0, 30.0, 0], [0, 0, 30.0])
+    )
     assert right[0] < 34.5 and top[1] < 34.5 and front[0] == 34.5
     assert project_point(FRAME, "lateral", jnp.array([0, 30.0, 0]))[0] > 34.5
 
@@ -87,5 +104,7 @@ def test_hollows_are_darker():
 
 
 def test_unknown_view():
-    with pytest.raises(ValueError, match="unknown view 'oblique'; expected one of frontal, lateral"):
+    with pytest.raises(
+        ValueError, match="unknown view 'oblique'; expected one of frontal, lateral"
+    ):
         check_view("oblique")

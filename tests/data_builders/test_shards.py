@@ -17,7 +17,9 @@ def test_more_than_fits_in_memory_is_written_without_tensorflow(config, tmp_path
     config.data.cranio_phantom.subjects = 6
     builder = data.make_builder(config.data)
     files = sorted(path.name for path in builder.data_path.iterdir() if "array_record" in path.name)
-    assert [name.rpartition(".")[2] for name in files if "-train" in name] == [f"array_record-{i:05d}-of-00005" for i in range(5)]
+    assert [name.rpartition(".")[2] for name in files if "-train" in name] == [
+        f"array_record-{i:05d}-of-00005" for i in range(5)
+    ]
     read = lambda split: [record["id"].decode() for record in builder.as_data_source(split)]
     assert len(read("train")) == len(set(read("train"))) == 5 * 18 and len(read("test")) == 18
     # In the order in which they were made, so that a build is always the same.

@@ -24,7 +24,18 @@ from data_builders.skull_face.manifest import LANDMARKS
 from data_builders.skull_face.skull_face_dataset_builder import Builder, make_config
 
 NAMES = ("Doe^Jane", "Smith^John", "Muster^Erika", "Rossi^Mario", "Dupont^Luc", "Novak^Eva")
-COLUMNS = ("subject", "xray", "xray_view", "face", "face_view", "age", "sex", "bmi_change", "split", *LANDMARKS)
+COLUMNS = (
+    "subject",
+    "xray",
+    "xray_view",
+    "face",
+    "face_view",
+    "age",
+    "sex",
+    "bmi_change",
+    "split",
+    *LANDMARKS,
+)
 POINTS = (40, 50, 62, 51, 50, 66, 43, 80, 60, 81)  # on a photograph of 100 x 120 pixels
 
 
@@ -33,7 +44,11 @@ def skull(seed, height=300, width=240):
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     radius = np.hypot(x / rng.uniform(0.6, 0.75), y / rng.uniform(0.65, 0.8))
-    picture = 0.7 * np.exp(-(((radius - 0.9) / 0.12) ** 2)) + 0.45 / (1 + np.exp((radius - 0.95) / 0.03)) + 0.05
+    picture = (
+        0.7 * np.exp(-(((radius - 0.9) / 0.12) ** 2))
+        + 0.45 / (1 + np.exp((radius - 0.95) / 0.03))
+        + 0.05
+    )
     for across, down in rng.uniform(-0.5, 0.5, (12, 2)):
         picture -= 0.2 * np.exp(-((x - across) ** 2 + (y - down) ** 2) / 0.008)
     return np.clip(picture + 0.01 * rng.standard_normal(picture.shape), 0, 1)
@@ -43,7 +58,9 @@ def write_dicom(path, picture, name, **changes):
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = (
+        pydicom.uid.DigitalXRayImageStorageForPresentation
+    )
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = pydicom.uid.generate_uid()
     data.Rows, data.Columns = picture.shape
     data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME1"
@@ -77,9 +94,17 @@ class Cohort:
                     write_dicom(folder / xray, picture, name)
                 for age in (30, 50):
                     face = f"{name}_{view}_{age}.jpg"
-                    pixels = np.random.default_rng([number, v, age]).integers(0, 256, (6, 5, 3)).astype(np.uint8)
-                    Image.fromarray(pixels).resize((100, 120), Image.Resampling.BICUBIC).save(folder / face, comment=name)
-                    row = dict.fromkeys(COLUMNS, "") | dict(subject=name, xray=xray, xray_view=view, face=face, face_view=view, age=age)
+                    pixels = (
+                        np.random.default_rng([number, v, age])
+                        .integers(0, 256, (6, 5, 3))
+                        .astype(np.uint8)
+                    )
+                    Image.fromarray(pixels).resize((100, 120), Image.Resampling.BICUBIC).save(
+                        folder / face, comment=name
+                    )
+                    row = dict.fromkeys(COLUMNS, "") | dict(
+                        subject=name, xray=xray, xray_view=view, face=face, face_view=view, age=age
+                    )
                     row |= {"sex": "fm"[number % 2], "split": "test" if number < 2 else "train"}
                     if not v:
                         row |= dict(zip(LANDMARKS, POINTS, strict=True))
@@ -116,17 +141,30 @@ def test_records_and_what_they_do_not_hold(cohort, tmp_path, capsys):
     found = every_record(builder)
     assert {split: len(records) for split, records in found.items()} == {"test": 4, "train": 20}
     people = {split: {r["subject"] for r in records} for split, records in found.items()}
-    assert len(people["test"]) == 1 and len(people["train"]) == 5 and not people["test"] & people["train"]
+    assert (
+        len(people["test"]) == 1
+        and len(people["train"]) == 5
+        and not people["test"] & people["train"]
+    )
     for record in (r for records in found.values() for r in records):
         assert record["xray"].shape == (64, 64, 1) and record["face"].shape == (64, 64, 3)
-        assert record["xray_view"] == record["face_view"] and record["age"] in (30, 50) and record["id"].decode().isprintable()
+        assert (
+            record["xray_view"] == record["face_view"]
+            and record["age"] in (30, 50)
+            and record["id"].decode().isprintable()
+        )
         assert record["xray_masked"] > 0
         assert np.isfinite(record["face_landmarks"]).all() == (record["face_view"] == b"frontal")
         # The skull is bright although the DICOM files are MONOCHROME1, and in the middle; the name is gone.
         xray = record["xray"][..., 0].astype(float) / 255
         assert xray[20:44, 20:44].mean() > 0.25 and xray[:, :5].max() == 0 and xray[:6].max() < 0.4
     # Nothing in any file that the build left behind names anybody, or a place on the disk.
-    told = [name.split("^")[0].encode() for name in NAMES] + [b"hospital", b"_archive", b"ID-4711", str(tmp_path).encode()]
+    told = [name.split("^")[0].encode() for name in NAMES] + [
+        b"hospital",
+        b"_archive",
+        b"ID-4711",
+        str(tmp_path).encode(),
+    ]
     files = [path for path in (tmp_path / "records").rglob("*") if path.is_file()]
     assert len(files) > 60
     for path in files:
@@ -138,7 +176,9 @@ def test_records_and_what_they_do_not_hold(cohort, tmp_path, capsys):
 
 
 def test_the_same_again_and_other_pseudonyms(cohort, tmp_path):
-    records = lambda folder: {r["id"]: r for part in every_record(build(cohort, tmp_path / folder)).values() for r in part}
+    records = lambda folder: {
+        r["id"]: r for part in every_record(build(cohort, tmp_path / folder)).values() for r in part
+    }
     first, second = records("a"), records("b")
     assert first.keys() == second.keys()
     for key in first:
@@ -169,7 +209,10 @@ def test_landmarks_go_with_the_picture(cohort, tmp_path):
         assert eyes == pytest.approx(12.0 if align else 22 * 64 / 120, abs=1.5)
     for row in cohort.rows:
         row.update(dict.fromkeys(LANDMARKS, ""))
-    with pytest.raises(InputError, match="12 rows of people.csv can't be used:\npeople.csv, row 2: a frontal face without landmarks"):
+    with pytest.raises(
+        InputError,
+        match="12 rows of people.csv can't be used:\npeople.csv, row 2: a frontal face without landmarks",
+    ):
         build(cohort, tmp_path / "none", align=True)
 
 
@@ -177,12 +220,16 @@ def test_splits(cohort, tmp_path):
     subjects = lambda builder, split: {r["subject"] for r in builder.as_data_source(split)}
     by_column = build(cohort, tmp_path, split="column")
     assert len(subjects(by_column, "test")) == 2 and by_column.info.metadata["split_by"] == "column"
-    assert len(subjects(build(cohort, tmp_path), "test")) == 1  # by the seed: other records, elsewhere
+    assert (
+        len(subjects(build(cohort, tmp_path), "test")) == 1
+    )  # by the seed: other records, elsewhere
     (tmp_path / "held_out.txt").write_text(f"{NAMES[0]}\n\n{NAMES[1]}\n")
     by_list = build(cohort, tmp_path, split=str(tmp_path / "held_out.txt"))
     assert subjects(by_list, "test") == subjects(by_column, "test")
     (tmp_path / "held_out.txt").write_text("Nobody^Known\n")
-    with pytest.raises(InputError, match="held_out.txt, line 1: no subject of that name is in the data"):
+    with pytest.raises(
+        InputError, match="held_out.txt, line 1: no subject of that name is in the data"
+    ):
         build(cohort, tmp_path, split=str(tmp_path / "held_out.txt"))
     for row in cohort.rows[:4]:
         row["split"] = ""
@@ -191,7 +238,11 @@ def test_splits(cohort, tmp_path):
 
     sexes = {f"p{i}": ("female", "male")[i % 3 == 0] for i in range(30)}
     drawn = splits.by_seed(sexes, 0.2, 7)
-    assert drawn == splits.by_seed(dict(reversed(sexes.items())), 0.2, 7) != splits.by_seed(sexes, 0.2, 8)
+    assert (
+        drawn
+        == splits.by_seed(dict(reversed(sexes.items())), 0.2, 7)
+        != splits.by_seed(sexes, 0.2, 8)
+    )
     held_out = [name for name, split in drawn.items() if split == "test"]
     assert len(held_out) == 6 and sum(sexes[name] == "male" for name in held_out) == 2
     with pytest.raises(InputError, match="leaves nobody to train on"):
@@ -201,7 +252,9 @@ def test_splits(cohort, tmp_path):
 def test_all_bad_pictures_are_told_together(cohort, tmp_path):
     folder = cohort.folder
     (folder / cohort.rows[0]["face"]).write_bytes(b"no picture")
-    (folder / cohort.rows[4]["xray"]).write_bytes((folder / cohort.rows[4]["xray"]).read_bytes()[:9000])  # of rows 6 and 7
+    (folder / cohort.rows[4]["xray"]).write_bytes(
+        (folder / cohort.rows[4]["xray"]).read_bytes()[:9000]
+    )  # of rows 6 and 7
     write_dicom(folder / cohort.rows[8]["xray"], np.zeros((30, 20)), "Black^Box")
     write_dicom(folder / cohort.rows[12]["xray"], skull(1), "Many^Frames", NumberOfFrames=2)
     colours = np.random.default_rng(0).integers(0, 256, (30, 20, 3)).astype(np.uint8)
@@ -251,7 +304,9 @@ def test_a_file_that_changes_is_noticed(cohort, tmp_path):
     build(cohort, tmp_path)
     build(cohort, tmp_path)
     write_dicom(cohort.folder / cohort.rows[0]["xray"], skull(99), "Doe^Jane")
-    with pytest.raises(InputError, match="files that people.csv lists have changed since .* remove that folder"):
+    with pytest.raises(
+        InputError, match="files that people.csv lists have changed since .* remove that folder"
+    ):
         build(cohort, tmp_path)
     (cohort.folder / cohort.rows[0]["xray"]).unlink()
     build(cohort, tmp_path)  # records without their files stay usable, as on a pod's hosts
@@ -271,7 +326,9 @@ def test_a_build_that_is_killed_goes_on(cohort, tmp_path):
         f"Builder(config=make_config(manifest={str(manifest)!r}, size=64, text='keep'), data_dir={str(tmp_path / 'records')!r})"
         ".download_and_prepare(file_format='array_record')"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True
+    )
     staged = tmp_path / "records" / "skull_face_staged"
     deadline = time.time() + 60
     while len(list(staged.glob("*.json"))) < 10:
@@ -293,8 +350,16 @@ def test_a_disk_that_is_full(cohort, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
     try:
-        with pytest.raises(InputError, match="can't be written .*; make room and start again: what is finished is kept"):
-            staging.stage([staging.Job("xray", cohort.folder / cohort.rows[0]["xray"], 256)], tmp_path / "staged", b"salt", "X-rays")
+        with pytest.raises(
+            InputError,
+            match="can't be written .*; make room and start again: what is finished is kept",
+        ):
+            staging.stage(
+                [staging.Job("xray", cohort.folder / cohort.rows[0]["xray"], 256)],
+                tmp_path / "staged",
+                b"salt",
+                "X-rays",
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list((tmp_path / "staged").iterdir())
@@ -331,7 +396,11 @@ def test_settings_that_can_not_be_meant(cohort, tmp_path):
         (dict(manifest="nowhere.csv"), "nowhere.csv: No such file"),
     ):
         config = ml_collections.ConfigDict(dict(builder="skull_face", data_dir=str(tmp_path)))
-        config.settings = {"size": 64} | {name: value for name, value in wrong.items() if name in ("size", "pairing")}
-        config.skull_face = {"manifest": str(cohort.write())} | {n: v for n, v in wrong.items() if n not in config.settings}
+        config.settings = {"size": 64} | {
+            name: value for name, value in wrong.items() if name in ("size", "pairing")
+        }
+        config.skull_face = {"manifest": str(cohort.write())} | {
+            n: v for n, v in wrong.items() if n not in config.settings
+        }
         with pytest.raises(InputError, match=words):
             data.make_builder(config)

@@ -163,7 +163,11 @@ def test_slices_lie_where_their_positions_say(tmp_path, name, settings, words):
 @pytest.mark.parametrize("order", ["reversed", "shuffled"])
 def test_neither_names_nor_numbers_nor_thickness_decide(tmp_path, order):
     datasets = changed(lambda d, k: setattr(d, "SliceThickness", 11.0))
-    names = np.arange(len(datasets))[::-1] if order == "reversed" else np.random.default_rng(0).permutation(len(datasets))
+    names = (
+        np.arange(len(datasets))[::-1]
+        if order == "reversed"
+        else np.random.default_rng(0).permutation(len(datasets))
+    )
     for data, number in zip(datasets, names, strict=True):
         data.InstanceNumber = int(number) + 1
     overlap, remarks = agreement(write(tmp_path / "s", datasets, "i.{}", names))
@@ -288,7 +292,9 @@ def test_foreign_files_are_left_out(tmp_path, change, words):
     overlap, remarks = agreement(folder)
     assert overlap > 0.85 and len(remarks) == 1 and words in remarks[0]
     (folder / "notes.txt").write_text("of another kind")
-    assert any("left out 1 file without a DICOM header" in remark for remark in agreement(folder)[1])
+    assert any(
+        "left out 1 file without a DICOM header" in remark for remark in agreement(folder)[1]
+    )
 
 
 def some(name, value, count=1):
@@ -370,7 +376,9 @@ def test_copies_and_two_reconstructions(tmp_path):
             data.PixelData, data.ConvolutionKernel = (values + np.uint16(grain)).tobytes(), kernel
             data.SOPInstanceUID += f".{grain}"
             both.append(data)
-    assert "47 positions twice with other values (ConvolutionKernel differs)" in refusal(write(tmp_path / "t", both))
+    assert "47 positions twice with other values (ConvolutionKernel differs)" in refusal(
+        write(tmp_path / "t", both)
+    )
     # A kernel for the base and one for the vault are fine.
     parts = changed(lambda d, k: setattr(d, "ConvolutionKernel", "H60s" if k < 20 else "H31s"))
     assert agreement(write(tmp_path / "u", parts))[0] > 0.85
@@ -531,11 +539,15 @@ def test_nifti_orientation(tmp_path):
     image.set_sform(None, 0)
     image.set_qform(None, 0)
     nibabel.save(image, tmp_path / "b.nii")
-    assert "sform_code and qform_code are 0" in refusal(tmp_path / "b.nii") and "`orientation`" in refusal(tmp_path / "b.nii")
+    assert "sform_code and qform_code are 0" in refusal(
+        tmp_path / "b.nii"
+    ) and "`orientation`" in refusal(tmp_path / "b.nii")
     place = ball(path)[0]
     assert place[0] > 40 and place[1] > 0 and place[2] < -10
     np.testing.assert_allclose(ball(tmp_path / "b.nii", orientation="RAS")[0], place, atol=1)
-    np.testing.assert_allclose(ball(tmp_path / "b.nii", orientation="LPS")[0], place * [-1, -1, 1], atol=8)
+    np.testing.assert_allclose(
+        ball(tmp_path / "b.nii", orientation="LPS")[0], place * [-1, -1, 1], atol=8
+    )
 
 
 def both(sform, qform):
@@ -729,7 +741,9 @@ def test_nrrd(tmp_path):
     }.items():
         put(f"encoding: {encoding}\nspace: right-anterior-superior\n{DIRECTIONS}", data)
         np.testing.assert_allclose(ball(path)[0], place, atol=1)
-    put(f"encoding: ascii\nspace: RAS\n{DIRECTIONS}", " ".join(map(str, values.ravel("F"))).encode())
+    put(
+        f"encoding: ascii\nspace: RAS\n{DIRECTIONS}", " ".join(map(str, values.ravel("F"))).encode()
+    )
     np.testing.assert_allclose(ball(path)[0], place, atol=1)
     put(f"encoding: raw\nspace: LPS\n{DIRECTIONS}")
     np.testing.assert_allclose(ball(path)[0], place * [-1, -1, 1], atol=8)
@@ -774,7 +788,9 @@ def test_metaimage(tmp_path):
             "ElementType": "MET_SHORT",
         } | fields
         lines = [f"{key} = {value}\n" for key, value in fields.items() if value is not None]
-        (tmp_path / name).write_bytes("".join([*lines, f"ElementDataFile = {file}\n"]).encode() + data)
+        (tmp_path / name).write_bytes(
+            "".join([*lines, f"ElementDataFile = {file}\n"]).encode() + data
+        )
 
     place = ball(nifti(tmp_path / "a.nii", *volume()))[0]
 
@@ -866,15 +882,21 @@ def test_other_parts_of_a_body(tmp_path):
     abdomen = np.where((x / 170) ** 2 + (y / 110) ** 2 < 1, 30.0, -1000.0)
     spine = x**2 + (y + 70) ** 2 < 25**2
     abdomen[spine] = 600.0
-    assert "is no head" in refusal(nifti(tmp_path / "a.nii", abdomen.astype(np.int16), np.diag([4, 4, 4, 1])))
+    assert "is no head" in refusal(
+        nifti(tmp_path / "a.nii", abdomen.astype(np.int16), np.diag([4, 4, 4, 1]))
+    )
     thigh = np.where(x**2 + y**2 < 80**2, 30.0, -1000.0)
     thigh[x**2 + y**2 < 20**2] = 1200.0
-    assert "is no head" in refusal(nifti(tmp_path / "b.nii", thigh.astype(np.int16), np.diag([4, 4, 4, 1])))
+    assert "is no head" in refusal(
+        nifti(tmp_path / "b.nii", thigh.astype(np.int16), np.diag([4, 4, 4, 1]))
+    )
     whole = np.full((100, 72, 220), -1000, np.int16)
     whole[22:78, :, -47:] = values
     whole[10:90, 10:60, :-50] = 30
     whole[40:60, 25:45, :-36] = 500
-    assert "more of a body than its head" in refusal(nifti(tmp_path / "c.nii", whole, np.diag([4, 4, 5, 1])))
+    assert "more of a body than its head" in refusal(
+        nifti(tmp_path / "c.nii", whole, np.diag([4, 4, 5, 1]))
+    )
 
 
 @pytest.mark.parametrize(
@@ -929,7 +951,9 @@ def test_voxels_without_a_value(tmp_path, hole):
         assert overlap > 0.85 and remarks[0].startswith(f"{count} voxel")
     inside = np.abs(i - 28) + np.abs(j - 36) + np.abs(k - 23) < 6
     assert "inside of the head" in refusal(put(inside))
-    assert "1 whole slices" in refusal(put(k == 23)) and "2 whole slices" in refusal(put(np.abs(j - 35.5) < 1))
+    assert "1 whole slices" in refusal(put(k == 23)) and "2 whole slices" in refusal(
+        put(np.abs(j - 35.5) < 1)
+    )
     assert "inside of the head" in refusal(put(values < 99999))
 
 

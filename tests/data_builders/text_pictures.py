@@ -22,8 +22,25 @@ from data_builders.cranio_phantom.cranio_phantom_dataset_builder import PhantomC
 from data_builders.images.burned_in import covered, find_text, paint_over
 from data_builders.images.text_reader import read_line
 
-NAMES = ("DOE^JANE", "Smith, John A.", "SYNTHETIC NOBODY", "GARCIA LOPEZ, M", "Anna Kowalska", "ST. MARY HOSPITAL", "Sharma R K")
-DATES = ("12/03/1971", "2019-05-14 10:32", "14.05.2019", "ID: 0042317", "M 045Y", "03-Mar-2004", "8:41:07", "KV 73 mAs 10")
+NAMES = (
+    "DOE^JANE",
+    "Smith, John A.",
+    "SYNTHETIC NOBODY",
+    "GARCIA LOPEZ, M",
+    "Anna Kowalska",
+    "ST. MARY HOSPITAL",
+    "Sharma R K",
+)
+DATES = (
+    "12/03/1971",
+    "2019-05-14 10:32",
+    "14.05.2019",
+    "ID: 0042317",
+    "M 045Y",
+    "03-Mar-2004",
+    "8:41:07",
+    "KV 73 mAs 10",
+)
 MARKERS = ("R", "L", "RT", "LT", "PA", "LAT")
 STYLES = ("white", "grey", "label")
 SIDES = (240, 320, 512, 768, 1024, 1600, 2400)
@@ -52,7 +69,9 @@ def phantoms(people: tuple[int, ...] = (1, 5)) -> list[np.ndarray]:
     made = []
     with jax.numpy_rank_promotion("allow"):
         for index in people:
-            skull, tissue, _ = cohort.appearance(cohort.draw(0, index), 45, 0, PhantomConfig().spread)
+            skull, tissue, _ = cohort.appearance(
+                cohort.draw(0, index), 45, 0, PhantomConfig().spread
+            )
             made += [np.asarray(x).squeeze() for x in head.radiographs(skull, tissue, 512, 2.0)]
     return made
 
@@ -61,7 +80,9 @@ def scaled(picture: np.ndarray, side: int) -> np.ndarray:
     """A picture whose longer side has so many pixels."""
     factor = side / max(picture.shape)
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return np.clip(cv2.resize(np.float32(picture), None, fx=factor, fy=factor, interpolation=how), 0, 1)
+    return np.clip(
+        cv2.resize(np.float32(picture), None, fx=factor, fy=factor, interpolation=how), 0, 1
+    )
 
 
 def letters(words: str, height: int, font: str) -> np.ndarray:
@@ -70,7 +91,9 @@ def letters(words: str, height: int, font: str) -> np.ndarray:
         scale, thick = height / 30, max(1, round(height / 16))
         (width, above), below = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
         picture = np.zeros((above + below + 6, width + 6), np.uint8)
-        return cv2.putText(picture, words, (3, above + 3), cv2.FONT_HERSHEY_SIMPLEX, scale, 255, thick, cv2.LINE_AA)
+        return cv2.putText(
+            picture, words, (3, above + 3), cv2.FONT_HERSHEY_SIMPLEX, scale, 255, thick, cv2.LINE_AA
+        )
     kind = ImageFont.load_default(height)
     left, top, right, bottom = kind.getbbox(words)
     image = Image.new("L", (round(right - left) + 4, round(bottom - top) + 4), 0)
@@ -78,7 +101,15 @@ def letters(words: str, height: int, font: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def burn(picture: np.ndarray, words: str, *, height: float, style: str, place: tuple[float, float], font: str = "pillow"):
+def burn(
+    picture: np.ndarray,
+    words: str,
+    *,
+    height: float,
+    style: str,
+    place: tuple[float, float],
+    font: str = "pillow",
+):
     """The picture with words in it, and the Word.
 
     Args:
@@ -106,11 +137,17 @@ def burn(picture: np.ndarray, words: str, *, height: float, style: str, place: t
     share = mask / np.float32(255)
     made[inner] = made[inner] * (1 - share) + share * ink
     # Of the pixels behind the strokes: a word may lie half on bone.
-    contrast = abs(ink - behind) if style == "label" else float(np.median(np.abs(ink - picture[inner][mask > 127])))
+    contrast = (
+        abs(ink - behind)
+        if style == "label"
+        else float(np.median(np.abs(ink - picture[inner][mask > 127])))
+    )
     return made, Word(words, style, (top, left, top + high, left + wide), contrast)
 
 
-def drawn(sources: list[np.ndarray], count: int, seed: int = 0) -> Iterator[tuple[np.ndarray, list[Word]]]:
+def drawn(
+    sources: list[np.ndarray], count: int, seed: int = 0
+) -> Iterator[tuple[np.ndarray, list[Word]]]:
     """Pictures with one to three words in them, all drawn from a seed."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
@@ -123,7 +160,9 @@ def drawn(sources: list[np.ndarray], count: int, seed: int = 0) -> Iterator[tupl
                 "height": rng.uniform(0.02 if kind is not MARKERS else 0.03, 0.07),
                 "style": str(rng.choice(STYLES, p=(0.5, 0.25, 0.25))),
                 # In a corner or anywhere: over soft tissue, over bone.
-                "place": tuple(rng.choice([0.02, 0.98], 2) if rng.random() < 0.4 else rng.uniform(0, 1, 2)),
+                "place": tuple(
+                    rng.choice([0.02, 0.98], 2) if rng.random() < 0.4 else rng.uniform(0, 1, 2)
+                ),
                 "font": str(rng.choice(["pillow", "strokes"])),
             }
             made, word = burn(picture, str(rng.choice(kind)), **settings)
@@ -155,7 +194,9 @@ def remaining(picture: np.ndarray, words: list[Word]) -> tuple[list[Word], float
     painted, hidden = paint_over(picture, boxes), covered(boxes, picture.shape)
     for top, left, bottom, right in (word.box for word in words):
         margin = (bottom - top) // 2
-        hidden[max(top - margin, 0) : bottom + margin, max(left - margin, 0) : right + margin] = False
+        hidden[max(top - margin, 0) : bottom + margin, max(left - margin, 0) : right + margin] = (
+            False
+        )
     left = [word for word in words if legible(picture, word) and legible(painted, word)]
     return left, float(hidden.mean())
 
@@ -173,7 +214,9 @@ def main(folder: str, count: str = "500", seed: str = "0") -> None:
     for side in (2400, 1024, 512, 240):
         begun = time.process_time()
         pictures = [scaled(picture, side) for picture in cephalograms]
-        shares = np.array([covered(find_text(picture), picture.shape).mean() for picture in pictures])
+        shares = np.array(
+            [covered(find_text(picture), picture.shape).mean() for picture in pictures]
+        )
         spent = (time.process_time() - begun) / len(shares)
         print(
             f"{side} px: {np.mean(shares > 0.02):.0%} over 2 % painted, {np.mean(shares > 0.1):.0%} over 10 %, "
@@ -190,7 +233,10 @@ def main(folder: str, count: str = "500", seed: str = "0") -> None:
             print(f"picture {total}, {max(picture.shape)} px: {lost}", flush=True)
     beside = np.mean(np.array(wide) > 0.02)
     standing_out = sum(bool(visible(words)) for words in left)
-    print(f"{len(left)} of {total} pictures with a legible word left, {standing_out} with one that stands out;", end=" ")
+    print(
+        f"{len(left)} of {total} pictures with a legible word left, {standing_out} with one that stands out;",
+        end=" ",
+    )
     print(f"over 2 % painted beside words in {beside:.1%}")
 
 

@@ -13,9 +13,15 @@ from cranio_jax import diffusion
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_schedule_agrees_with_diffusers(name, zero_snr):
-    reference = diffusers.DDIMScheduler(beta_schedule=name, beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=zero_snr)
-    ours = diffusion.make_schedule(name, prediction_type="v_prediction", rescale_betas_zero_snr=zero_snr)
-    np.testing.assert_allclose(ours.alphas_cumprod, reference.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-7)
+    reference = diffusers.DDIMScheduler(
+        beta_schedule=name, beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=zero_snr
+    )
+    ours = diffusion.make_schedule(
+        name, prediction_type="v_prediction", rescale_betas_zero_snr=zero_snr
+    )
+    np.testing.assert_allclose(
+        ours.alphas_cumprod, reference.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-7
+    )
     if zero_snr:
         assert ours.alphas_cumprod[-1] == 0.0
 
@@ -51,7 +57,11 @@ def test_min_snr_weight():
     schedule = diffusion.make_schedule(prediction_type="epsilon")
     t = jnp.array([1, 900])
     snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
-    np.testing.assert_allclose(diffusion.loss_weight(schedule, t, "min_snr"), np.minimum(snr, 5)[[1, 900]] / snr[[1, 900]], rtol=1e-5)
+    np.testing.assert_allclose(
+        diffusion.loss_weight(schedule, t, "min_snr"),
+        np.minimum(snr, 5)[[1, 900]] / snr[[1, 900]],
+        rtol=1e-5,
+    )
 
 
 MEAN, SPREAD = 0.7, 0.4
@@ -71,12 +81,16 @@ def gaussian_denoiser(schedule):
     return denoise
 
 
-@pytest.mark.parametrize("sampler,steps,tolerance", [("ddim", 500, 0.01), ("ddpm", 1000, 0.015), ("dpm++2m", 200, 0.01)])
+@pytest.mark.parametrize(
+    "sampler,steps,tolerance", [("ddim", 500, 0.01), ("ddpm", 1000, 0.015), ("dpm++2m", 200, 0.01)]
+)
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
 def test_samplers_reach_a_gaussian(sampler, steps, tolerance, prediction):
     schedule = diffusion.make_schedule(prediction_type=prediction)
     noise = jax.random.normal(jax.random.key(0), (4, 20000))
-    bar = schedule.alphas_cumprod[-1]  # not pure noise at the last step: start from the true marginal
+    bar = schedule.alphas_cumprod[
+        -1
+    ]  # not pure noise at the last step: start from the true marginal
     noise = np.sqrt(bar) * MEAN + np.sqrt(bar * SPREAD**2 + 1 - bar) * noise
     table = diffusion.steps(schedule, sampler, steps, spacing="trailing", set_alpha_to_one=True)
     keys = jax.random.split(jax.random.key(1), 4)
@@ -89,10 +103,15 @@ def test_samplers_reach_a_gaussian(sampler, steps, tolerance, prediction):
 def test_temperature(sampler):
     """A sampler of a Gaussian is linear in its noise: with a quarter of it each sample is a quarter as far from where none leads."""
     schedule = diffusion.make_schedule(prediction_type="v_prediction")
-    table, keys = diffusion.steps(schedule, sampler, 20, spacing="trailing"), jax.random.split(jax.random.key(1), 4)
+    table, keys = (
+        diffusion.steps(schedule, sampler, 20, spacing="trailing"),
+        jax.random.split(jax.random.key(1), 4),
+    )
     noise = jax.random.normal(jax.random.key(0), (4, 50))
     hot, warm, cold = (
-        diffusion.sample(gaussian_denoiser(schedule), noise, table, schedule, keys, temperature=temperature)
+        diffusion.sample(
+            gaussian_denoiser(schedule), noise, table, schedule, keys, temperature=temperature
+        )
         for temperature in (1.0, 0.25, 0.0)
     )
     assert float(jnp.abs(hot - cold).max()) > 0.5
@@ -147,12 +166,17 @@ def test_sampler_steps_agree_with_diffusers(sampler, spacing, prediction):
             g1, g2 = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
             stepped = reference.step(output, t, wanted, generator=g1).prev_sample
             if t > 0:
-                stepped = stepped - reference._get_variance(t) ** 0.5 * torch.randn(wanted.shape, generator=g2)
+                stepped = stepped - reference._get_variance(t) ** 0.5 * torch.randn(
+                    wanted.shape, generator=g2
+                )
             wanted = stepped
         else:
             wanted = reference.step(output, t, wanted).prev_sample
     got = diffusion.sample(
-        lambda x, t: jnp.tanh(0.7 * x + 0.001 * t.reshape(-1, 1, 1, 1)), jnp.asarray(x), table._replace(s=np.zeros(10)), schedule
+        lambda x, t: jnp.tanh(0.7 * x + 0.001 * t.reshape(-1, 1, 1, 1)),
+        jnp.asarray(x),
+        table._replace(s=np.zeros(10)),
+        schedule,
     )
     error = np.linalg.norm(got - wanted.numpy()) / np.linalg.norm(wanted.numpy())
     assert error < 1e-4, error
@@ -173,6 +197,8 @@ def test_noise_belongs_to_the_example():
     table = diffusion.steps(schedule, "ddpm", 8)
     keys = jax.random.split(jax.random.key(0), 3)
     noise = jax.random.normal(jax.random.key(1), (3, 5))
-    run = lambda order: diffusion.sample(gaussian_denoiser(schedule), noise[order], table, schedule, keys[order])
+    run = lambda order: diffusion.sample(
+        gaussian_denoiser(schedule), noise[order], table, schedule, keys[order]
+    )
     order = jnp.array([2, 0, 1])
     np.testing.assert_array_equal(run(order), run(jnp.arange(3))[order])

@@ -29,7 +29,10 @@ def configured(config, name, **settings):
 
 def batch_of(count, seed=0, size=32):
     rng = np.random.default_rng(seed)
-    batch = {"xray": rng.integers(0, 256, (count, size, size, 1), np.uint8), "face": rng.integers(0, 256, (count, size, size, 3), np.uint8)}
+    batch = {
+        "xray": rng.integers(0, 256, (count, size, size, 1), np.uint8),
+        "face": rng.integers(0, 256, (count, size, size, 3), np.uint8),
+    }
     return batch | {"id_hash": np.arange(count, dtype=np.uint32)}
 
 
@@ -44,11 +47,17 @@ class Patches(nn.Module):
     def __init__(self, widths):
         super().__init__()
         for i, width in enumerate(widths):
-            setattr(self, f"mlp_{i}", nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 256)))
+            setattr(
+                self,
+                f"mlp_{i}",
+                nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, 256)),
+            )
         self.count = len(widths)
 
     def forward(self, features):
-        found = [getattr(self, f"mlp_{i}")(f.flatten(2).transpose(1, 2)) for i, f in enumerate(features)]
+        found = [
+            getattr(self, f"mlp_{i}")(f.flatten(2).transpose(1, 2)) for i, f in enumerate(features)
+        ]
         return [x / (x.norm(dim=-1, keepdim=True) + 1e-7) for x in found]
 
 
@@ -62,7 +71,10 @@ def bce(logits, real):
 
 def run_pix2pix(nets, adam, a, b):
     fake = nets["G"](a)
-    apart = (bce(nets["D"](torch.cat([a, fake.detach()], 1)), False) + bce(nets["D"](torch.cat([a, b], 1)), True)) / 2
+    apart = (
+        bce(nets["D"](torch.cat([a, fake.detach()], 1)), False)
+        + bce(nets["D"](torch.cat([a, b], 1)), True)
+    ) / 2
     adam("D").step(apart)
     total = bce(nets["D"](torch.cat([a, fake], 1)), True) + 30.0 * F.l1_loss(fake, b)
     adam("G").step(total)
@@ -73,10 +85,17 @@ def run_cyclegan(nets, adam, a, b):
     fake_b, fake_a = nets["G_A"](a), nets["G_B"](b)
     cycle = F.l1_loss(nets["G_B"](fake_b), a) + F.l1_loss(nets["G_A"](fake_a), b)
     same = F.l1_loss(nets["G_A"](b), b) + F.l1_loss(nets["G_B"](a), a)
-    total = lsgan(nets["D_A"](fake_b), True) + lsgan(nets["D_B"](fake_a), True) + 10.0 * cycle + 5.0 * same
+    total = (
+        lsgan(nets["D_A"](fake_b), True)
+        + lsgan(nets["D_B"](fake_a), True)
+        + 10.0 * cycle
+        + 5.0 * same
+    )
     adam("G_A", "G_B").step(total)
     for name, fake, real in (("D_A", fake_b, b), ("D_B", fake_a, a)):
-        adam(name).step((lsgan(nets[name](fake.detach()), False) + lsgan(nets[name](real), True)) / 2)
+        adam(name).step(
+            (lsgan(nets[name](fake.detach()), False) + lsgan(nets[name](real), True)) / 2
+        )
     return total
 
 
@@ -101,8 +120,13 @@ def run_cut(nets, adam, a, b):
             logits = q @ k.transpose(1, 2)
             own = torch.eye(q.shape[1], dtype=torch.bool)[None]
             # As published: its own place first, and with all others -10 where it would be met again.
-            mixed = torch.cat([(q * k).sum(-1, keepdim=True), logits.masked_fill(own, -10.0)], -1) / 0.07
-            total = total + F.cross_entropy(mixed.flatten(0, 1), torch.zeros(mixed.shape[0] * mixed.shape[1], dtype=torch.long))
+            mixed = (
+                torch.cat([(q * k).sum(-1, keepdim=True), logits.masked_fill(own, -10.0)], -1)
+                / 0.07
+            )
+            total = total + F.cross_entropy(
+                mixed.flatten(0, 1), torch.zeros(mixed.shape[0] * mixed.shape[1], dtype=torch.long)
+            )
         return total / len(places)
 
     total = lsgan(nets["D"](fake), True) + (contrast(a, fake) + contrast(b, same)) / 2
@@ -118,7 +142,10 @@ class Adams:
 
     def __call__(self, *names):
         if names not in self.made:
-            groups = [{"params": self.nets[name].parameters(), "lr": self.rates.get(name, 1e-3)} for name in names]
+            groups = [
+                {"params": self.nets[name].parameters(), "lr": self.rates.get(name, 1e-3)}
+                for name in names
+            ]
             self.made[names] = torch.optim.Adam(groups, betas=(0.5, 0.999))
         self.last = self.made[names]
         return self
@@ -139,7 +166,10 @@ CASES = {
     ),
     "cyclegan": (
         {"blocks": 1},
-        lambda: {n: TorchResnet(1, 4) if n[0] == "G" else TorchPatches(3, 4, 1, "instance") for n in ("G_A", "G_B", "D_A", "D_B")},
+        lambda: {
+            n: TorchResnet(1, 4) if n[0] == "G" else TorchPatches(3, 4, 1, "instance")
+            for n in ("G_A", "G_B", "D_A", "D_B")
+        },
         run_cyclegan,
     ),
     "cut": (
@@ -177,7 +207,11 @@ def test_two_steps_are_torchs(name, config, tmp_path):
     assert set(state["params"]) == set(nets)
     for part, net in nets.items():
         there = net.state_dict()
-        ours = dict(pretrained.tensors_of(state["params"][part] | (state["statistics"][part] if part == "G" else {})))
+        ours = dict(
+            pretrained.tensors_of(
+                state["params"][part] | (state["statistics"][part] if part == "G" else {})
+            )
+        )
         for key, value in ours.items():
             if key.endswith("bias") and c.method.norm == "instance" and part != "F":
                 continue  # before an instance norm it has no slope but rounding
@@ -192,7 +226,9 @@ def test_pool_returns_what_it_was_given():
     """Until it is full each picture itself; then about half of the time an older one, which the new one replaces."""
     draw = jax.jit(drawn_from)
     pool = {"pictures": jnp.zeros((10, 1, 1, 3)), "kept": jnp.zeros((), jnp.int32)}
-    numbered = lambda first: jnp.broadcast_to(jnp.arange(first, first + 5.0)[:, None, None, None], (5, 1, 1, 3))
+    numbered = lambda first: jnp.broadcast_to(
+        jnp.arange(first, first + 5.0)[:, None, None, None], (5, 1, 1, 3)
+    )
     given, new = set(), 0
     for turn in range(200):
         before = set(np.ravel(pool["pictures"][: int(pool["kept"])][..., 0]).tolist())
@@ -218,20 +254,31 @@ def test_faces_of_pix2pix_have_their_own_noise(config):
     c.data.settings.size = 64  # less leaves no block of the U-Net that drops
     method = make_method(c)
     state, frozen = jax.jit(method.init)(jax.random.key(0))
-    state["params"]["G"] = jax.tree.map(lambda p: 5.0 * p, state["params"]["G"])  # of small weights little noise comes through
-    generate = jax.jit(lambda batch, key: method.generate(method.generation_params(state), frozen, batch, key))
+    state["params"]["G"] = jax.tree.map(
+        lambda p: 5.0 * p, state["params"]["G"]
+    )  # of small weights little noise comes through
+    generate = jax.jit(
+        lambda batch, key: method.generate(method.generation_params(state), frozen, batch, key)
+    )
     batch = batch_of(3, size=64)
     faces = generate(batch, jax.random.key(0))
-    assert faces.shape == (3, 64, 64, 3) and faces.dtype == jnp.float32 and np.abs(faces).max() <= 1.0
+    assert (
+        faces.shape == (3, 64, 64, 3) and faces.dtype == jnp.float32 and np.abs(faces).max() <= 1.0
+    )
     other = {name: value.copy() for name, value in batch.items()}
     other["xray"][1:], other["id_hash"][1:] = 7, [8, 9]
     np.testing.assert_allclose(generate(other, jax.random.key(0))[0], faces[0], atol=1e-6)
     assert np.abs(generate(batch, jax.random.key(1))[0] - faces[0]).max() > 1e-4
     again = batch | {"xray": np.repeat(batch["xray"][:1], 3, 0)}
-    assert np.abs(generate(again, jax.random.key(0))[0] - generate(again, jax.random.key(0))[1]).max() > 1e-4
+    assert (
+        np.abs(generate(again, jax.random.key(0))[0] - generate(again, jax.random.key(0))[1]).max()
+        > 1e-4
+    )
     c.method.dropout = False
     method = make_method(c)
-    quiet = jax.jit(lambda batch, key: method.generate(method.generation_params(state), frozen, batch, key))
+    quiet = jax.jit(
+        lambda batch, key: method.generate(method.generation_params(state), frozen, batch, key)
+    )
     np.testing.assert_array_equal(quiet(batch, jax.random.key(0)), quiet(batch, jax.random.key(1)))
 
 
@@ -250,11 +297,19 @@ def test_rate_falls_over_the_second_half(config):
 @pytest.mark.parametrize(
     "name,change,words",
     [
-        ("pix2pix", lambda c: c.method.update(gan="wgan"), "method.gan='wgan' is not one of bce, lsgan"),
+        (
+            "pix2pix",
+            lambda c: c.method.update(gan="wgan"),
+            "method.gan='wgan' is not one of bce, lsgan",
+        ),
         ("pix2pix", lambda c: c.method.update(norm="layer"), "method.norm='layer'"),
         ("pix2pix", lambda c: c.data.settings.update(size=100), "not a multiple of"),
         ("cyclegan", lambda c: c.train.update(accumulate=2), "train.accumulate=2"),
-        ("cyclegan", lambda c: c.method.learning_rates.update(D=1e-5), "method.learning_rates names 'D'; expected some of G_A"),
+        (
+            "cyclegan",
+            lambda c: c.method.learning_rates.update(D=1e-5),
+            "method.learning_rates names 'D'; expected some of G_A",
+        ),
         ("cut", lambda c: c.method.files.update(H="x.pth"), "method.files names 'H'"),
     ],
 )

@@ -37,7 +37,9 @@ def test_margin_is_added_to_the_angle():
     line = np.cos(np.linspace(0.0, np.pi, 200)).astype(np.float32)[:, None]
     own = angular_margin(jnp.asarray(line), np.zeros(200, int), 0.3, 1.0)[:, 0]
     assert (np.diff(own) < 1e-6).all()
-    slope = jax.grad(lambda c: angular_margin(c, np.zeros(3, int), 0.5, 1.0).sum())(jnp.array([[1.0], [-1.0], [0.0]]))
+    slope = jax.grad(lambda c: angular_margin(c, np.zeros(3, int), 0.5, 1.0).sum())(
+        jnp.array([[1.0], [-1.0], [0.0]])
+    )
     assert np.isfinite(slope).all()
 
 
@@ -57,7 +59,10 @@ def test_a_step_updates_statistics_as_torch_does(arcface):
     method = make_method(arcface)
     state, _ = jax.jit(method.init)(jax.random.key(0))
     arcface.method.disturb.update(shift=0.0, zoom=0.0, colour=0.0, grey=0.0)
-    batch = {"face": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8), "subject_index": np.arange(8, dtype=np.int32)}
+    batch = {
+        "face": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8),
+        "subject_index": np.arange(8, dtype=np.int32),
+    }
     after, metrics = jax.jit(method.train_step)(state, {}, batch, jax.random.key(1))
     seen = method._see(jnp.asarray(batch["face"]))
     conv = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False)
@@ -66,13 +71,19 @@ def test_a_step_updates_statistics_as_torch_does(arcface):
     with torch.no_grad():
         conv.weight.copy_(torch.from_numpy(kernel))
         norm(conv(torch.from_numpy(np.array(seen).transpose(0, 3, 1, 2))))
-    np.testing.assert_allclose(after["statistics"]["bn1.mean"], norm.running_mean, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(after["statistics"]["bn1.var"], norm.running_var, rtol=2e-3)  # torch's is unbiased
+    np.testing.assert_allclose(
+        after["statistics"]["bn1.mean"], norm.running_mean, rtol=1e-3, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        after["statistics"]["bn1.var"], norm.running_var, rtol=2e-3
+    )  # torch's is unbiased
     assert np.isfinite(metrics["loss"]) and 0 <= metrics["accuracy"] <= 1
 
 
 def test_it_learns_people(arcface):
-    arcface.train.update(num_steps=60, learning_rate=3e-3, warmup_steps=5, batch_size=32, weight_decay=0.0)
+    arcface.train.update(
+        num_steps=60, learning_rate=3e-3, warmup_steps=5, batch_size=32, weight_decay=0.0
+    )
     arcface.method.update(margin=0.1)
     arcface.method.disturb.update(shift=0.0, zoom=0.0, colour=0.0, grey=0.0)
     method = make_method(arcface)

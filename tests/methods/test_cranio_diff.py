@@ -15,7 +15,9 @@ from cranio_jax.methods.cranio_diff import PatchCodec
 @pytest.fixture
 def batch(config):
     examples = data.Examples(data.make_builder(config.data), "train", config)
-    return next(data.TrainingBatches(examples, 8, 0, partial(data.augment, settings=config.augment)))
+    return next(
+        data.TrainingBatches(examples, 8, 0, partial(data.augment, settings=config.augment))
+    )
 
 
 def test_a_face_depends_on_xray_prompt_and_noise(config, batch):
@@ -24,7 +26,9 @@ def test_a_face_depends_on_xray_prompt_and_noise(config, batch):
     state, frozen = jax.jit(method.init)(jax.random.key(0))
     generate = jax.jit(method.generate)
     seed = jax.random.key(2)
-    faces = lambda changed, key=seed: np.asarray(generate(state["params"], frozen, batch | changed, key))
+    faces = lambda changed, key=seed: np.asarray(
+        generate(state["params"], frozen, batch | changed, key)
+    )
     other_xrays = {"xray": np.roll(batch["xray"], 1, 0)}
     # Zero convolutions: a fresh ControlNet says nothing.
     np.testing.assert_array_equal(faces({}), faces(other_xrays))

@@ -28,7 +28,9 @@ def test_loss_is_hadsells():
     for i, a in enumerate(subjects):
         for j, b in enumerate(subjects):
             distance = np.linalg.norm(xrays[i] - faces[j])
-            (same if a == b else other).append(distance**2 if a == b else max(0.0, 1.0 - distance) ** 2)
+            (same if a == b else other).append(
+                distance**2 if a == b else max(0.0, 1.0 - distance) ** 2
+            )
     assert min(other) == 0 < max(other)  # some are beyond the margin, some within
     got = contrastive(xrays, faces, np.array(subjects), 1.0)
     assert float(got) == pytest.approx(np.mean(same) + np.mean(other), rel=1e-5)
@@ -43,7 +45,10 @@ def test_it_learns_to_match(siamese):
     state, frozen = jax.jit(method.init)(jax.random.key(0))
     rng = np.random.default_rng(0)
     # A bright square in the X-ray, and one of the same place in the face.
-    batch = {"xray": np.zeros((8, 32, 32, 1), np.uint8), "face": np.full((8, 32, 32, 3), 90, np.uint8)}
+    batch = {
+        "xray": np.zeros((8, 32, 32, 1), np.uint8),
+        "face": np.full((8, 32, 32, 3), 90, np.uint8),
+    }
     for i in range(8):
         row, column = 4 * rng.integers(0, 7, 2)
         batch["xray"][i, row : row + 4, column : column + 4] = 255

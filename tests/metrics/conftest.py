@@ -10,7 +10,13 @@ import pytest
 @pytest.fixture(scope="session")
 def fidelity():
     """The package torch_fidelity."""
-    names = ("torchvision", "torchvision.datasets", "torchvision.models", "torchvision.transforms", "torchvision.transforms.functional")
+    names = (
+        "torchvision",
+        "torchvision.datasets",
+        "torchvision.models",
+        "torchvision.transforms",
+        "torchvision.transforms.functional",
+    )
 
     class Stub(types.ModuleType):
         def __getattr__(self, name):

@@ -45,7 +45,11 @@ def test_moments_of_features_with_a_large_mean():
 def test_order_batches_and_devices_do_not_count():
     features = np.random.default_rng(0).gamma(1.0, size=(100, 16)).astype(np.float32)
     wanted = moments(features, 100).compute()
-    ways = [moments(features, 7), moments(features[::-1], 33), moments(features, 8, sharding.make_mesh())]
+    ways = [
+        moments(features, 7),
+        moments(features[::-1], 33),
+        moments(features, 8, sharding.make_mesh()),
+    ]
     parts = [moments(features[:30], 30), moments(features[30:], 70), Moments.empty(16)]
     for order in itertools.permutations(parts):
         ways.append(order[0].merge(order[1]).merge(order[2]))
@@ -57,14 +61,21 @@ def test_order_batches_and_devices_do_not_count():
 @pytest.mark.parametrize("count", [300, 20])  # 20 images in 32 dimensions: covariances are singular
 def test_frechet_distance(count):
     rng = np.random.default_rng(0)
-    a, b = rng.gamma(1.0, size=(count, 32)), rng.gamma(1.3, size=(count, 32)) @ (np.eye(32) + 0.1 * rng.standard_normal((32, 32)))
+    a, b = (
+        rng.gamma(1.0, size=(count, 32)),
+        rng.gamma(1.3, size=(count, 32)) @ (np.eye(32) + 0.1 * rng.standard_normal((32, 32))),
+    )
     stats = [(x.mean(0), np.cov(x, rowvar=False)) for x in (a, b)]
     got = distributions.frechet_distance(*stats)
     eps = 1e-10 * np.eye(32)
     root = scipy.linalg.sqrtm((stats[0][1] + eps) @ (stats[1][1] + eps)).real
-    wanted = ((stats[0][0] - stats[1][0]) ** 2).sum() + np.trace(stats[0][1] + stats[1][1] - 2 * root)
+    wanted = ((stats[0][0] - stats[1][0]) ** 2).sum() + np.trace(
+        stats[0][1] + stats[1][1] - 2 * root
+    )
     assert got == pytest.approx(wanted, rel=1e-3)
-    streamed = distributions.frechet_distance(moments(a.astype(np.float32), 8).compute(), moments(b.astype(np.float32), 9).compute())
+    streamed = distributions.frechet_distance(
+        moments(a.astype(np.float32), 8).compute(), moments(b.astype(np.float32), 9).compute()
+    )
     assert streamed == pytest.approx(got, rel=1e-3)
     assert distributions.frechet_distance(stats[0], stats[0]) == pytest.approx(0.0, abs=1e-6)
     assert distributions.frechet_distance_of_rows(a, b) == pytest.approx(got, rel=1e-7)
@@ -91,12 +102,18 @@ def test_kernel_distance():
     kernel = lambda x, y: (np.dot(x, y) / 5 + 1) ** 3
     pairs = lambda x: np.mean([kernel(p, q) for p, q in itertools.permutations(x, 2)])
     wanted = pairs(a) + pairs(b) - 2 * np.mean([kernel(x, y) for x in a for y in b])
-    got, spread = distributions.kernel_distance(a, b, subset=12, rounds=3, seed=0)  # the whole set, whatever the draw
+    got, spread = distributions.kernel_distance(
+        a, b, subset=12, rounds=3, seed=0
+    )  # the whole set, whatever the draw
     assert got == pytest.approx(wanted, rel=1e-9) and spread < 1e-9
     # Unbiased: of one distribution it is zero on average, though each subset is small.
-    same, spread = distributions.kernel_distance(*rng.standard_normal((2, 2000, 5)), subset=50, rounds=400, seed=0)
+    same, spread = distributions.kernel_distance(
+        *rng.standard_normal((2, 2000, 5)), subset=50, rounds=400, seed=0
+    )
     assert abs(same) < 4 * spread / 400**0.5 + 0.02 and spread > 0.02
-    assert distributions.kernel_distance(a, b, 6, 5, seed=1) != distributions.kernel_distance(a, b, 6, 5, seed=2)
+    assert distributions.kernel_distance(a, b, 6, 5, seed=1) != distributions.kernel_distance(
+        a, b, 6, 5, seed=2
+    )
     # Of sets of different sizes, the mean over many subsets is that over all pairs.
     few = b[:9]
     wanted = pairs(a) + pairs(few) - 2 * np.mean([kernel(x, y) for x in a for y in few])
@@ -115,22 +132,36 @@ def test_inception_score(size):
     for rows, mask in batches(100, size):
         total = step(total, logits[rows], split[rows], mask)
     p = scipy.special.softmax(logits.astype(np.float64), 1)
-    scores = [np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean()) for q in (p[split == s] for s in range(3))]
+    scores = [
+        np.exp((q * (np.log(q) - np.log(q.mean(0)))).sum(1).mean())
+        for q in (p[split == s] for s in range(3))
+    ]
     np.testing.assert_allclose(total.compute(), (np.mean(scores), np.std(scores)), rtol=1e-4)
-    both = InceptionScore.empty(3, 20).add(logits, split, jnp.ones(100)).merge(InceptionScore.empty(3, 20))
+    both = (
+        InceptionScore.empty(3, 20)
+        .add(logits, split, jnp.ones(100))
+        .merge(InceptionScore.empty(3, 20))
+    )
     np.testing.assert_allclose(both.compute(), total.compute(), rtol=1e-5)
 
 
 def test_bounds_of_the_inception_score():
     sure = 50.0 * np.eye(10, dtype=np.float32)
-    score = lambda logits: InceptionScore.empty(1, 10).add(logits, np.zeros(10, int), jnp.ones(10)).compute()[0]
-    assert score(sure) == pytest.approx(10.0, rel=1e-5) and score(np.zeros((10, 10), np.float32)) == pytest.approx(1.0, rel=1e-5)
+    score = lambda logits: (
+        InceptionScore.empty(1, 10).add(logits, np.zeros(10, int), jnp.ones(10)).compute()[0]
+    )
+    assert score(sure) == pytest.approx(10.0, rel=1e-5) and score(
+        np.zeros((10, 10), np.float32)
+    ) == pytest.approx(1.0, rel=1e-5)
     with pytest.raises(InputError, match="leave one of 2 splits of the Inception score empty"):
         InceptionScore.empty(2, 10).add(sure, np.zeros(10, int), jnp.ones(10)).compute()
 
 
 def test_rows_come_to_their_places():
-    values, place = np.arange(30, dtype=np.float32).reshape(10, 3), np.random.default_rng(0).permutation(10)
+    values, place = (
+        np.arange(30, dtype=np.float32).reshape(10, 3),
+        np.random.default_rng(0).permutation(10),
+    )
     halves = []
     for part in (slice(0, 4), slice(4, 10)):
         rows = Rows.empty(10, 3)
@@ -138,7 +169,9 @@ def test_rows_come_to_their_places():
             batch = np.arange(start, start + 4)
             mask = (batch < part.stop).astype(np.float32)
             batch = np.minimum(batch, 9)
-            rows = jax.jit(lambda r, v, p, m: r.add(v, p, m))(rows, values[batch], place[batch], mask)
+            rows = jax.jit(lambda r, v, p, m: r.add(v, p, m))(
+                rows, values[batch], place[batch], mask
+            )
         halves.append(rows)
     for a, b in (halves, halves[::-1]):
         np.testing.assert_array_equal(a.merge(b).compute()[place], values)

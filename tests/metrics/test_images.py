@@ -15,16 +15,26 @@ def pairs():
     rng = np.random.default_rng(0)
     a = rng.random((4, 24, 30, 3), np.float32)
     smooth = np.cumsum(np.cumsum(a, 1), 2) / 400
-    return smooth % 1.0, np.clip(smooth % 1.0 + 0.1 * rng.standard_normal(a.shape).astype(np.float32), 0, 1)
+    return smooth % 1.0, np.clip(
+        smooth % 1.0 + 0.1 * rng.standard_normal(a.shape).astype(np.float32), 0, 1
+    )
 
 
 def test_psnr(pairs):
-    wanted = [skimage.peak_signal_noise_ratio(a, b, data_range=1.0) for a, b in zip(*pairs, strict=True)]
+    wanted = [
+        skimage.peak_signal_noise_ratio(a, b, data_range=1.0) for a, b in zip(*pairs, strict=True)
+    ]
     np.testing.assert_allclose(metrics.psnr(*pairs), wanted, rtol=1e-5)
 
 
 def test_ssim(pairs):
-    options = dict(data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1)
+    options = dict(
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        channel_axis=-1,
+    )
     wanted = [skimage.structural_similarity(a, b, **options) for a, b in zip(*pairs, strict=True)]
     np.testing.assert_allclose(metrics.ssim(*pairs), wanted, rtol=1e-4)
 
@@ -40,11 +50,16 @@ def test_ms_ssim():
         value = 1.0
         for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
             mean_x, mean_y = smooth(x), smooth(y)
-            structure = (2 * (smooth(x * y) - mean_x * mean_y) + 9e-4) / (smooth(x * x) - mean_x**2 + smooth(y * y) - mean_y**2 + 9e-4)
+            structure = (2 * (smooth(x * y) - mean_x * mean_y) + 9e-4) / (
+                smooth(x * x) - mean_x**2 + smooth(y * y) - mean_y**2 + 9e-4
+            )
             luminance = (2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4)
             value *= np.mean(structure * (luminance if scale == 4 else 1)) ** weight
             x, y = (
-                p[: p.shape[0] // 2 * 2, : p.shape[1] // 2 * 2].reshape(p.shape[0] // 2, 2, p.shape[1] // 2, 2).mean((1, 3)) for p in (x, y)
+                p[: p.shape[0] // 2 * 2, : p.shape[1] // 2 * 2]
+                .reshape(p.shape[0] // 2, 2, p.shape[1] // 2, 2)
+                .mean((1, 3))
+                for p in (x, y)
             )
         return value
 
@@ -84,10 +99,25 @@ def test_within_a_mask(pairs):
     where = np.zeros((4, 24, 30, 1), np.float32)
     where[:, 6:20, 7:25] = 1.0
     inside = (slice(6, 20), slice(7, 25))
-    wanted = [skimage.peak_signal_noise_ratio(x[inside], y[inside], data_range=1.0) for x, y in zip(a, b, strict=True)]
+    wanted = [
+        skimage.peak_signal_noise_ratio(x[inside], y[inside], data_range=1.0)
+        for x, y in zip(a, b, strict=True)
+    ]
     np.testing.assert_allclose(metrics.psnr(a, b, where), wanted, rtol=1e-5)
-    options = dict(data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1, full=True)
+    options = dict(
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        channel_axis=-1,
+        full=True,
+    )
     maps = [skimage.structural_similarity(x, y, **options)[1] for x, y in zip(a, b, strict=True)]
-    fits = (slice(6, 19), slice(7, 25))  # the window's middle is never nearer than five pixels to the edge
+    fits = (
+        slice(6, 19),
+        slice(7, 25),
+    )  # the window's middle is never nearer than five pixels to the edge
     np.testing.assert_allclose(metrics.ssim(a, b, where), [m[fits].mean() for m in maps], rtol=1e-4)
-    np.testing.assert_allclose(metrics.ssim(a, b, np.ones_like(where)), metrics.ssim(a, b), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics.ssim(a, b, np.ones_like(where)), metrics.ssim(a, b), rtol=1e-6
+    )

@@ -19,17 +19,29 @@ from cranio_jax.pretrained.names import torch_key, torch_shape
 @pytest.fixture(scope="module")
 def networks(fidelity, tmp_path_factory):
     """`(ours, parameters, torch-fidelity's, the file of both)`."""
-    network, rng, state = Network(lambda rngs: FIDInception(rngs=rngs)), np.random.default_rng(0), {}
+    network, rng, state = (
+        Network(lambda rngs: FIDInception(rngs=rngs)),
+        np.random.default_rng(0),
+        {},
+    )
     for path, shape in network.shapes().items():
         shape = torch_shape(path, shape)
         value = (
-            rng.standard_normal(shape) * (2.0 / max(np.prod(shape[1:]), 1)) ** 0.5 if len(shape) > 1 else 0.1 * rng.standard_normal(shape)
+            rng.standard_normal(shape) * (2.0 / max(np.prod(shape[1:]), 1)) ** 0.5
+            if len(shape) > 1
+            else 0.1 * rng.standard_normal(shape)
         )
-        value = 100.0 * value if path.startswith("fc") else value  # so that pictures get classes of their own
-        state[torch_key(path)] = torch.from_numpy(np.float32(abs(value) + 0.8 if "scale" in path or "var" in path else value))
+        value = (
+            100.0 * value if path.startswith("fc") else value
+        )  # so that pictures get classes of their own
+        state[torch_key(path)] = torch.from_numpy(
+            np.float32(abs(value) + 0.8 if "scale" in path or "var" in path else value)
+        )
     file = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save(state, file)
-    theirs = fidelity.FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)).eval()
+    theirs = fidelity.FeatureExtractorInceptionV3(
+        "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(file)
+    ).eval()
     here = dict.fromkeys(network.shapes(), jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     with pretrained.open_weights(file) as tensors:
         return network, pretrained.load(network.shapes(), tensors, here, file.name), theirs, file
@@ -57,19 +69,37 @@ def test_distances_of_features(fidelity, count):
     a, b = ((rng.gamma(1.0, size=(count, 256)) + shift) @ mix for shift in (0.0, 0.1))
     a, b = a.astype(np.float32), b.astype(np.float32)
     stats = lambda x: module("fid").fid_features_to_statistics(torch.from_numpy(x))
-    wanted = module("fid").fid_statistics_to_metric(stats(a), stats(b), False)["frechet_inception_distance"]
-    total = lambda x: distributions.Moments.from_model_output(jnp.asarray(x), jnp.ones(len(x))).compute()
+    wanted = module("fid").fid_statistics_to_metric(stats(a), stats(b), False)[
+        "frechet_inception_distance"
+    ]
+    total = lambda x: distributions.Moments.from_model_output(
+        jnp.asarray(x), jnp.ones(len(x))
+    ).compute()
     assert distributions.frechet_distance(total(a), total(b)) == pytest.approx(wanted, rel=1e-3)
 
-    options = dict(kid_subsets=2, kid_subset_size=count, kid_degree=3, kid_gamma=None, kid_coef0=1, rng_seed=0, verbose=False)
-    wanted = module("kid").kid_features_to_metric(torch.from_numpy(a).double(), torch.from_numpy(b).double(), **options)
+    options = dict(
+        kid_subsets=2,
+        kid_subset_size=count,
+        kid_degree=3,
+        kid_gamma=None,
+        kid_coef0=1,
+        rng_seed=0,
+        verbose=False,
+    )
+    wanted = module("kid").kid_features_to_metric(
+        torch.from_numpy(a).double(), torch.from_numpy(b).double(), **options
+    )
     got, _ = distributions.kernel_distance(a, b, count, 2, seed=0)
     assert got == pytest.approx(wanted["kernel_inception_distance_mean"], rel=1e-3, abs=1e-9)
 
     logits = a[:, :100] * 3
     wanted = module("isc").isc_features_to_metric(torch.from_numpy(logits), splits=4, shuffle=False)
     split = np.arange(count) * 4 // count
-    got = distributions.InceptionScore.empty(4, 100).add(jnp.asarray(logits), split, jnp.ones(count)).compute()
+    got = (
+        distributions.InceptionScore.empty(4, 100)
+        .add(jnp.asarray(logits), split, jnp.ones(count))
+        .compute()
+    )
     np.testing.assert_allclose(got, list(wanted.values()), rtol=1e-4)
 
 
@@ -79,26 +109,49 @@ def test_two_folders_score_as_torch_fidelity_scores_them(networks, tmp_path):
     theirs, file = networks[2:]
     rng, pictures = np.random.default_rng(0), {}
     for name, low in (("made", 0), ("true", 40)):
-        pictures[name] = (rng.integers(low, 256, (20, 5, 6, 3), np.uint8).repeat(8, 1).repeat(7, 2) // 2 + 30).astype(np.uint8)
+        pictures[name] = (
+            rng.integers(low, 256, (20, 5, 6, 3), np.uint8).repeat(8, 1).repeat(7, 2) // 2 + 30
+        ).astype(np.uint8)
         (tmp_path / name).mkdir()
         for i, picture in enumerate(pictures[name]):
             Image.fromarray(picture).save(tmp_path / name / f"{i:02d}.png")
     c = common.get_config()
-    c.evaluate.update(generated=str(tmp_path / "made"), reference=str(tmp_path / "true"), weights=str(file), batch_size=8, bootstrap=10)
+    c.evaluate.update(
+        generated=str(tmp_path / "made"),
+        reference=str(tmp_path / "true"),
+        weights=str(file),
+        batch_size=8,
+        bootstrap=10,
+    )
     c.evaluate.update(kernel_subset=20, kernel_rounds=2, inception_splits=1)
     c.mesh.data = 8
     row = evaluate.evaluate(c, tmp_path / "w")["rows"]["generated"]
 
     module = lambda name: importlib.import_module(f"torch_fidelity.metric_{name}")
     with torch.no_grad():
-        found = {name: theirs(torch.from_numpy(p.transpose(0, 3, 1, 2).copy())) for name, p in pictures.items()}
+        found = {
+            name: theirs(torch.from_numpy(p.transpose(0, 3, 1, 2).copy()))
+            for name, p in pictures.items()
+        }
     stats = [module("fid").fid_features_to_statistics(found[name][0]) for name in ("made", "true")]
     wanted = module("fid").fid_statistics_to_metric(*stats, False)["frechet_inception_distance"]
     assert row["fid"]["mean"] == pytest.approx(wanted, rel=1e-3)
-    options = dict(kid_subsets=1, kid_subset_size=20, kid_degree=3, kid_gamma=None, kid_coef0=1, rng_seed=0, verbose=False)
-    wanted = module("kid").kid_features_to_metric(found["made"][0].double(), found["true"][0].double(), **options)
+    options = dict(
+        kid_subsets=1,
+        kid_subset_size=20,
+        kid_degree=3,
+        kid_gamma=None,
+        kid_coef0=1,
+        rng_seed=0,
+        verbose=False,
+    )
+    wanted = module("kid").kid_features_to_metric(
+        found["made"][0].double(), found["true"][0].double(), **options
+    )
     assert row["kid"]["mean"] == pytest.approx(wanted["kernel_inception_distance_mean"], rel=1e-3)
-    wanted = module("isc").isc_features_to_metric(found["made"][1], splits=1, shuffle=False)["inception_score_mean"]
+    wanted = module("isc").isc_features_to_metric(found["made"][1], splits=1, shuffle=False)[
+        "inception_score_mean"
+    ]
     assert row["inception score"]["mean"] == pytest.approx(wanted, rel=1e-4) and wanted > 1.01
 
 

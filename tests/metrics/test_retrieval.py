@@ -39,13 +39,21 @@ def test_against_trec_eval(view, images):
         seen = np.flatnonzero(allowed[q])
         judged[str(q)] = {str(g): int(same[q, g]) for g in seen}
         run[str(q)] = {str(g): float(cosines[q, g]) for g in seen}
-    wanted = pytrec_eval.RelevanceEvaluator(judged, {"success.1,3,5,10", "map_cut.1,3,5,10", "recip_rank", "num_rel"}).evaluate(run)
+    wanted = pytrec_eval.RelevanceEvaluator(
+        judged, {"success.1,3,5,10", "map_cut.1,3,5,10", "recip_rank", "num_rel"}
+    ).evaluate(run)
     column = lambda name: np.array([wanted[str(q)][name] for q in range(len(cosines))])
     for k in KS:
         np.testing.assert_allclose(got[f"recall@{k}"], column(f"success_{k}"), atol=1e-6)
         relevant = column("num_rel")
-        np.testing.assert_allclose(got[f"map@{k}"], column(f"map_cut_{k}") * relevant / np.minimum(relevant, k), atol=1e-6)
-        np.testing.assert_allclose(got[f"mrr@{k}"], np.where(column("recip_rank") >= 1 / k - 1e-9, column("recip_rank"), 0), atol=1e-6)
+        np.testing.assert_allclose(
+            got[f"map@{k}"], column(f"map_cut_{k}") * relevant / np.minimum(relevant, k), atol=1e-6
+        )
+        np.testing.assert_allclose(
+            got[f"mrr@{k}"],
+            np.where(column("recip_rank") >= 1 / k - 1e-9, column("recip_rank"), 0),
+            atol=1e-6,
+        )
     assert 0.05 < got["recall@1"].mean() < 0.95
     curve = retrieval.match_curve(retrieval.ranked(cosines, same, allowed))
     assert curve[4] == pytest.approx(got["recall@5"].mean()) and curve[-1] == 1.0
@@ -67,7 +75,9 @@ def test_a_perfect_and_a_partly_tied_list():
     np.testing.assert_array_equal(hits, [[True, True, False, False]])
     tied = retrieval.ranked(np.array([[0.9, 0.9, 0.2, 0.8]]), same, allowed)
     np.testing.assert_array_equal(tied, [[False, True, True, False]])
-    unseen = retrieval.ranked(np.array([[0.9, 0.99, 0.2, 0.8]]), same, np.array([[True, False, True, True]]))
+    unseen = retrieval.ranked(
+        np.array([[0.9, 0.99, 0.2, 0.8]]), same, np.array([[True, False, True, True]])
+    )
     np.testing.assert_array_equal(unseen, [[True, True, False, False]])
 
 
@@ -94,4 +104,6 @@ def test_what_can_not_be_scored():
         retrieval.at_k(retrieval.ranked(cosines, same, allowed), allowed, (1, 25))
     alone = [0, 1, 2, 3]
     with pytest.raises(InputError, match="the query's subject alone"):
-        retrieval.separation(cosines[np.ix_(alone, alone)], same[np.ix_(alone, alone)], allowed[np.ix_(alone, alone)])
+        retrieval.separation(
+            cosines[np.ix_(alone, alone)], same[np.ix_(alone, alone)], allowed[np.ix_(alone, alone)]
+        )

@@ -23,7 +23,9 @@ def network_with(make, *files):
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     for path, prefix in files:
         with pretrained.open_weights(path) as tensors:
-            own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            own = {
+                key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)
+            }
             some, own = pretrained.pick(shapes, own)
             params |= pretrained.load(some, own, dict.fromkeys(some, here), path.name)
     return network, params
@@ -32,7 +34,8 @@ def network_with(make, *files):
 def test_mobilefacenet_embeds_as_its_original(shared_data):
     golden = np.load(shared_data / "weights" / "mobilefacenet_golden.npz")
     network, params = network_with(
-        lambda rngs: EMBEDDERS["mobilefacenet"](rngs=rngs), (shared_data / "weights" / "mobilefacenet_arcface.safetensors", "")
+        lambda rngs: EMBEDDERS["mobilefacenet"](rngs=rngs),
+        (shared_data / "weights" / "mobilefacenet_arcface.safetensors", ""),
     )
     faces = golden["images_uint8"].astype(np.float32) / 127.5 - 1.0
     got = np.asarray(jax.jit(lambda p, x: network.bind(p)(x))(params, faces))
@@ -64,14 +67,21 @@ def test_lpips_takes_the_published_heads(shared_data, trunk):
 @pytest.mark.parametrize(("name", "published"), [("iresnet50", 43.59e6), ("iresnet100", 65.16e6)])
 def test_iresnets_have_the_published_size(name, published):
     shapes = Network(lambda rngs: EMBEDDERS[name](rngs=rngs)).shapes()
-    learned = sum(np.prod(shape) for path, shape in shapes.items() if not path.endswith((".mean", ".var")))
+    learned = sum(
+        np.prod(shape) for path, shape in shapes.items() if not path.endswith((".mean", ".var"))
+    )
     assert learned == pytest.approx(published, abs=5e3)
 
 
-@pytest.mark.parametrize(("trunk", "published"), [("vgg", 14_714_688), ("alex", 2_469_696), ("squeeze", 722_496)])
+@pytest.mark.parametrize(
+    ("trunk", "published"), [("vgg", 14_714_688), ("alex", 2_469_696), ("squeeze", 722_496)]
+)
 def test_trunks_have_torchvisions_size(trunk, published):
     shapes = Network(lambda rngs: LPIPS(trunk, rngs=rngs)).shapes()
-    assert sum(np.prod(shape) for path, shape in shapes.items() if path.startswith("features")) == published
+    assert (
+        sum(np.prod(shape) for path, shape in shapes.items() if path.startswith("features"))
+        == published
+    )
 
 
 def torch_trunk(name):
@@ -79,11 +89,40 @@ def torch_trunk(name):
     relu, layers = lambda: nn.ReLU(), []
     if name == "vgg":
         channels = 3
-        for width in [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512]:
-            layers += [nn.MaxPool2d(2, 2)] if width == "M" else [nn.Conv2d(channels, width, 3, padding=1), relu()]
+        for width in [
+            64,
+            64,
+            "M",
+            128,
+            128,
+            "M",
+            256,
+            256,
+            256,
+            "M",
+            512,
+            512,
+            512,
+            "M",
+            512,
+            512,
+            512,
+        ]:
+            layers += (
+                [nn.MaxPool2d(2, 2)]
+                if width == "M"
+                else [nn.Conv2d(channels, width, 3, padding=1), relu()]
+            )
             channels = channels if width == "M" else width
         return nn.Sequential(*layers), (3, 8, 15, 22, 29)
-    layers = [nn.Conv2d(3, 64, 11, 4, 2), relu(), nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), relu(), nn.MaxPool2d(3, 2)]
+    layers = [
+        nn.Conv2d(3, 64, 11, 4, 2),
+        relu(),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(64, 192, 5, padding=2),
+        relu(),
+        nn.MaxPool2d(3, 2),
+    ]
     layers += [
         nn.Conv2d(192, 384, 3, padding=1),
         relu(),
@@ -95,15 +134,27 @@ def torch_trunk(name):
     return nn.Sequential(*layers), (1, 4, 7, 9, 11)
 
 
-@pytest.mark.parametrize(("trunk", "size"), [("vgg", (67, 75)), ("vgg", (16, 19)), ("alex", (67, 75)), ("alex", (38, 31))])
+@pytest.mark.parametrize(
+    ("trunk", "size"),
+    [("vgg", (67, 75)), ("vgg", (16, 19)), ("alex", (67, 75)), ("alex", (38, 31))],
+)
 def test_lpips_is_torchs(trunk, size):
     torch.manual_seed(0)
     layers, taps = torch_trunk(trunk)
     network = Network(lambda rngs: LPIPS(trunk, rngs=rngs))
-    rng, state = np.random.default_rng(0), {f"features.{k}": v.numpy() for k, v in layers.state_dict().items()}
-    heads = {torch_key(p): rng.uniform(0, 1, (1, shape[2], 1, 1)).astype(np.float32) for p, shape in network.shapes().items() if "lin" in p}
+    rng, state = (
+        np.random.default_rng(0),
+        {f"features.{k}": v.numpy() for k, v in layers.state_dict().items()},
+    )
+    heads = {
+        torch_key(p): rng.uniform(0, 1, (1, shape[2], 1, 1)).astype(np.float32)
+        for p, shape in network.shapes().items()
+        if "lin" in p
+    }
     params = {path: from_torch(path, (state | heads)[torch_key(path)]) for path in network.shapes()}
-    a, b = (rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32) for _ in range(2))  # odd sides: pooling must cut alike
+    a, b = (
+        rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32) for _ in range(2)
+    )  # odd sides: pooling must cut alike
 
     def describe(picture):
         shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
@@ -116,8 +167,13 @@ def test_lpips_is_torchs(trunk, size):
 
     with torch.no_grad():
         parts = zip(describe(a), describe(b), sorted(heads), strict=True)
-        wanted = sum((((x - y) ** 2) * torch.from_numpy(heads[key])).sum(1).mean((1, 2)) for x, y, key in parts).numpy()
-    np.testing.assert_allclose(jax.jit(lambda p, a, b: network.bind(p)(a, b))(params, a, b), wanted, rtol=1e-4)
+        wanted = sum(
+            (((x - y) ** 2) * torch.from_numpy(heads[key])).sum(1).mean((1, 2))
+            for x, y, key in parts
+        ).numpy()
+    np.testing.assert_allclose(
+        jax.jit(lambda p, a, b: network.bind(p)(a, b))(params, a, b), wanted, rtol=1e-4
+    )
 
 
 def test_lpips_needs_as_much_as_torch():
@@ -129,10 +185,15 @@ def test_lpips_needs_as_much_as_torch():
         np.testing.assert_array_equal(got, wanted.permute(0, 2, 3, 1))
     for trunk, side in LEAST_SIDES.items():
         network = Network(lambda rngs, trunk=trunk: LPIPS(trunk, rngs=rngs))
-        params = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in network.shapes().items()}
+        params = {
+            path: jax.ShapeDtypeStruct(shape, jnp.float32)
+            for path, shape in network.shapes().items()
+        }
         picture = lambda side: jax.ShapeDtypeStruct((1, side, side + 9, 3), jnp.float32)
         describe = lambda params, x: network.bind(params).describe(x)  # noqa: B023
-        assert all(np.prod(tap.shape) > 0 for tap in jax.eval_shape(describe, params, picture(side)))
+        assert all(
+            np.prod(tap.shape) > 0 for tap in jax.eval_shape(describe, params, picture(side))
+        )
         words = f"trunk {trunk} needs pictures of at least {side} x {side} pixels, not {side - 1} x {side + 8}"
         with pytest.raises(InputError, match=words):
             jax.eval_shape(describe, params, picture(side - 1))
@@ -150,6 +211,8 @@ def test_iresnet_is_torchs():
         wanted = model(torch.from_numpy(face).permute(0, 3, 1, 2)).numpy()
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     network = Network(lambda rngs: EMBEDDERS["iresnet50"](rngs=rngs))
-    params = {path: jnp.asarray(from_torch(path, state[torch_key(path)])) for path in network.shapes()}
+    params = {
+        path: jnp.asarray(from_torch(path, state[torch_key(path)])) for path in network.shapes()
+    }
     got = jax.jit(lambda p, x: network.bind(p)(x))(params, face)
     assert np.linalg.norm(got - wanted) < 1e-4 * np.linalg.norm(wanted - wanted.mean(0))

@@ -11,10 +11,21 @@ from cranio_jax.models.layers import Conv, attend, cudnn_takes
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("stride,padding", [(1, ((1, 1), (1, 1))), (2, ((0, 1), (0, 1))), (2, ((0, 0), (0, 0))), (1, ((0, 0), (0, 0)))])
+@pytest.mark.parametrize(
+    "stride,padding",
+    [(1, ((1, 1), (1, 1))), (2, ((0, 1), (0, 1))), (2, ((0, 0), (0, 0))), (1, ((0, 0), (0, 0)))],
+)
 @pytest.mark.parametrize("side,use_bias", [((3, 4), True), ((3, 4), False), ((8, 8), True)])
 def test_convolution_is_the_librarys(kernel, stride, padding, side, use_bias):
-    make = lambda kind: kind(5, 40, (kernel, kernel), strides=stride, padding=padding, use_bias=use_bias, rngs=nnx.Rngs(0))
+    make = lambda kind: kind(
+        5,
+        40,
+        (kernel, kernel),
+        strides=stride,
+        padding=padding,
+        use_bias=use_bias,
+        rngs=nnx.Rngs(0),
+    )
     ours, theirs = make(Conv), make(nnx.Conv)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, *side, 5)), jnp.float32)
 
@@ -52,7 +63,12 @@ def test_cudnn_is_asked_for_what_it_takes_alone(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [Device])
     assert cudnn_takes(query(40, jnp.bfloat16)) and cudnn_takes(query(80, jnp.float16))
-    others = query(64, jnp.float32), query(160, jnp.bfloat16), query(44, jnp.bfloat16), jnp.zeros((1, 5, 2, 40), jnp.bfloat16)
+    others = (
+        query(64, jnp.float32),
+        query(160, jnp.bfloat16),
+        query(44, jnp.bfloat16),
+        jnp.zeros((1, 5, 2, 40), jnp.bfloat16),
+    )
     assert not any(cudnn_takes(q) for q in others)
 
 
@@ -60,7 +76,9 @@ def test_cudnn_is_asked_for_what_it_takes_alone(monkeypatch):
 def test_cudnn_is_given_even_lengths(monkeypatch, tokens):
     """Of an odd one it takes no gradient; what is added is not seen."""
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.standard_normal((2, n, 2, 8)), jnp.float32) for n in (16, tokens, tokens))
+    q, k, v = (
+        jnp.asarray(rng.standard_normal((2, n, 2, 8)), jnp.float32) for n in (16, tokens, tokens)
+    )
     total = lambda q, k, v: (attend(q, k, v) * jnp.sin(jnp.arange(q.size).reshape(q.shape))).sum()
     wanted = jax.grad(total, argnums=(0, 1, 2))(q, k, v)
     theirs, given = jax.nn.dot_product_attention, []

@@ -20,10 +20,16 @@ def to_jax(model: nnx.Module, reference: torch.nn.Module) -> None:
     flat = nnx.to_flat_state(state)
     values = []
     for path, param in flat:
-        leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}[path[-1]]
+        leaf = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}[
+            path[-1]
+        ]
         value = keys.pop(".".join(map(str, (*path[:-1], leaf)))).float().numpy()
         if path[-1] == "kernel":
-            value = value.transpose(2, 3, 1, 0) if param.get_value().ndim == 4 else value.T.reshape(param.get_value().shape)
+            value = (
+                value.transpose(2, 3, 1, 0)
+                if param.get_value().ndim == 4
+                else value.T.reshape(param.get_value().shape)
+            )
         assert value.shape == param.get_value().shape, path
         values.append((path, param.replace(jnp.asarray(value))))
     assert not keys, f"left over: {sorted(keys)}"
@@ -57,7 +63,9 @@ def nhwc(x):
     return np.moveaxis(x.detach().numpy(), 1, -1)
 
 
-SMALL = dict(block_out_channels=(16, 32), norm_num_groups=8, cross_attention_dim=12, layers_per_block=2)
+SMALL = dict(
+    block_out_channels=(16, 32), norm_num_groups=8, cross_attention_dim=12, layers_per_block=2
+)
 VARIANTS = {
     "sd15": dict(attention_head_dim=4, use_linear_projection=False),
     "sd21": dict(attention_head_dim=(2, 4), use_linear_projection=True),
@@ -71,9 +79,15 @@ UP = dict(up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
 def test_unet_with_controlnet(variant, size):
     settings = SMALL | VARIANTS[variant] | DOWN
     unet_ref = randomise(diffusers.UNet2DConditionModel(**settings, **UP))
-    control_ref = randomise(diffusers.ControlNetModel(**settings, conditioning_embedding_out_channels=(4, 8)))
-    unet = models.UNet2DConditionModel(models.UNet2DConditionConfig.from_mapping(config_of(unet_ref)), rngs=nnx.Rngs(0))
-    control = models.ControlNetModel(models.ControlNetConfig.from_mapping(config_of(control_ref)), rngs=nnx.Rngs(0))
+    control_ref = randomise(
+        diffusers.ControlNetModel(**settings, conditioning_embedding_out_channels=(4, 8))
+    )
+    unet = models.UNet2DConditionModel(
+        models.UNet2DConditionConfig.from_mapping(config_of(unet_ref)), rngs=nnx.Rngs(0)
+    )
+    control = models.ControlNetModel(
+        models.ControlNetConfig.from_mapping(config_of(control_ref)), rngs=nnx.Rngs(0)
+    )
     to_jax(unet, unet_ref)
     to_jax(control, control_ref)
     rng = np.random.default_rng(0)
@@ -115,7 +129,9 @@ def test_autoencoder():
             down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         )
     )  # fmt: skip
-    model = models.AutoencoderKL(models.AutoencoderKLConfig.from_mapping(config_of(reference)), rngs=nnx.Rngs(0))
+    model = models.AutoencoderKL(
+        models.AutoencoderKLConfig.from_mapping(config_of(reference)), rngs=nnx.Rngs(0)
+    )
     to_jax(model, reference)
     picture = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     with torch.no_grad():
@@ -137,7 +153,9 @@ def test_text_encoder(act):
         hidden_act=act, bos_token_id=0, eos_token_id=59, pad_token_id=1,
     )  # fmt: skip
     reference = randomise(transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings)))
-    model = models.CLIPTextModel(models.CLIPTextConfig.from_mapping(reference.config.to_dict()), rngs=nnx.Rngs(0))
+    model = models.CLIPTextModel(
+        models.CLIPTextConfig.from_mapping(reference.config.to_dict()), rngs=nnx.Rngs(0)
+    )
     to_jax(model, reference)
     ids = np.random.default_rng(0).integers(0, 60, (2, 9))
     with torch.no_grad():
@@ -153,16 +171,23 @@ def test_unimplemented_field_is_named():
 
 
 def test_new_controlnet_has_no_effect():
-    config = models.ControlNetConfig(**SMALL, **DOWN, **UP, attention_head_dim=4, conditioning_embedding_out_channels=(4, 8))
+    config = models.ControlNetConfig(
+        **SMALL, **DOWN, **UP, attention_head_dim=4, conditioning_embedding_out_channels=(4, 8)
+    )
     control = models.ControlNetModel(config, rngs=nnx.Rngs(0))
-    down, middle = control(jnp.ones((1, 8, 8, 4)), jnp.zeros(1), jnp.ones((1, 3, 12)), jnp.ones((1, 16, 16, 3)))
+    down, middle = control(
+        jnp.ones((1, 8, 8, 4)), jnp.zeros(1), jnp.ones((1, 3, 12)), jnp.ones((1, 16, 16, 3))
+    )
     assert all(float(jnp.abs(r).max()) == 0.0 for r in [*down, middle])
 
 
 def test_tiny_decoder(tmp_path):
     reference = randomise(
         diffusers.AutoencoderTiny(
-            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(2, 1)
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(2, 1),
         )
     )
     reference.save_pretrained(tmp_path / "taesd")

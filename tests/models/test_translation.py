@@ -26,7 +26,13 @@ def loaded(network, model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "net.pth")
     shapes = network.shapes()
     with pretrained.open_weights(tmp_path / "net.pth") as tensors:
-        return pretrained.load(shapes, tensors, dict.fromkeys(shapes, sharding.replicated(sharding.make_mesh())), "net.pth", jnp.float32)
+        return pretrained.load(
+            shapes,
+            tensors,
+            dict.fromkeys(shapes, sharding.replicated(sharding.make_mesh())),
+            "net.pth",
+            jnp.float32,
+        )
 
 
 def drawn(model):
@@ -42,9 +48,17 @@ def drawn(model):
 
 CASES = {
     "unet, batch": (lambda rngs: UnetGenerator(6, 8, rngs=rngs), lambda: TorchUnet(6, 8), 64),
-    "unet, instance": (lambda rngs: UnetGenerator(5, 8, "instance", rngs=rngs), lambda: TorchUnet(5, 8, "instance"), 64),
+    "unet, instance": (
+        lambda rngs: UnetGenerator(5, 8, "instance", rngs=rngs),
+        lambda: TorchUnet(5, 8, "instance"),
+        64,
+    ),
     "resnet": (lambda rngs: ResnetGenerator(2, 8, rngs=rngs), lambda: TorchResnet(2, 8), 32),
-    "resnet, batch": (lambda rngs: ResnetGenerator(1, 8, "batch", rngs=rngs), lambda: TorchResnet(1, 8, "batch"), 20),
+    "resnet, batch": (
+        lambda rngs: ResnetGenerator(1, 8, "batch", rngs=rngs),
+        lambda: TorchResnet(1, 8, "batch"),
+        20,
+    ),
     "resnet, antialiased": (
         lambda rngs: ResnetGenerator(2, 8, antialias=True, rngs=rngs),
         lambda: TorchResnet(2, 8, antialias=True),
@@ -84,29 +98,51 @@ def test_forward(case, tmp_path):
 
 def test_published_layouts():
     """The counts that the authors' programs print, and the field that the discriminator is called by."""
-    count = lambda network: sum(np.prod(shape) for path, shape in network.shapes().items() if not is_statistic(path))
-    unet, patches = Network(lambda rngs: UnetGenerator(8, rngs=rngs)), Network(lambda rngs: NLayerDiscriminator(6, rngs=rngs))
+    count = lambda network: sum(
+        np.prod(shape) for path, shape in network.shapes().items() if not is_statistic(path)
+    )
+    unet, patches = (
+        Network(lambda rngs: UnetGenerator(8, rngs=rngs)),
+        Network(lambda rngs: NLayerDiscriminator(6, rngs=rngs)),
+    )
     resnet = Network(lambda rngs: ResnetGenerator(9, rngs=rngs))
     alone = Network(lambda rngs: NLayerDiscriminator(3, norm="instance", rngs=rngs))
     sampler = Network(lambda rngs: PatchSampler((3, 128, 256, 256, 256), rngs=rngs))
     counts = [round(count(network) / 1e6, 3) for network in (unet, patches, resnet, alone, sampler)]
     assert counts == [54.414, 2.769, 11.378, 2.765, 0.56]
-    for network, model in ((unet, TorchUnet(8)), (patches, TorchPatches(6)), (resnet, TorchResnet(9))):
+    for network, model in (
+        (unet, TorchUnet(8)),
+        (patches, TorchPatches(6)),
+        (resnet, TorchResnet(9)),
+    ):
         buffers = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
         assert {torch_key(path) for path in network.shapes()} == buffers
-    assert receptive_field(3) == 70 and [levels_of(size) for size in (64, 128, 256, 512)] == [6, 7, 8, 8]
+    assert receptive_field(3) == 70 and [levels_of(size) for size in (64, 128, 256, 512)] == [
+        6,
+        7,
+        8,
+        8,
+    ]
     with pytest.raises(ValueError, match="not a multiple"):
         levels_of(100)
 
 
-@pytest.mark.parametrize("kernel,extra,height,width,count", [(4, 0, 1, 1, 2), (4, 0, 5, 3, 2), (3, 1, 6, 4, 9)])
+@pytest.mark.parametrize(
+    "kernel,extra,height,width,count", [(4, 0, 1, 1, 2), (4, 0, 5, 3, 2), (3, 1, 6, 4, 9)]
+)
 def test_transposed_convolution(kernel, extra, height, width, count):
     """Values and gradients, of a picture of one pixel too."""
     layer = Network(lambda rngs: ConvTranspose(5, 7, kernel, use_bias=True, rngs=rngs))
     reference = torch.nn.ConvTranspose2d(5, 7, kernel, 2, 1, output_padding=extra)
-    params = {"kernel": jnp.asarray(reference.weight.detach().numpy().transpose(2, 3, 1, 0)), "bias": jnp.asarray(reference.bias.detach())}
+    params = {
+        "kernel": jnp.asarray(reference.weight.detach().numpy().transpose(2, 3, 1, 0)),
+        "bias": jnp.asarray(reference.bias.detach()),
+    }
     rng = np.random.default_rng(0)
-    x, slope = rng.standard_normal((count, height, width, 5)), rng.standard_normal((count, 2 * height, 2 * width, 7))
+    x, slope = (
+        rng.standard_normal((count, height, width, 5)),
+        rng.standard_normal((count, 2 * height, 2 * width, 7)),
+    )
     x, slope = x.astype(np.float32), slope.astype(np.float32)
     moved = torch.from_numpy(x.transpose(0, 3, 1, 2)).requires_grad_()
     wanted = reference(moved)
@@ -115,7 +151,9 @@ def test_transposed_convolution(kernel, extra, height, width, count):
     np.testing.assert_allclose(got, wanted.detach().numpy().transpose(0, 2, 3, 1), atol=1e-5)
     slopes, back = backward(jnp.asarray(slope))
     np.testing.assert_allclose(back, moved.grad.numpy().transpose(0, 2, 3, 1), atol=1e-4)
-    np.testing.assert_allclose(slopes["kernel"], reference.weight.grad.numpy().transpose(2, 3, 1, 0), atol=1e-4)
+    np.testing.assert_allclose(
+        slopes["kernel"], reference.weight.grad.numpy().transpose(2, 3, 1, 0), atol=1e-4
+    )
 
 
 def test_fresh_weights_are_drawn_as_the_authors_draw_them():
@@ -123,5 +161,7 @@ def test_fresh_weights_are_drawn_as_the_authors_draw_them():
     kernels = np.concatenate([np.ravel(p) for path, p in params.items() if path.endswith("kernel")])
     scales = np.concatenate([np.ravel(p) for path, p in params.items() if path.endswith("scale")])
     assert abs(kernels.mean()) < 1e-4 and kernels.std() == pytest.approx(0.02, rel=1e-2)
-    assert scales.mean() == pytest.approx(1.0, abs=3e-3) and scales.std() == pytest.approx(0.02, rel=0.1)
+    assert scales.mean() == pytest.approx(1.0, abs=3e-3) and scales.std() == pytest.approx(
+        0.02, rel=0.1
+    )
     assert all(not np.any(p) for path, p in params.items() if path.endswith("bias"))

@@ -11,8 +11,16 @@ WIDTH = 32
 # What sets the families apart: heads by count or by size, convolutions or linear layers, gelu, velocity.
 FAMILIES = {
     "1.5": (dict(attention_head_dim=8), "quick_gelu", dict(set_alpha_to_one=False)),
-    "2.1-base": (dict(attention_head_dim=(2, 4), use_linear_projection=True), "gelu", dict(set_alpha_to_one=False)),
-    "2.1-v": (dict(attention_head_dim=(2, 4), use_linear_projection=True), "gelu", dict(prediction_type="v_prediction")),
+    "2.1-base": (
+        dict(attention_head_dim=(2, 4), use_linear_projection=True),
+        "gelu",
+        dict(set_alpha_to_one=False),
+    ),
+    "2.1-v": (
+        dict(attention_head_dim=(2, 4), use_linear_projection=True),
+        "gelu",
+        dict(prediction_type="v_prediction"),
+    ),
 }
 
 
@@ -31,10 +39,18 @@ def tokenizer(folder):
     """CLIP's kind of tokenizer over single letters and one merge."""
     folder.mkdir(parents=True)
     letters = [chr(c) for c in range(33, 127)]
-    words = [*letters, *(letter + "</w>" for letter in letters), "an", "<|startoftext|>", "<|endoftext|>"]
+    words = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        "an",
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     (folder / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\na n\n")
-    return transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    return transformers.CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77
+    )
 
 
 def write_pipeline(folder, family, control=True):
@@ -67,8 +83,12 @@ def write_pipeline(folder, family, control=True):
         feature_extractor=None,
     )  # fmt: skip
     if control:
-        parts["controlnet"] = randomise(diffusers.ControlNetModel(**shared, conditioning_embedding_out_channels=(4, 8)))
-        pipeline = diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+        parts["controlnet"] = randomise(
+            diffusers.ControlNetModel(**shared, conditioning_embedding_out_channels=(4, 8))
+        )
+        pipeline = diffusers.StableDiffusionControlNetPipeline(
+            **parts, requires_safety_checker=False
+        )
     else:
         pipeline = diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipeline.save_pretrained(folder)
@@ -100,7 +120,14 @@ def settings():
         c.pretrained.model = str(folder)
         c.data.settings.size = 16
         c.prompt.update(tokenizer="pretrained", length=77)
-        c.method.update(name="cranio_diff", trained=("controlnet",), codec="vae", prompt_dropout=0.0, loss_weight="none", min_snr_gamma=5.0)
+        c.method.update(
+            name="cranio_diff",
+            trained=("controlnet",),
+            codec="vae",
+            prompt_dropout=0.0,
+            loss_weight="none",
+            min_snr_gamma=5.0,
+        )
         c.method.controlnet = dict(conditioning_embedding_out_channels=(4, 8))
         c.sampling.spacing = "leading"
         c.update(changes)

@@ -45,10 +45,19 @@ def trained(published, records, tmp_path_factory):
     c.pretrained.model = str(published)
     c.prompt.update(tokenizer="pretrained", length=77)
     c.method = common.get_config().method
-    c.method.update(name="cranio_diff", trained=("controlnet",), codec="vae", prompt_dropout=0.1, loss_weight="none", min_snr_gamma=5.0)
+    c.method.update(
+        name="cranio_diff",
+        trained=("controlnet",),
+        codec="vae",
+        prompt_dropout=0.1,
+        loss_weight="none",
+        min_snr_gamma=5.0,
+    )
     c.method.scheduler = dict(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     c.sampling.update(num_steps=5, clip=0.0, guidance_scale=3.0)
-    c.train.update(num_steps=2, checkpoint_every=0, learning_rate=1e-3, warmup_steps=0, schedule="constant")
+    c.train.update(
+        num_steps=2, checkpoint_every=0, learning_rate=1e-3, warmup_steps=0, schedule="constant"
+    )
     workdir = tmp_path_factory.mktemp("trained")
     return c, workdir, train.train(c, workdir)
 
@@ -70,11 +79,15 @@ def exported(trained):
 def test_diffusers_opens_it_and_finds_every_bit(trained, exported, pipelines, weights):
     _, _, state = trained
     folder = exported(weights)
-    pipeline, info = diffusers.ControlNetModel.from_pretrained(folder / "controlnet", output_loading_info=True)
+    pipeline, info = diffusers.ControlNetModel.from_pretrained(
+        folder / "controlnet", output_loading_info=True
+    )
     assert not any(info.values()), info
     params = state["ema" if weights == "ema" else "params"]["controlnet"]
     found, before = pipeline.state_dict(), pipelines("2.1-v")[1].controlnet.state_dict()
-    assert {torch_key(path): torch_shape(path, p.shape) for path, p in params.items()} == {k: tuple(v.shape) for k, v in found.items()}
+    assert {torch_key(path): torch_shape(path, p.shape) for path, p in params.items()} == {
+        k: tuple(v.shape) for k, v in found.items()
+    }
     for path, p in params.items():
         value = found[torch_key(path)].numpy()
         axes = (-1, -2, *range(p.ndim - 2)) if path.endswith("kernel") else range(p.ndim)
@@ -93,10 +106,16 @@ def test_whole_pipeline_and_card(trained, exported, pipelines):
         ours, theirs = getattr(pipeline, part).state_dict(), getattr(reference, part).state_dict()
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    images = pipeline("a man", torch.rand(1, 3, 32, 32), num_inference_steps=2, output_type="np").images
+    images = pipeline(
+        "a man", torch.rand(1, 3, 32, 32), num_inference_steps=2, output_type="np"
+    ).images
     assert images.shape == (1, 32, 32, 3) and np.isfinite(images).all()
     card = (folder / "README.md").read_text()
-    assert "sd-2.1-v; trained: controlnet" in card and "step 2 of 2" in card and str(workdir) not in card
+    assert (
+        "sd-2.1-v; trained: controlnet" in card
+        and "step 2 of 2" in card
+        and str(workdir) not in card
+    )
     config.export.update(weights="ema", dtype="float32")
     with pytest.raises(InputError, match="exists; remove it"):
         export(config, workdir)
@@ -111,7 +130,9 @@ def test_diffusers_samples_as_here(trained, exported):
     assert type(pipeline.scheduler) is diffusers.DDIMScheduler
     assert pipeline.scheduler.alphas_cumprod[-1] == 0
     method = make_method(config)
-    frozen = jax.jit(method.init)(jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False))[1]
+    frozen = jax.jit(method.init)(
+        jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False)
+    )[1]
     xray = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 1), dtype=np.uint8)
     key, ids = jax.random.key(3), np.array([7], np.uint32)
     batch = {"xray": xray, "id_hash": ids, "prompt_ids": make_tokenizer(config)(["a man"])}
@@ -150,9 +171,13 @@ def test_each_sampler_has_its_class(trained, sampler, spacing):
 def test_half_precision(trained):
     config, workdir, state = trained
     config.export.update(weights="ema", dtype="float16")
-    tensors = safetensors.numpy.load_file(export(config, workdir) / "controlnet" / "diffusion_pytorch_model.safetensors")
+    tensors = safetensors.numpy.load_file(
+        export(config, workdir) / "controlnet" / "diffusion_pytorch_model.safetensors"
+    )
     assert {t.dtype for t in tensors.values()} == {np.dtype(np.float16)}
-    np.testing.assert_array_equal(tensors["conv_in.bias"], np.asarray(state["ema"]["controlnet"]["conv_in.bias"], np.float16))
+    np.testing.assert_array_equal(
+        tensors["conv_in.bias"], np.asarray(state["ema"]["controlnet"]["conv_in.bias"], np.float16)
+    )
 
 
 def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
@@ -165,14 +190,24 @@ def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
     c.pretrained.model = str(folder)
     c.prompt.update(tokenizer="pretrained", length=77)
     c.method = common.get_config().method
-    c.method.update(name="cranio_diff", trained=("controlnet", "unet_lora"), codec="vae", loss_weight="none", min_snr_gamma=5.0)
+    c.method.update(
+        name="cranio_diff",
+        trained=("controlnet", "unet_lora"),
+        codec="vae",
+        loss_weight="none",
+        min_snr_gamma=5.0,
+    )
     c.method.update(prompt_dropout=0.0, lora_rank=3)
     c.method.learning_rates.unet_lora = 0.1  # so that two steps show
-    c.train.update(num_steps=2, checkpoint_every=0, learning_rate=1e-3, warmup_steps=0, schedule="constant")
+    c.train.update(
+        num_steps=2, checkpoint_every=0, learning_rate=1e-3, warmup_steps=0, schedule="constant"
+    )
     state = train.train(c, tmp_path)
     method = make_method(c)
     additions = jax.device_get(state["ema"]["unet_lora"])
-    assert len(additions) == 2 * 4 * sum(type(m).__name__ == "Attention" for m in reference.unet.modules())
+    assert len(additions) == 2 * 4 * sum(
+        type(m).__name__ == "Attention" for m in reference.unet.modules()
+    )
 
     exported = export(c, tmp_path)
     tensors = safetensors.numpy.load_file(exported / "pytorch_lora_weights.safetensors")
@@ -182,15 +217,27 @@ def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
     assert "load_lora_weights" in (exported / "README.md").read_text()
 
     rng = np.random.default_rng(0)
-    x, words, t = rng.standard_normal((2, 8, 8, 4), np.float32), rng.standard_normal((2, 16, 32), np.float32), 300
+    x, words, t = (
+        rng.standard_normal((2, 8, 8, 4), np.float32),
+        rng.standard_normal((2, 16, 32), np.float32),
+        300,
+    )
     pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(exported)
-    answer = lambda: pipeline.unet(torch.from_numpy(x.transpose(0, 3, 1, 2)), t, torch.from_numpy(words)).sample.detach().numpy()
+    answer = lambda: (
+        pipeline.unet(torch.from_numpy(x.transpose(0, 3, 1, 2)), t, torch.from_numpy(words))
+        .sample.detach()
+        .numpy()
+    )
     plain = answer()
     pipeline.load_lora_weights(exported)
     wanted = answer().transpose(0, 2, 3, 1)
     assert np.linalg.norm(wanted - plain.transpose(0, 2, 3, 1)) > 1e-3 * np.linalg.norm(wanted)
-    frozen = jax.jit(method.init)(jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False))[1]
-    got = method.networks["unet"].bind(frozen["unet"] | additions)(x, np.full(2, t, np.float32), words)
+    frozen = jax.jit(method.init)(
+        jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False)
+    )[1]
+    got = method.networks["unet"].bind(frozen["unet"] | additions)(
+        x, np.full(2, t, np.float32), words
+    )
     assert np.linalg.norm(got - wanted) < 1e-4 * np.linalg.norm(wanted)
 
 

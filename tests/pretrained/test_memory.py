@@ -22,14 +22,24 @@ def anonymous_memory() -> int:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_peak_is_the_parameters_and_the_largest_tensor(tmp_path, dtype):
     tensor = np.ones((WIDTH, WIDTH, 3, 3), np.float32)
-    safetensors.numpy.save_file({f"{i}.weight": tensor for i in range(COUNT)}, tmp_path / "model.safetensors")
+    safetensors.numpy.save_file(
+        {f"{i}.weight": tensor for i in range(COUNT)}, tmp_path / "model.safetensors"
+    )
     largest = tensor.nbytes
     del tensor
     shapes = {f"{i}.kernel": (3, 3, WIDTH, WIDTH) for i in range(COUNT)}
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with pretrained.open_weights(tmp_path) as tensors:  # JAX keeps a copy of the first array that it places, once a process
+    with pretrained.open_weights(
+        tmp_path
+    ) as tensors:  # JAX keeps a copy of the first array that it places, once a process
         only = {"0.kernel": shapes["0.kernel"]}
-        pretrained.load(only, {"0.weight": tensors["0.weight"]}, {"0.kernel": here}, "model", jax.numpy.dtype(dtype))
+        pretrained.load(
+            only,
+            {"0.weight": tensors["0.weight"]},
+            {"0.kernel": here},
+            "model",
+            jax.numpy.dtype(dtype),
+        )
     seen, done = [anonymous_memory()], threading.Event()
 
     def watch():
@@ -40,7 +50,9 @@ def test_peak_is_the_parameters_and_the_largest_tensor(tmp_path, dtype):
     watcher = threading.Thread(target=watch)
     watcher.start()
     with pretrained.open_weights(tmp_path) as tensors:
-        params = pretrained.load(shapes, tensors, dict.fromkeys(shapes, here), "model", jax.numpy.dtype(dtype))
+        params = pretrained.load(
+            shapes, tensors, dict.fromkeys(shapes, here), "model", jax.numpy.dtype(dtype)
+        )
         jax.block_until_ready(params)
     done.set()
     watcher.join()

@@ -23,7 +23,9 @@ from tests.pretrained.conftest import FAMILIES
 def loaded(config):
     """`(method, state, frozen)` as training starts with."""
     method = make_method(config)
-    return method, *method.init(jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False))
+    return method, *method.init(
+        jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False)
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -34,7 +36,11 @@ def test_fifty_steps_with_guidance(pipelines, settings, family):
     prompts = ["portrait of a woman, 45", "portrait of a man, 65"]
     ids, rng, key = np.array([7, 8], np.uint32), np.random.default_rng(0), jax.random.key(3)
     xrays = rng.integers(0, 256, (2, 16, 16, 1), dtype=np.uint8)
-    batch = {"xray": jnp.asarray(xrays), "id_hash": jnp.asarray(ids), "prompt_ids": jnp.asarray(make_tokenizer(config)(prompts))}
+    batch = {
+        "xray": jnp.asarray(xrays),
+        "id_hash": jnp.asarray(ids),
+        "prompt_ids": jnp.asarray(make_tokenizer(config)(prompts)),
+    }
     faces = jax.jit(method.generate)(state["params"], frozen, batch, key)
 
     noise = np.stack([jax.random.normal(jax.random.fold_in(key, i), (8, 8, 4)) for i in ids])
@@ -49,7 +55,8 @@ def test_fifty_steps_with_guidance(pipelines, settings, family):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "trained", "files"), [("cranio_diff", {"controlnet", "unet"}, 3), ("cranio_diff_robust", {"controlnet"}, 1)]
+    ("recipe", "trained", "files"),
+    [("cranio_diff", {"controlnet", "unet"}, 3), ("cranio_diff_robust", {"controlnet"}, 1)],
 )
 def test_recipes_fit_a_published_folder(pipelines, recipe, trained, files, tmp_path):
     config = importlib.import_module(f"configs.{recipe}").get_config()
@@ -62,11 +69,18 @@ def test_recipes_fit_a_published_folder(pipelines, recipe, trained, files, tmp_p
     small = {"network": "iresnet18", "channels": 4, "height": 16, "width": 16}
     params = jax.jit(Network(models.make_embedder(small)).init)(jax.random.key(0))
     save_embedder(tmp_path / "embedder.safetensors", params, small, (0.0, 0.0, 1.0, 1.0), seed=0)
-    config.method.losses.update(trunk_file="vgg16.pth", heads_file="vgg.pth", embedder_file=str(tmp_path / "embedder.safetensors"))
+    config.method.losses.update(
+        trunk_file="vgg16.pth",
+        heads_file="vgg.pth",
+        embedder_file=str(tmp_path / "embedder.safetensors"),
+    )
     method = make_method(config)
     assert set(method.trained) == trained and sum(map(len, method.feature_files.values())) == files
     config.train.batch_size = 16
-    assert config.train.num_steps == {"cranio_diff": 350 * 3600 // 16, "cranio_diff_robust": 30_000}[recipe]
+    assert (
+        config.train.num_steps
+        == {"cranio_diff": 350 * 3600 // 16, "cranio_diff_robust": 30_000}[recipe]
+    )
     config.pretrained.model = ""
     with pytest.raises(InputError, match="'pretrained' with pretrained.model set"):
         make_method(config)
@@ -76,22 +90,43 @@ def test_a_light_decoder_stands_in(pipelines, settings, tmp_path):
     folder, _ = pipelines()
     torch.manual_seed(0)
     tiny = diffusers.AutoencoderTiny(
-        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
     )
     tiny.save_pretrained(tmp_path / "taesd")
     network = Network(lambda rngs: models.LPIPS("squeeze", rngs=rngs))
-    save(tmp_path / "lpips", "features", tensors_of(jax.jit(network.init)(jax.random.key(1))), "float32")
+    save(
+        tmp_path / "lpips",
+        "features",
+        tensors_of(jax.jit(network.init)(jax.random.key(1))),
+        "float32",
+    )
     config = settings(folder)
     config.data.settings.size = 32  # SqueezeNet shrinks much
     file = str(tmp_path / "lpips" / "diffusion_pytorch_model.safetensors")
-    config.method.losses.update(lpips=1.0, trunk="squeeze", trunk_file=file, heads_file=file, gate="none", decoder=str(tmp_path / "taesd"))
+    config.method.losses.update(
+        lpips=1.0,
+        trunk="squeeze",
+        trunk_file=file,
+        heads_file=file,
+        gate="none",
+        decoder=str(tmp_path / "taesd"),
+    )
     method, state, frozen = loaded(config)
     latents = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
     batch = {"face": np.full((2, 32, 32, 3), 90, np.uint8), "frontal": np.ones(2, np.float32)}
     got = method._decoded_terms(state["params"] | frozen, batch, latents, np.array([5, 9]))["lpips"]
     with torch.no_grad():
-        picture = tiny.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2))).sample.permute(0, 2, 3, 1).numpy()
-    wanted = network.bind(frozen["lpips"])(picture, jnp.full((2, 32, 32, 3), 90 / 127.5 - 1.0)).mean()
+        picture = (
+            tiny.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2)))
+            .sample.permute(0, 2, 3, 1)
+            .numpy()
+        )
+    wanted = network.bind(frozen["lpips"])(
+        picture, jnp.full((2, 32, 32, 3), 90 / 127.5 - 1.0)
+    ).mean()
     np.testing.assert_allclose(got, wanted, rtol=1e-4)
 
 
@@ -106,7 +141,9 @@ def test_results_name_the_weights(pipelines, settings):
 def test_tokens_are_the_checkpoints(pipelines, settings):
     folder, reference = pipelines()
     text = ["Portrait of an old man, 65 years", ""]
-    wanted = reference.tokenizer(text, padding="max_length", max_length=77, truncation=True).input_ids
+    wanted = reference.tokenizer(
+        text, padding="max_length", max_length=77, truncation=True
+    ).input_ids
     np.testing.assert_array_equal(make_tokenizer(settings(folder))(text), wanted)
 
 
@@ -125,21 +162,35 @@ def test_gradients_of_the_controlnet(pipelines, settings, family):
         "noise": rng.standard_normal((2, 8, 8, 4), np.float32),
         "drop_prompt": np.zeros(2, bool),
     }
-    gradients, _ = jax.jit(jax.grad(method.loss, has_aux=True))(state["params"], frozen, batch, draws)
+    gradients, _ = jax.jit(jax.grad(method.loss, has_aux=True))(
+        state["params"], frozen, batch, draws
+    )
 
     turned = lambda x: torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
     steps, noise = torch.from_numpy(draws["timesteps"]), turned(draws["noise"])
     with torch.no_grad():
-        posterior = reference.vae.encode(turned(batch["face"].astype(np.float32) / 127.5 - 1.0)).latent_dist
+        posterior = reference.vae.encode(
+            turned(batch["face"].astype(np.float32) / 127.5 - 1.0)
+        ).latent_dist
         latents = posterior.mean * reference.vae.config.scaling_factor
-        context = reference.text_encoder(torch.from_numpy(batch["prompt_ids"]).long()).last_hidden_state
+        context = reference.text_encoder(
+            torch.from_numpy(batch["prompt_ids"]).long()
+        ).last_hidden_state
         noisy = reference.scheduler.add_noise(latents, noise, steps)
         velocity = family.endswith("-v")
         target = reference.scheduler.get_velocity(latents, noise, steps) if velocity else noise
     picture = turned(np.repeat(batch["xray"], 3, -1).astype(np.float32) / 255.0)
     reference.controlnet.zero_grad()
-    down, middle = reference.controlnet(noisy, steps, context, controlnet_cond=picture, return_dict=False)
-    output = reference.unet(noisy, steps, context, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+    down, middle = reference.controlnet(
+        noisy, steps, context, controlnet_cond=picture, return_dict=False
+    )
+    output = reference.unet(
+        noisy,
+        steps,
+        context,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
+    ).sample
     ((output - target) ** 2).mean().backward()
     wanted = {name: p.grad.numpy() for name, p in reference.controlnet.named_parameters()}
     assert len(gradients["controlnet"]) == len(wanted)
