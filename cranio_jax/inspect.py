@@ -352,7 +352,10 @@ def _page(
             (_thumbnail(e.xray(), e.boxes), told(e))
             for e in sorted(painted, key=lambda e: -(e.masked or 0))[:SHOWN]
         ]
-        words = f"{len(painted)} X-rays, the most painted first. Outlined is what was found and painted over; nothing of it must be legible."
+        words = (
+            f"{len(painted)} X-rays, the most painted first. Outlined is what was found and painted "
+            "over; nothing of it must be legible."
+        )
         parts.append(section("Text painted over", words, pictures))
     if suspects:
         pictures = [

@@ -71,7 +71,10 @@ def oriented(scan: Scan, orientation: str) -> Scan:
     return scan._replace(affine=affine_of(orientation, spacing), remarks=remarks, missing="")
 
 
-DEFAULT = "states identity directions and an origin of 0, as programs write that know neither: check that left and right, front and back are true"
+DEFAULT = (
+    "states identity directions and an origin of 0, as programs write that know neither: "
+    "check that left and right, front and back are true"
+)
 
 
 def affine_of(orientation: str, spacing: Array) -> Float[Array, "4 4"]:
