@@ -156,8 +156,8 @@ class Mirror:
                 return
             part.unlink()
         raise InputError(
-            f"{self.remote / name}: has changed while it was copied. Start again when nobody writes "
-            "to the folder."
+            f"{self.remote / name}: has changed while it was copied. Start again when nobody "
+            "writes to the folder."
         )
 
     def _block(self, name: str, start: int, size: int) -> bytes:
