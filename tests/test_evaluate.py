@@ -149,7 +149,7 @@ def test_the_judge_is_not_the_teacher(config, weights):  # noqa: F811
 def test_validation_while_training(config, weights, tmp_path):  # noqa: F811
     config.data.validation_subjects = 3
     config.validation.update(every=2, num_steps=1, examples=9)
-    config.evaluate.weights = f"{weights}/*.safetensors"
+    config.evaluate.update(weights=f"{weights}/*.safetensors", kernel_subset=50)
     config.train.num_steps = 4
     train.train(config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
