@@ -12,7 +12,7 @@ from cranio_jax.diffusion.schedules import WEIGHTS
 from cranio_jax.errors import InputError
 from cranio_jax.export import check_export
 from cranio_jax.identity import protocols
-from cranio_jax.methods import make_method
+from cranio_jax.methods import check_method
 from cranio_jax.metrics.features import Features
 from cranio_jax.optimizer import SCHEDULES
 from cranio_jax.prompts import check_profile
@@ -123,8 +123,13 @@ def check(config: ml_collections.ConfigDict) -> None:
         check_profile(r.view, r.sex, r.age, r.bmi_change)
     if config.job == "export":
         check_export(config)
-    if config.job in ("train_and_evaluate", "train", "evaluate", "reconstruct", "export"):
-        make_method(config)
+    # Two folders of pictures need no method.
+    folders = config.job == "evaluate" and config.evaluate.generated
+    if (
+        config.job in ("train_and_evaluate", "train", "evaluate", "reconstruct", "export")
+        and not folders
+    ):
+        check_method(config)
 
 
 def _present(config: ml_collections.ConfigDict, names: dict[str, Any]) -> Iterator[tuple[str, Any]]:

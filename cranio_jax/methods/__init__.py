@@ -55,7 +55,19 @@ class Method(Protocol):
 
 
 def make_method(config: ml_collections.ConfigDict) -> Method:
-    """The method that `config.method.name` names."""
+    """Returns the method that `config.method.name` names.
+
+    An embedder's size depends on the records, which are built if there are none. Raises InputError
+    on impossible settings.
+    """
+    method = check_method(config)
+    if hasattr(method, "count_people"):
+        method.count_people()
+    return method
+
+
+def check_method(config: ml_collections.ConfigDict) -> Method:
+    """As `make_method`, without a look at the records: `init` can't be called yet."""
     from cranio_jax.methods import arcface, cranio_diff, cut, cyclegan, pix2pix, siamese
 
     methods = {

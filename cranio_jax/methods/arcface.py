@@ -3,7 +3,6 @@
 It generates nothing. It scores identity where no published ArcFace weights are at hand, or stands in the loss.
 """
 
-import functools
 import math
 from typing import Any
 
@@ -90,16 +89,17 @@ class ArcFace(FromScratch):
             )
         self.optimizer = optimizer.make_optimizer(config.train, {})
 
-    @functools.cached_property
-    def classes(self) -> int:
-        """How many people there are to tell apart. Builds the records. Raises InputError for one."""
+    def count_people(self) -> None:
+        """Sets how many people there are to tell apart; builds the records if there are none.
+
+        Raises InputError if the split 'train' holds one person.
+        """
         builder = data.make_builder(self._whole_config.data)
-        count = len(data.subjects(builder, "train", self._whole_config))
-        if count < 2:
+        self.classes = len(data.subjects(builder, "train", self._whole_config))
+        if self.classes < 2:
             raise InputError(
                 "an embedder learns to tell people apart, and the split 'train' holds one subject"
             )
-        return count
 
     def init(self, key: Array, loaded: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """`(state, frozen)` of fresh parameters; `statistics` are those of the batch norms."""
