@@ -1,6 +1,7 @@
 """python -m cranio_jax.main --config=configs/demo.py --workdir=DIR: flags, configuration, which job."""
 
 import ast
+import contextlib
 import pathlib
 import re
 import sys
@@ -134,11 +135,21 @@ def set_open(config: ml_collections.ConfigDict, taken: dict[str, str]) -> None:
             raise InputError(f"--config.{name}: {method} has no {block}. Take it out.")
         present = fields.get(leaf)
         try:
-            with config.unlocked():
-                fields[leaf] = _read(text, OPEN[block], present)
+            value = _read(text, OPEN[block], present)
+            with config.unlocked(), _either_type(fields, present, value):
+                fields[leaf] = value
         except (TypeError, ValueError):
             like = "a number, such as 1e-5" if OPEN[block] is float else f"one like {present!r}"
             raise InputError(f"--config.{name}={text}: wrong type of value. Use {like}.") from None
+
+
+def _either_type(
+    fields: ml_collections.ConfigDict, present: Any, value: Any
+) -> contextlib.AbstractContextManager:
+    """Returns a context in which a value for each block may take the place of one for all."""
+    if isinstance(value, tuple) and value and all(type(v) is type(present) for v in value):
+        return fields.ignore_type()
+    return contextlib.nullcontext()
 
 
 def _read(text: str, kind: type, present: Any) -> Any:

@@ -518,6 +518,7 @@ def test_killed_in_a_bucket(short, bucket, tmp_path, xray_file):
     assert (workdir / "inspect.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # several runs, one after the other
 def test_two_processes_in_a_bucket(short, bucket, tmp_path):
     """Both are killed after the first checkpoint; started again, they end as two on a disk do."""
