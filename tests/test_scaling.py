@@ -39,7 +39,7 @@ def compiled(config, monkeypatch):
     batch = {
         "xray": array(np.uint8, size, size, 1),
         "face": array(np.uint8, size, size, 3),
-        "prompt_ids": array(np.int32, 16),
+        "prompt_ids": array(np.int32, config.prompt.length),
     }
     batch |= {"id_hash": array(np.uint32), "mask": array(np.float32), "frontal": array(np.float32)}
 

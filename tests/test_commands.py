@@ -1,0 +1,732 @@
+"""Every command of the documentation is covered here, and run with tiny settings behind it."""
+
+import ast
+import contextlib
+import csv
+import functools
+import importlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+from concurrent import futures
+from inspect import signature
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import ml_collections
+import nibabel
+import numpy as np
+import pytest
+import safetensors
+import torch
+from absl import flags
+from PIL import Image
+
+from configs import common
+from cranio_jax import buckets, main, sharding, train
+from cranio_jax.errors import InputError
+from cranio_jax.methods import make_method
+from cranio_jax.models import make_embedder
+from cranio_jax.models.functional import Network
+from cranio_jax.pretrained import __main__ as pretrained
+from cranio_jax.pretrained.embedder import save_embedder
+from cranio_jax.pretrained.kinds import kinds
+from cranio_jax.pretrained.save import tensors_of
+from data_builders.cranio_phantom import cohort, overview
+from data_builders.images import staging
+from data_builders.rendering import ct
+from data_builders.skull_face import draft
+from launch import benchmark, local_processes, parity, scaling, sd15, study
+from tests.data_builders import text_pictures
+from tests.data_builders.test_ct_heads import head_like
+from tests.data_builders.test_iit_mandi_s2f import folder as public_set  # noqa: F401
+from tests.data_builders.test_iit_mandi_s2f import quick_text  # noqa: F401
+from tests.data_builders.test_skull_face import skull
+from tests.documentation import ROOT, commands_of, inline_of, pages
+from tests.pretrained.conftest import write_pipeline
+
+PROGRAM = r"python -m cranio_jax\.main --config=configs/"
+STUDY = r"python launch/study\.py --study=configs/"
+# What is run below, by the name that it has there. Each expression matches one command as a whole.
+RUN_HERE = {
+    "demo": rf"{PROGRAM}demo\.py --workdir=/tmp/cranio",
+    "embedder": rf"{PROGRAM}arcface\.py .*",
+    "score again": rf"{PROGRAM}demo\.py .*job=evaluate .*embedder\.safetensors",
+    "reconstruct": rf"{PROGRAM}demo\.py .*job=reconstruct .*",
+    "folders": rf"{PROGRAM}common\.py .*evaluate\.generated=.*",
+    "processes": r"python launch/local_processes\.py .*",
+    "status": rf"{PROGRAM}demo\.py.*job=status",
+    "convert": r"python -m cranio_jax\.pretrained convert .*",
+    "cranio_diff": rf"{PROGRAM}cranio_diff\.py .*FOLDER_OR_HUB_ID.*",
+    "cranio_diff_robust": rf"{PROGRAM}cranio_diff_robust\.py .*",
+    "export": rf"{PROGRAM}cranio_diff\.py .*job=export",
+    "draft": r"python -m data_builders\.skull_face\.draft hospital > .*",
+    "draft a folder": r"python -m data_builders\.skull_face\.draft FOLDER > .*",
+    "inspect": rf"{PROGRAM}demo\.py .*job=inspect .*",
+    "own data": rf"{PROGRAM}demo\.py --workdir=run .*",
+    "pix2pix": rf"{PROGRAM}pix2pix\.py .*",
+    "cyclegan": rf"{PROGRAM}cyclegan\.py .*",
+    "cut": rf"{PROGRAM}cut\.py .*",
+    "siamese": rf"{PROGRAM}siamese\.py .*",
+    "public set": rf"{PROGRAM}common\.py .*iit_mandi_s2f.*",
+    "ct": r"python -m data_builders\.rendering\.ct .*",
+    "builder": r"import tensorflow_datasets.*",
+    "ceiling": r"python -m data_builders\.cranio_phantom\.overview ceiling",
+    "text pictures": r"python -m tests\.data_builders\.text_pictures .*",
+    "study": rf"{STUDY}study_phantom\.py --workdir=DIR",
+    "study published": rf"{STUDY}study_phantom\.py:published .*--cell=K",
+    "study judge": rf"{STUDY}study_phantom\.py:published .*--cell=0",
+    "study paper": rf"{STUDY}study_paper\.py .*",
+    "compare": rf"{STUDY}study_phantom\.py:published .*--compare",
+    "benchmark": r"python launch/benchmark\.py",
+    "benchmark of memory": r"python launch/benchmark\.py --cases=both,both-remat",
+    "benchmark of data": r"python launch/benchmark\.py --cases=batches.*",
+    "benchmark of metrics": r"python launch/benchmark\.py .*inception.*",
+    "parity": r"python launch/parity\.py",
+    "scaling": r"python launch/scaling\.py",
+    "pod": r"launch/tpu_pod\.sh .*",
+    "slurm": r"sbatch .*launch/slurm\.sbatch .*",
+}
+# Several commands of one kind.
+KINDS = {
+    "more text pictures": r"\.\.\. FOLDER \d+ \d+",
+    "cells": r"\.\.\. --cell=\d+",
+    "install": r"pip install .*",
+    "slurm dry": r"DRY_RUN=1 bash launch/slurm\.sbatch \.\.\.",
+}
+# What is run elsewhere: by continuous integration, or by tests with a storage server of their own,
+# which needs no login and gets its records from the program.
+ELSEWHERE = {
+    r"python -m pytest -q -n 2": (".ci/run", "<!-- test command -->"),
+    r"gcloud auth application-default login": ("tests/test_buckets.py", "def server"),
+    r"gcloud storage cp -r records gs://.*": ("tests/test_buckets.py", "def published"),
+    r"tfds build --data_dir=gs://.*": ("tests/test_buckets.py", "records are built and read on a"),
+}
+
+
+@functools.cache
+def found():
+    """Each command of the documentation once."""
+    return sorted({command for text in pages().values() for command in commands_of(text)})
+
+
+def covered_by(expression):
+    return [text for text in found() if re.fullmatch(expression, text, re.DOTALL)]
+
+
+def command(name):
+    """The command of the documentation that an entry covers."""
+    (text,) = covered_by(RUN_HERE[name])
+    return text
+
+
+def test_each_command_is_covered():
+    """A new command in the documentation needs an entry, and an entry a command."""
+    entries = RUN_HERE | KINDS | {expression: expression for expression in ELSEWHERE}
+    covered = {name: covered_by(expression) for name, expression in entries.items()}
+    assert not [name for name, texts in covered.items() if not texts]
+    assert not [name for name in RUN_HERE if len(covered[name]) > 1]
+    assert sorted(text for texts in covered.values() for text in texts) == found()
+    source = pathlib.Path(__file__).read_text()
+    assert not [name for name in RUN_HERE | KINDS if source.count(f'"{name}"') < 2]
+    for file, words in ELSEWHERE.values():
+        assert words in (ROOT / file).read_text()
+
+
+def parse(*arguments):
+    """The configuration and the workdir that the program's arguments say."""
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+    main.parse(["main", *arguments])
+    return main._CONFIG.value, main._WORKDIR.value
+
+
+def run(name, *tiny, **places):
+    """Runs a command of the program here with tiny settings behind it; returns its workdir.
+
+    `places` are put where their names stand in the command.
+    """
+    text = command(name).removeprefix("python -m cranio_jax.main ")
+    for word, place in (places | {"/tmp/": ""}).items():
+        text = text.replace(f"={word}", f"={place}")
+    config, workdir = parse(*shlex.split(text), *tiny)
+    folder = buckets.open_folder(workdir, "--workdir")
+    main.run(config, folder)
+    return folder
+
+
+def settings(block, **fields):
+    return [f"--config.{block}.{name}={value}" for name, value in fields.items()]
+
+
+def differences(there, here, prefix="--config."):
+    """Flags that make of the configuration `there` the one that is `here`."""
+    for name, value in here.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from differences(there.get(name, {}), value, f"{prefix}{name}.")
+        elif name != "name" and there.get(name) != value:
+            yield f"{prefix}{name}={value}"
+
+
+def tiny(config, name, **changes):
+    """Flags for configs/NAME.py at its smallest: what other tests compile is not compiled again."""
+    module = importlib.import_module(f"configs.{name}")
+    smallest = config if name == "demo" else module.get_config("smoke")
+    smallest.data = config.data
+    smallest.method.update(changes)
+    return list(differences(module.get_config(), smallest))
+
+
+def script(monkeypatch, module, text, *more):
+    """Runs the main function of one of launch/ as a command says, with `more` behind."""
+    words = shlex.split(text.removeprefix("python "))
+    monkeypatch.setattr("sys.argv", [*words, *more])
+    module.main()
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def quick_steps(monkeypatch):
+    """Steps of training that only count, since compiling real ones takes long; the batches' shapes.
+
+    `test_demo` has real ones; the methods' own tests and the smallest study, which continuous
+    integration runs, have those of each method.
+    """
+    seen = []
+
+    @jax.jit
+    def counted(state):
+        return state | {"step": state["step"] + 1}, {"loss": jnp.zeros(())}
+
+    def step(state, frozen, batch, key):
+        seen.append(batch["xray"].shape)
+        return counted(state)
+
+    monkeypatch.setattr(train, "jit_step", lambda method, mesh: step)
+    return seen
+
+
+# The demo
+
+
+def test_demo(config, desk, capsys):
+    demo = tiny(config, "demo")
+    workdir = run("demo", *demo)
+    names = {"results.json", "table.md", "table.tex", "report.html", "checkpoints", "faces"}
+    assert names <= {path.name for path in workdir.iterdir()}
+    assert not json.loads((workdir / "results.json").read_text())["retrieval"]
+
+    embedder = run("embedder", *tiny(config, "arcface", channels=4, height=16, width=16))
+    run("score again", *demo)
+    assert json.loads((workdir / "results.json").read_text())["retrieval"]
+
+    capsys.readouterr()
+    run("status", **{"/tmp/two": "cranio"})
+    assert "step 6 of 6" in capsys.readouterr().out
+
+    (desk / "xrays").mkdir()
+    for side in (60, 90):
+        Image.linear_gradient("L").resize((70, side)).save(desk / "xrays" / f"{side}.png")
+    run("reconstruct", *demo)
+    assert len(list(workdir.rglob("sheet.png"))) == 2
+
+    for folder in ("MADE", "REAL"):
+        (desk / folder).mkdir()
+        for number, subject in enumerate(("ann", "bob", "eve")):
+            values = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+            for view in ("frontal", "lateral"):
+                Image.fromarray(values).save(desk / folder / f"{subject}-0-{view}-25.png")
+    (desk / "weights").mkdir()
+    shutil.copy(embedder / "embedder.safetensors", desk / "weights")
+    scores = run(
+        "folders", *settings("evaluate", bootstrap=20), *settings("evaluate.retrieval", ks="(1,)")
+    )
+    results = json.loads((scores / "results.json").read_text())
+    assert results["subjects"] == 3 and results["retrieval"] and (scores / "table.md").exists()
+
+
+def test_processes(monkeypatch, capsys):
+    """What the launcher would start; test_processes.py starts two."""
+    script(monkeypatch, local_processes, command("processes").replace(" -- ", " --dry-run -- "))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all("device_count=4" in line for line in lines)
+    for line in lines:
+        config, workdir = parse(*shlex.split(line.partition(" cranio_jax.main ")[2]))
+        assert (config.name, workdir) == ("demo:smoke", "/tmp/two")
+
+
+# Stable Diffusion
+
+
+def feature_file(title):
+    """Random positive weights of a published network."""
+    shapes = next(kind.shapes for kind in kinds() if title in kind.title)
+    return {key: torch.rand(shape) / 100 for key, shape in shapes.items()}
+
+
+def test_convert(desk):
+    torch.save(feature_file("heads for vgg"), desk / "FILE.pth")
+    pretrained.main(shlex.split(command("convert"))[3:])
+    with safetensors.safe_open(desk / "OUT.safetensors", "np") as file:
+        assert len(file.keys()) == 5
+
+
+STABLE_DIFFUSION = [
+    *settings("data.settings", size=32, pairing="matched"),
+    *settings("data.cranio_phantom", subjects=24),
+    *settings("data", cached_variants=1),
+    *settings("method.controlnet", conditioning_embedding_out_channels="(4,8)"),
+    *settings("method.losses", trunk="squeeze", embedder_file="embedder.safetensors"),
+    *settings("train", batch_size=8),
+    "--config.compute_dtype=float32",
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with small files by the names that the commands say."""
+    folder = tmp_path_factory.mktemp("files")
+    write_pipeline(folder / "FOLDER", "1.5", control=False)
+    (folder / "FOLDER_OR_HUB_ID").symlink_to(folder / "FOLDER")
+    torch.save(feature_file("trunk squeeze"), folder / "vgg16.pth")
+    torch.save(feature_file("heads for squeeze"), folder / "vgg.pth")
+    network = {"network": "iresnet18", "channels": 4, "height": 16, "width": 16}
+    params = Network(make_embedder(network)).init(jax.random.key(0))
+    save_embedder(folder / "embedder.safetensors", params, network, (0.2, 0.2, 0.6, 0.6), 0)
+    return folder
+
+
+def test_stable_diffusion(files, records, quick_steps, monkeypatch):
+    monkeypatch.chdir(files)
+    small = [*STABLE_DIFFUSION, f"--config.data.data_dir={records}"]
+    workdir = run("cranio_diff", *small, *ONE_STEP)
+    assert len(quick_steps) == 1 and list(records.rglob("encoded/*"))
+    run("export", *small)
+    exported = workdir / "export" / "ema_float32"
+    pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(exported)
+    assert isinstance(pipeline.controlnet, diffusers.ControlNetModel)
+    workdir = run("cranio_diff_robust", *small, *ONE_STEP, DIR="ROBUST")
+    assert len(quick_steps) == 2 and (workdir / "checkpoints" / "1").exists()
+
+
+# Your own data
+
+
+def drafted(name):
+    """Runs a draft as a shell would, which opens the file first; returns the list."""
+    source, target = command(name).split(" draft ")[-1].split()[-3::2]
+    with open(target, "w") as file, contextlib.redirect_stdout(file):
+        draft.main(source)
+    return pathlib.Path(target)
+
+
+def write_people(folder):
+    """Six people's X-rays and photographs, a folder each."""
+    for number in range(6):
+        person = folder / f"person{number}"
+        person.mkdir(parents=True)
+        for view in ("front", "side"):
+            picture = skull(2 * number + (view == "side"))
+            Image.fromarray(np.uint8(255 * picture)).save(person / f"{view}.png")
+            values = np.random.default_rng(number).integers(0, 256, (9, 8, 3), np.uint8)
+            photograph = Image.fromarray(values).resize((80, 90))
+            photograph.save(person / f"{view}_{20 + 5 * number}y.jpg")
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory):
+    """A folder with a hospital and its list, as the commands make it."""
+    place = tmp_path_factory.mktemp("own")
+    write_people(place / "hospital")
+    with contextlib.chdir(place):
+        people = drafted("draft")
+    rows = list(csv.DictReader(people.open() if people.is_absolute() else (place / people).open()))
+    assert len(rows) == 12 and not any(row["sex"] for row in rows)
+    # What it could not know is filled in.
+    with open(place / people, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"sex": "fm"[int(row["subject"][-1]) % 2]} for row in rows)
+    return place
+
+
+ONE_STEP = [*settings("train", num_steps=1, checkpoint_every=0), "--config.job=train"]
+OWN = [
+    *settings("data.skull_face", text="keep", test_fraction=0.4),
+    "--config.data.data_dir=records",
+]
+
+
+def test_own_data(config, hospital, quick_steps, monkeypatch):
+    monkeypatch.chdir(hospital)
+    looked = run("inspect", *OWN, *settings("data.settings", size=128))
+    assert "<h2>Pairs</h2>" in (looked / "inspect.html").read_text()
+    assert not (hospital / "records" / "skull_face").exists()
+    demo = [flag for flag in tiny(config, "demo") if "data_dir" not in flag]
+    workdir = run("own data", *demo, *ONE_STEP, *OWN)
+    assert (workdir / "checkpoints" / "1").exists() and quick_steps == [(8, 32, 32, 1)]
+    assert list((hospital / "records").rglob("dataset_info.json"))
+
+
+@pytest.mark.parametrize("name", ["pix2pix", "cyclegan", "cut", "siamese"])
+def test_baselines(name, config, hospital, quick_steps, monkeypatch):
+    monkeypatch.chdir(hospital)
+    small = {} if name == "siamese" else dict(channels=4, discriminator_layers=1)
+    small |= dict(blocks=1) if name == "cyclegan" else {}
+    flags = [flag for flag in tiny(config, name, **small) if "data_dir" not in flag]
+    workdir = run(name, *flags, *ONE_STEP, *OWN, DIR=name, LIST="hospital/people.csv")
+    assert (workdir / "checkpoints" / "1").exists() and quick_steps == [(8, 32, 32, 1)]
+
+
+def test_a_draft_of_another_folder(desk):
+    write_people(desk / "FOLDER")
+    assert len(drafted("draft a folder").read_text().splitlines()) == 13
+
+
+def test_the_public_set(public_set, quick_text, desk, monkeypatch):  # noqa: F811
+    """Text is looked for in three X-rays only, in this process."""
+    monkeypatch.setattr(staging.loky, "ProcessPoolExecutor", futures.ThreadPoolExecutor)
+    workdir = run("public set", *settings("data.settings", size=64), FOLDER=public_set)
+    assert json.loads((workdir / "inspect.json").read_text())["xrays"] == 102
+
+
+@pytest.fixture
+def rank_promotion():
+    """As data_builders has it."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_a_head_to_look_at(desk, rank_promotion, monkeypatch):
+    monkeypatch.setattr(ct, "voxel_for", lambda size: 4.0)  # as test_ct_heads.py has it
+    nibabel.save(nibabel.Nifti1Image(*head_like()), desk / "HEAD.nii.gz")
+    ct.main(*shlex.split(command("ct"))[3:], "32")
+    names = {"xray_frontal.png", "xray_lateral.png", "face_frontal.png", "face_lateral.png"}
+    assert {path.name for path in (desk / "OUT_FOLDER").iterdir()} == names
+
+
+def test_the_builder_in_python(config, records):
+    from cranio_jax import data
+
+    data.make_builder(config.data)  # as other tests need them
+    text = command("builder")
+    ready = f"phantom.make_config(size=32, subjects=24), data_dir={str(records)!r}"
+    names = {}
+    exec(text.replace('"matched_128"', ready), names)
+    assert names["record"]["xray"].shape == (32, 32, 1)
+    assert "matched_128" in names["phantom"].Builder.builder_configs
+    (other,) = re.findall(r"phantom\.make_config\(.*?\)", text)
+    assert eval(other, names).name == "matched_96-n40-seed1"
+
+
+def test_the_ceiling(monkeypatch, capsys, rank_promotion):
+    monkeypatch.setattr(overview.ceiling, "__defaults__", (64, 3))
+    monkeypatch.setattr(cohort, "AGES", (45,))
+    monkeypatch.setattr(cohort, "BMI_CHANGES", (0,))
+    overview.main(*shlex.split(command("ceiling"))[3:])
+    assert capsys.readouterr().out.count(" dB") == 2
+
+
+def test_the_search_for_text(desk, monkeypatch, capsys):
+    (desk / "FOLDER").mkdir()
+    Image.fromarray(np.uint8(255 * skull(0))).save(desk / "FOLDER" / "a.jpg")
+    monkeypatch.setattr(text_pictures, "phantoms", lambda people: [])
+    text_pictures.main(*shlex.split(command("text pictures"))[3:], "1")
+    assert "of 1 pictures with a legible word left" in capsys.readouterr().out
+    for text in covered_by(KINDS["more text pictures"]):
+        signature(text_pictures.main).bind(*shlex.split(text)[1:])
+
+
+# Studies
+
+
+def cells_of(name):
+    """The cells of a study's command."""
+    words = shlex.split(command(name))
+    (configuration,) = (word.partition("=")[2] for word in words if word.startswith("--study="))
+    more = [word for word in words if word.startswith("--config.")]
+    return study.cells_of(
+        study.read_study(configuration), pathlib.Path("w"), pathlib.Path("w"), more
+    )
+
+
+@pytest.mark.parametrize("name", ["study", "study published", "study judge", "study paper"])
+def test_studies(name, desk, monkeypatch, capsys):
+    """The cells are listed, and their flags are known; CI runs the smallest study."""
+    script(monkeypatch, study, command(name).replace("--cell=K", "--cell=1"), "--list")
+    lines = capsys.readouterr().out.splitlines()
+    cells = cells_of(name)
+    assert (
+        len(lines) == len(cells)
+        and "configs/study_phantom.py:smoke" in (ROOT / ".ci" / "run").read_text()
+    )
+    for cell in cells:
+        parse(*cell.command()[3:])
+    if name == "study judge":
+        for text in covered_by(KINDS["cells"]):
+            (row,) = (
+                line for line in pages()["results/README.md"].splitlines() if f"`{text}`" in line
+            )
+            assert f"{int(text.partition('=')[2]):3d}  {row.split('|')[1].strip()}" in lines
+
+
+def test_a_comparison_again(desk, monkeypatch):
+    workdir = desk / "results" / "study_phantom"
+    shutil.copytree(ROOT / "results" / "study_phantom" / "cells", workdir / "cells")
+    script(monkeypatch, study, command("compare"))
+    assert (workdir / "study.html").exists()
+    for row in ("cranio_diff longer", "pix2pix longer", "siamese"):
+        assert f"| {row} |" in (workdir / "table.md").read_text()
+
+
+# Measuring
+
+
+@pytest.fixture
+def tiny_networks(monkeypatch):
+    """Stable Diffusion 1.5 with few channels and layers."""
+    small = dict(layers_per_block=1, block_out_channels=(32, 32))
+    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    monkeypatch.setattr(sd15, "UNET", sd15.UNET | small | dict(down_block_types=down))
+    monkeypatch.setattr(sd15, "UP", dict(up_block_types=up))
+    small["block_out_channels"] *= 2
+    monkeypatch.setattr(sd15, "VAE", sd15.VAE | small)
+    small = dict(intermediate_size=16, num_hidden_layers=1)
+    monkeypatch.setattr(sd15, "TEXT", sd15.TEXT | small)
+
+
+def test_parity(monkeypatch, capsys):
+    """It has no smaller networks; that its flags are known."""
+    with pytest.raises(SystemExit) as ended:
+        script(monkeypatch, parity, command("parity"), "--size=64", "--help")
+    assert ended.value.code == 0 and "--size" in capsys.readouterr().out
+
+
+def test_scaling(tiny_networks, monkeypatch, capsys):
+    def kept(method, state, frozen, batch):
+        """As if each picture took a gigabyte; test_scaling.py looks at what is counted."""
+        return 10**9 * len(batch["xray"])
+
+    monkeypatch.setattr(scaling, "kept_for_backward", kept)
+    need = scaling.need("controlnet")
+    monkeypatch.setattr(scaling, "need", lambda case: need)
+    script(monkeypatch, scaling, command("scaling"))
+    assert capsys.readouterr().out.count("| 64 x H200 |") == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        ("benchmark", ["--cases=lpips-alex", "--sizes=64"]),
+        ("benchmark of metrics", ["--cases=lpips-alex", "--sizes=64", "--batches=1"]),
+        ("benchmark of data", ["--cases=batches-cached", "--sizes=32", "--batches=2"]),
+        ("benchmark of memory", ["--cases=lpips-alex", "--sizes=64"]),
+    ],
+)
+def test_benchmarks(name, small, monkeypatch, desk, capsys):
+    """In this process."""
+    monkeypatch.setattr(benchmark, "child", benchmark.measure)
+    script(monkeypatch, benchmark, command(name), *small, "--repeats=1", "--output=figures.json")
+    lines = json.loads((desk / "figures.json").read_text())
+    assert lines and all(line["seconds"] > 0 for line in lines)
+
+
+# Launching and installing
+
+
+def started_by(text, **variables):
+    """The configuration and the workdir that a launcher would start the program with."""
+    environment = os.environ | variables
+    words = ["bash", "-c", text]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    line = " ".join(shlex.split(done.stdout.splitlines()[-1]))
+    return parse(*shlex.split(line.partition(" cranio_jax.main ")[2]))
+
+
+def test_launchers():
+    config, workdir = started_by(command("pod").replace(" -- ", " --dry-run -- "))
+    assert (workdir, config.data.data_dir) == ("gs://BUCKET/RUN", "gs://BUCKET/records")
+    (dry,) = covered_by(KINDS["slurm dry"])
+    given = command("slurm").partition("slurm.sbatch ")[2]
+    config, workdir = started_by(dry.replace("...", given))
+    assert (workdir, config.name) == ("/shared/RUN", "cranio_diff")
+
+
+def test_what_can_be_installed():
+    """Extras that are named exist; CI installs the one of the tests."""
+    (extras,) = (
+        ast.literal_eval(keyword.value)
+        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "extras_require"
+    )
+    packages = {package for extra in extras.values() for package in extra}
+    for text in covered_by(KINDS["install"]):
+        for word in shlex.split(text)[2:]:
+            if word not in packages | {"-e", "."}:
+                assert word.startswith(".[") and set(word[2:-1].split(",")) <= set(extras), text
+
+
+# Flags and fields that the text names
+
+
+def accepts(name, words):
+    """Whether the flags are known to configs/NAME.py; those without a value only need a field."""
+    try:
+        config, _ = parse(f"--config=configs/{name}.py", *(w for w in words if not w.endswith("=")))
+        for word in words:
+            functools.reduce(
+                lambda block, field: block[field],
+                word.partition("=")[0].removeprefix("--config.").split("."),
+                config,
+            )
+    except (InputError, KeyError):
+        return False
+    return True
+
+
+def test_flags_in_the_text_are_known():
+    blocks = "|".join(name for name, value in common.get_config().items() if hasattr(value, "keys"))
+    field = re.compile(rf"({blocks})(\.\w+)+(=\S+)?|job=\w+")
+    sources = [ROOT / "cranio_jax" / "main.py", *(ROOT / "launch").glob("*.*")]
+    others = "".join(path.read_text() for path in sources if path.suffix != ".md")
+    unknown = []
+    for page, text in pages().items():
+        for code in inline_of(text):
+            words = code.split()
+            if field.fullmatch(code):
+                words = [f"--config.{code}" if "=" in code else f"--config.{code}="]
+            ours = [word for word in words if word.startswith("--config.")]
+            if not words[0].startswith("--"):
+                continue
+            if not any(accepts(name, ours) for name in ("cranio_diff", "pix2pix", "demo")):
+                unknown.append((page, code))
+            rest = [word.partition("=")[0] for word in words if word not in ours]
+            unknown += [(page, word) for word in rest if word.strip("-") not in others]
+    assert not unknown
+
+
+# Fields that a configuration does not have yet
+
+
+def read(name, *words):
+    return parse(f"--config=configs/{name}.py", *words)[0]
+
+
+def test_an_authors_file_is_where_training_starts(tmp_path, config):
+    """The README's flag, by the values that the network then has."""
+    small = tiny(config, "pix2pix", channels=4, discriminator_layers=1)
+    method = make_method(read("pix2pix", *small))
+    rng, shapes = np.random.default_rng(0), method.networks["G"].shapes()
+    params = {path: rng.random(shape, np.float32) for path, shape in shapes.items()}
+    with open(tmp_path / "latest_net_G.pth", "wb") as file:
+        tensors = dict(tensors_of(params))
+        torch.save({key: torch.tensor(np.asarray(value)) for key, value in tensors.items()}, file)
+    (flag,) = {code for code in inline_of(pages()["README.md"]) if ".files.G=" in code}
+    flag = flag.replace("latest_net_G.pth", str(tmp_path / "latest_net_G.pth"))
+    loaded = make_method(read("pix2pix", *small, flag)).load(
+        sharding.make_mesh(), frozen_only=False
+    )
+    assert set(loaded) == {"G"}
+    for path, value in params.items():
+        np.testing.assert_array_equal(loaded["G"][path], value)
+
+
+NO_RESCALING = "--noconfig.method.scheduler.rescale_betas_zero_snr"
+
+
+def scheduled(config):
+    schedule = make_method(config).schedule
+    return schedule.prediction, float(schedule.alphas_cumprod[-1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "prediction", "no_signal"),
+    [
+        (["--config.method.scheduler.prediction_type=v_prediction"], "v_prediction", True),
+        (["--config.method.scheduler.prediction_type", "epsilon", NO_RESCALING], "epsilon", False),
+        ([NO_RESCALING], "sample", False),
+        (["-config.method.scheduler.rescale_betas_zero_snr=false"], "sample", False),
+        (["--config.method.scheduler.rescale_betas_zero_snr", "--config.seed=1"], "sample", True),
+    ],
+)
+def test_a_schedule_from_flags(words, prediction, no_signal):
+    assert scheduled(read("demo", *words)) == (prediction, no_signal)
+
+
+def test_a_rate_of_its_own():
+    """An update of one network is a tenth of the other's."""
+    for words in (
+        ["--config.method.learning_rates.unet=2e-4"],
+        ["--config.method.learning_rates.unet", "2e-4"],
+    ):
+        config = read(
+            "demo", *words, "--config.train.schedule=constant", "--config.train.warmup_steps=0"
+        )
+        method = make_method(config)
+        params = {name: {"w": jnp.ones(3)} for name in ("controlnet", "unet")}
+        gradients = jax.tree.map(lambda p: 0.5 * p, params)
+        updates, _ = method.optimizer.update(gradients, method.optimizer.init(params), params)
+        np.testing.assert_allclose(updates["unet"]["w"], updates["controlnet"]["w"] / 10, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("demo", ["method.files.G=a.pth"], "method.files.G: cranio_diff has no method.files. Take"),
+        ("arcface", ["method.learning_rates.D=1"], "arcface has no method.learning_rates"),
+        ("pix2pix", ["method.unet.layers_per_block=1"], "pix2pix has no method.unet"),
+        (
+            "demo",
+            ["method.learning_rates.unet=fast"],
+            "unet=fast: wrong type of value. Use a number",
+        ),
+        (
+            "demo",
+            ["method.learning_rates.unet", "--config.seed=1"],
+            "it has no value. Write --config",
+        ),
+        ("pix2pix", ["method.files.G"], "method.files.G: it has no value"),
+        ("demo", ["method.unet.layers_per_block=x"], "=x: wrong type of value. Use one like 1."),
+        ("demo", ["method.unet.block_out_channels=8"], "Use one like \\(64, 128\\)"),
+        ("demo", ["method.unet.block_out_channels[0]=8"], "--config: 0 is not a valid index"),
+        ("demo", ["method.unet.inner.width=8"], "--config: 'inner'"),
+    ],
+)
+def test_fields_that_can_not_be_set(name, words, message):
+    with pytest.raises(InputError, match=message) as error:
+        read(name, f"--config.{words[0]}", *words[1:])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "value"),
+    [
+        ("pix2pix", "method.files.G=2024", "2024"),
+        ("pix2pix", "method.files.D=folder/net, v1.pth", "folder/net, v1.pth"),
+        ("pix2pix", "method.learning_rates.D=1", 1.0),
+        ("cranio_diff", "method.unet.only_cross_attention=[False,True]", (False, True)),
+        ("cranio_diff", "method.vae.scaling_factor=0.2", 0.2),
+        ("cranio_diff", "method.text_encoder.hidden_act=gelu", "gelu"),
+        ("demo", "method.unet.block_out_channels=8,16", (8, 16)),
+        ("demo", "method.unet.attention_head_dim=(2,4)", (2, 4)),
+    ],
+)
+def test_fields_that_can_be_set(name, word, value):
+    block, _, field = word.partition("=")[0].removeprefix("method.").rpartition(".")
+    found = read(name, f"--config.{word}").method[block][field]
+    assert found == value and type(found) is type(value)
