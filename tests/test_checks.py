@@ -72,6 +72,7 @@ def changed(config, name, value):
         ),
         ("evaluate.generated", "/nowhere", "evaluate.generated and evaluate.reference"),
         ("prompt.length", 10, "prompt.length=10"),
+        ("method.scheduler", {"prediction": "epsilon"}, "method.scheduler.prediction: .*unknown"),
         ("seed", -1, "seed=-1"),
     ],
 )

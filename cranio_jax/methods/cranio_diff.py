@@ -85,6 +85,11 @@ class CranioDiff:
             part: self.pipeline.settings.get(part, {}) | dict(m.get(part) or {})
             for part in (*NETWORKS, "scheduler")
         }
+        known = (*SCHEDULE, "steps_offset", "set_alpha_to_one", "trained_betas")
+        if unknown := set(m.get("scheduler") or {}) - set(known):
+            raise InputError(
+                f"method.scheduler.{min(unknown)}: it is unknown. Use some of {', '.join(known)}."
+            )
         self.pipeline.check(given)
         try:
             noise = {
