@@ -17,7 +17,7 @@ from cranio_jax.metrics.features import Features
 from cranio_jax.optimizer import SCHEDULES
 from cranio_jax.prompts import check_profile
 
-# The least and the most of each number; the most is left out where it is "<".
+# The least and the greatest value of each number.
 _NUMBERS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "profile_steps": (0, math.inf),

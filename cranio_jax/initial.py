@@ -22,11 +22,11 @@ def steps(folder: pathlib.Path) -> list[int]:
     return ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
 
 
-def mark(workdir: str) -> str:
-    """Returns which weights are the newest in another run's folder.
+def mark(workdir: str) -> dict[str, Any]:
+    """Returns which weights are the newest in another run's folder, as JSON.
 
-    That is the step, and the SHA-256 of the names and sizes of its files: Orbax gives each save
-    names of its own. Raises InputError if there are no weights.
+    That is the step, the networks, and the SHA-256 of the names and sizes of the files: Orbax
+    gives each save names of its own. Raises InputError if there are no weights.
     """
     folder = _checkpoints(workdir)
     found = steps(folder)
@@ -34,7 +34,14 @@ def mark(workdir: str) -> str:
         raise InputError(
             f"{FIELD}={workdir}: it holds no checkpoint. Name a folder that was trained in."
         )
-    return f"step {max(found)}, sha256 {_digest(folder / str(max(found)))}"
+    newest = folder / str(max(found))
+    networks = sorted(_networks(_stored(newest)))
+    return {"step": max(found), "networks": networks, "sha256": _digest(newest)}
+
+
+def _stored(folder: pathlib.Path) -> Any:
+    """Returns the shapes and types of a checkpoint's state; nothing else is read."""
+    return ocp.PyTreeCheckpointHandler().metadata(folder / "state").tree
 
 
 def _checkpoints(workdir: str) -> pathlib.Path:
@@ -47,7 +54,7 @@ def _digest(folder: pathlib.Path) -> str:
 
 
 def load(
-    where: str, began: str, shapes: Any, shardings: Any, frozen_only: bool
+    where: str, began: dict[str, Any], shapes: Any, shardings: Any, frozen_only: bool
 ) -> dict[str, Params]:
     """Returns another run's weights, averaged ones if it has them, by network.
 
@@ -62,17 +69,16 @@ def load(
     """
     trained, frozen = (_networks(tree) for tree in shapes)
     places = _networks(shardings[0]) | _networks(shardings[1])
-    folder = _checkpoints(where) / began.partition(",")[0].removeprefix("step ")
-    if not folder.is_dir() or not began.endswith(_digest(folder)):
-        if frozen_only and not frozen:
-            return {}
+    if frozen_only and not frozen.keys() & set(began["networks"]):
+        return {}
+    folder = _checkpoints(where) / str(began["step"])
+    if not folder.is_dir() or began["sha256"] != _digest(folder):
         raise InputError(
             f"{FIELD}={where}: the weights that this run began with are gone. Put them back."
         )
 
     # What there is, and where it goes.
-    handler = ocp.PyTreeCheckpointHandler()
-    stored = handler.metadata(folder / "state").tree
+    stored = _stored(folder)
     theirs = {n: part for n, part in _networks(stored).items() if n not in _OF_THE_COHORT}
     for name, part in theirs.items():
         _compare(where, name, part, trained.get(name, frozen.get(name)))
@@ -81,6 +87,8 @@ def load(
         wanted |= {name: trained[name] for name in theirs if name in trained}
 
     # Read it.
+    if not wanted:
+        return {}
     item = _like(stored, wanted, places)
     arguments = ocp.args.PyTreeRestore(
         item=item,
@@ -88,9 +96,8 @@ def load(
         partial_restore=True,
     )
     try:
-        if not wanted:
-            return {}
-        return _networks(ocp.Checkpointer(handler).restore(folder / "state", args=arguments))
+        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        return _networks(reader.restore(folder / "state", args=arguments))
     except Exception as error:  # Orbax and TensorStore raise what they like on a damaged file
         reason = str(error).partition("\n")[0][:200]
         raise InputError(f"{FIELD}={where}: its checkpoint is damaged ({reason})") from None

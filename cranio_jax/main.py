@@ -174,9 +174,10 @@ def run(config, workdir: pathlib.Path) -> None:
     """Does `config.job`."""
     if config.job not in JOBS:
         raise InputError(f"job={config.job!r} is not one of {', '.join(JOBS)}")
-    checks.check(config)
     if config.job in ("train_and_evaluate", "train"):
-        train.train(config, workdir)
+        train.train(config, workdir)  # checks the configuration itself
+    else:
+        checks.check(config)
     if config.job in ("train_and_evaluate", "evaluate"):
         results = evaluate.evaluate(config, workdir)
         if not cluster.is_first():

@@ -59,6 +59,13 @@ def identity(config: ml_collections.ConfigDict, method: Method) -> dict[str, Any
     kept = {name: config.data[name] for name in ("cached_variants", "validation_subjects")}
     fields["data"] = kept | {"records": data.records_name(config.data)}
     fields["weights"] = method.weight_hashes()
+    # What published files say of themselves; names with an underscore are notes of their writer.
+    fields["settings"] = {
+        part: {n: v for n, v in own.items() if not n.startswith("_")}
+        if isinstance(own, dict)
+        else own
+        for part, own in method.settings.items()
+    }
     return json.loads(json.dumps(fields))
 
 
@@ -102,6 +109,8 @@ def check(
     before = _without(there, (*_FREE, *_PLACES, "history", "weights"))
     here = identity(config, method)
     weights = here.pop("weights")
+    if "settings" not in before:  # version 0.1 kept none
+        del here["settings"]
     changes = list(_differences(before, here))
     # Version 0.1 kept no hashes; weights of `init_from` are checked where they are read.
     changes += _differences(_published(there.get("weights", weights)), weights, "weights")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -91,6 +92,20 @@ def test_weights_are_judged_by_content(config, tmp_path):
         workdir.check(folder, gan, make_method(gan))
 
 
+def test_settings_of_published_files_count(config, tmp_path):
+    """A scheduler_config.json that was edited makes another experiment; a writer's note does not."""
+
+    def published(**scheduler):
+        return types.SimpleNamespace(
+            weight_hashes=lambda: {"unet": "0" * 64}, settings={"scheduler": scheduler}
+        )
+
+    workdir.claim(tmp_path, config, published(prediction_type="epsilon", _name_or_path="/a"))
+    workdir.check(tmp_path, config, published(prediction_type="epsilon", _name_or_path="/b"))
+    with pytest.raises(InputError, match="settings.scheduler.prediction_type is 'epsilon' there"):
+        workdir.check(tmp_path, config, published(prediction_type="v_prediction"))
+
+
 def test_a_large_file_is_hashed_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "weights.safetensors"
@@ -138,6 +153,13 @@ def test_a_run_starts_from_another(config, tmp_path):
     for part in (state["params"], state["ema"]):
         jax.tree.map(np.testing.assert_array_equal, part, other["ema"])
     assert int(state["step"]) == 0
+
+    # Once it has begun, it needs the other no more, even if networks of its own are frozen.
+    with Checkpoints(tmp_path / "both" / "checkpoints") as checkpoints:
+        checkpoints.save(1, state, {"examples": 8})
+    shutil.move(tmp_path / "other", tmp_path / "away")
+    started(config, tmp_path / "both")
+    shutil.move(tmp_path / "away", tmp_path / "other")
 
     # What the other trained may be frozen here, and is read at each start then.
     config.method.trained = ("controlnet",)

@@ -1,5 +1,6 @@
 """What the paper compares. A method is one file and one entry here."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -21,6 +22,7 @@ class Method(Protocol):
 
     needs_faces: bool  # whether a step reads the faces even where latents stand in for them
     remat: bool  # whether a step computes activations twice to save memory
+    settings: Mapping[str, Any]  # of its networks, as their config.json files say, by network
     needs_subjects: bool  # whether a step wants to know whose face it is, as `subject_index`
 
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> Tree:

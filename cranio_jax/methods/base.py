@@ -1,6 +1,7 @@
 """The protocol's answers of a method that freezes nothing and starts from no published weights."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ class FromScratch:
     """See `cranio_jax.methods.Method`; a subclass has `init`, `train_step`, `generation_params`, and `generate` or `embed`."""
 
     remat = False
+
+    settings: Mapping[str, Any] = {}  # no published networks
 
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> dict[str, Any]:
         """Nothing."""
