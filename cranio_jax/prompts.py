@@ -175,8 +175,8 @@ class PromptTokenizer:
                 f"Set prompt.length={len(tokens)}" if len(tokens) <= self._limit else "Shorten it"
             )
             raise InputError(
-                f"prompt.length={self.length}: {text!r} needs {len(tokens)} tokens. {cure}, or "
-                f"change {field}; the text encoder takes {self._limit}."
+                f"{field}: {text!r} needs {len(tokens)} tokens, and prompt.length={self.length}. "
+                f"{cure}, or use other words; the text encoder takes {self._limit}."
             )
         if self._unknown is not None and self._unknown in tokens[1:-1]:
             words = [

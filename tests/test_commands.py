@@ -153,8 +153,9 @@ def run(name, *tiny, **places):
     `places` are put where their names stand in the command.
     """
     text = command(name).removeprefix("python -m cranio_jax.main ")
-    for word, place in (places | {"/tmp/": ""}).items():
-        text = text.replace(f"={word}", f"={place}")
+    places = places | {"/tmp/": ""}
+    names = "|".join(sorted(places, key=len, reverse=True))
+    text = re.sub(f"=({names})", lambda found: f"={places[found[1]]}", text)
     config, workdir = parse(*shlex.split(text), *tiny)
     folder = buckets.open_folder(workdir, "--workdir")
     main.run(config, folder)

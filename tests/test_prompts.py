@@ -60,7 +60,7 @@ def test_all_profiles_reach_the_network():
     [
         (
             dict(length=16),
-            r"prompt.length=16: 'portrait of a .*' needs 18 tokens. Set prompt.length=18",
+            r"prompt.template: 'portrait of a .*' needs 18 tokens, and prompt.length=16. Set prompt.length=18",
         ),
         (dict(length=17), "needs 18 tokens"),
         (
@@ -137,7 +137,7 @@ def test_pretrained_tokenizers_are_held_to_it_too(tmp_path):
     assert tokenizer(["x" * 75]).shape == (1, 77)
     with pytest.raises(
         InputError,
-        match="needs 78 tokens. Shorten it, or change prompt.template; the text encoder takes 77",
+        match="prompt.template: .* needs 78 tokens, .* Shorten it, .* the text encoder takes 77",
     ):
         tokenizer(["x" * 76])
     with pytest.raises(InputError, match="doesn't know 'caf\u00e9'"):
