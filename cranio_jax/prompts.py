@@ -1,6 +1,8 @@
 """Biometrics to text, and text to token ids."""
 
 import functools
+import hashlib
+import json
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -139,7 +141,13 @@ class PromptTokenizer:
     """
 
     def __init__(
-        self, length: int, pad: int, encode: Encode, unknown: int | None, limit: int, size: int
+        self,
+        length: int,
+        pad: int,
+        encode: Encode,
+        unknown: int | None,
+        limit: int,
+        vocabulary: dict[str, int],
     ):
         """Makes a tokenizer.
 
@@ -149,9 +157,12 @@ class PromptTokenizer:
           encode: texts to lists of ids; with the marks if asked for.
           unknown: the id of what is not in the vocabulary; None if everything is.
           limit: the most tokens that the text encoder takes.
-          size: how many ids there are.
+          vocabulary: the id of each token.
         """
-        self.size = size
+        self.size = len(vocabulary)
+        self.sha256 = hashlib.sha256(
+            json.dumps([pad, sorted(vocabulary.items())]).encode()
+        ).hexdigest()
         self.length = length
         self._pad = pad
         self._encode = encode
@@ -206,7 +217,7 @@ def word_tokenizer(length: int) -> PromptTokenizer:
         return [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=marks)]
 
     return PromptTokenizer(
-        length, WORDS.index("<pad>"), encode, unknown, limit=1024, size=len(WORDS)
+        length, WORDS.index("<pad>"), encode, unknown, 1024, tokenizer.get_vocab()
     )
 
 
@@ -223,7 +234,7 @@ def pretrained_tokenizer(folder: pathlib.Path, length: int) -> PromptTokenizer:
     # A folder that doesn't state the limit gets transformers' "infinite".
     limit = min(loaded.model_max_length, CLIP_LENGTH)
     return PromptTokenizer(
-        length, loaded.pad_token_id, encode, loaded.unk_token_id, limit, len(loaded)
+        length, loaded.pad_token_id, encode, loaded.unk_token_id, limit, loaded.get_vocab()
     )
 
 

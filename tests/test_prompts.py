@@ -150,7 +150,12 @@ def test_texts_that_the_tokenizer_takes_for_one_are_refused(tmp_path, monkeypatc
 
     def deaf(length):
         return prompts.PromptTokenizer(
-            length, 0, lambda texts, marks: [[1, len(text) % 7, 2] for text in texts], None, 77, 8
+            length,
+            0,
+            lambda texts, marks: [[1, len(text) % 7, 2] for text in texts],
+            None,
+            77,
+            {str(i): i for i in range(8)},
         )
 
     monkeypatch.setattr(prompts, "word_tokenizer", deaf)

@@ -77,6 +77,8 @@ class CranioDiff:
             raise InputError(f"method.lora_rank={rank}; expected 1 or more")
         self.pipeline = pretrained.open_pipeline(config.pretrained, rank)
         tokenizer = make_tokenizer(config)
+        published = config.prompt.tokenizer == "pretrained"
+        self.tokenizer_hash = {"tokenizer": tokenizer.sha256} if published else {}
         self.empty_prompt = tokenizer([""])
         self.negative_prompt = tokenizer(
             [self.sampling.negative_prompt], "sampling.negative_prompt"
@@ -518,7 +520,7 @@ class CranioDiff:
         )
 
     def weight_hashes(self) -> dict[str, str]:
-        """SHA-256 of the published files behind each network."""
+        """SHA-256 of the published files behind each network, and of the tokenizer's vocabulary."""
         files = {
             name: path
             for name, path in self.pipeline.folders.items()
@@ -529,7 +531,8 @@ class CranioDiff:
             for name, parts in self.feature_files.items()
             for prefix, *_, path in parts
         }
-        return {name: pretrained.sha256(path) for name, path in files.items()}
+        hashes = {name: pretrained.sha256(path) for name, path in files.items()}
+        return hashes | self.tokenizer_hash
 
     def parameter_count(self) -> dict[str, int]:
         """Parameters of each network."""

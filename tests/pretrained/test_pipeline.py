@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib
+import json
+import shutil
 
 import diffusers
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cranio_jax import models, sharding
+from cranio_jax import models, sharding, workdir
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 from cranio_jax.models.functional import Network
@@ -133,9 +135,32 @@ def test_a_light_decoder_stands_in(pipelines, settings, tmp_path):
 def test_results_name_the_weights(pipelines, settings):
     folder, _ = pipelines()
     hashes = make_method(settings(folder)).weight_hashes()
-    assert hashes.keys() == {"unet", "controlnet", "vae", "text_encoder"}
+    assert hashes.keys() == {"unet", "controlnet", "vae", "text_encoder", "tokenizer"}
     file = folder / "vae" / "diffusion_pytorch_model.safetensors"
     assert hashes["vae"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_another_vocabulary_is_another_experiment(pipelines, settings, tmp_path):
+    """Two words exchange their ids, which the text encoder's weights would not know."""
+    folder, _ = pipelines()
+    config = settings(folder)
+    workdir.claim(tmp_path, config, make_method(config))
+
+    config.pretrained.tokenizer = str(shutil.copytree(folder / "tokenizer", tmp_path / "same"))
+    workdir.check(tmp_path, config, make_method(config))
+
+    exchanged = shutil.copytree(folder / "tokenizer", tmp_path / "exchanged")
+    names = {"a</w>": "b</w>", "b</w>": "a</w>"}
+    (exchanged / "vocab.json").unlink(missing_ok=True)
+    (exchanged / "merges.txt").unlink(missing_ok=True)
+    whole = json.loads((exchanged / "tokenizer.json").read_text())
+    vocabulary = whole["model"]["vocab"]
+    whole["model"]["vocab"] = {names.get(word, word): n for word, n in vocabulary.items()}
+    assert whole["model"]["vocab"] != vocabulary
+    (exchanged / "tokenizer.json").write_text(json.dumps(whole))
+    config.pretrained.tokenizer = str(exchanged)
+    with pytest.raises(InputError, match="other weights of tokenizer"):
+        workdir.check(tmp_path, config, make_method(config))
 
 
 def test_tokens_are_the_checkpoints(pipelines, settings):
