@@ -112,7 +112,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     c.evaluate.retrieval.distractors = records() | dict(builder="", split="train")
     # The decoded terms of the loss, a part of `method`; files of weights are the
-    # user's, `decoder` a folder of TAESD that stands in for the autoencoder's. See cranio_jax/losses.py.
+    # user's, `decoder` a folder of TAESD that stands in for the autoencoder's. See cranio_jax/methods/decoded.py.
     c.method = ml_collections.ConfigDict()
     # Rates of networks that shall not go at train.learning_rate; the rank of 'unet_lora', whose alpha is the same.
     c.method.update(learning_rates={}, lora_rank=16)

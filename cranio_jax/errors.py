@@ -1,5 +1,5 @@
 """What the program says when its input is wrong."""
 
+from data_builders.errors import InputError
 
-class InputError(ValueError):
-    """One sentence for the person at the terminal: the file, row or field, what is wrong, what to do."""
+__all__ = ["InputError"]

@@ -13,20 +13,14 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from cranio_jax import (
-    buckets,
-    checks,
-    cluster,
-    evaluate,
-    export,
-    inspect,
-    reconstruct,
-    report,
-    status,
-    tables,
-    train,
-)
+from cranio_jax.distributed import cluster
 from cranio_jax.errors import InputError
+from cranio_jax.evaluation import evaluate
+from cranio_jax.files import buckets
+from cranio_jax.jobs import checks, export, inspect, reconstruct, status
+from cranio_jax.reporting import pages, tables
+from cranio_jax.reporting.notice import NOTICE
+from cranio_jax.training import loop
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 JOBS = (
@@ -52,7 +46,7 @@ TOGETHER = (
     "evaluate",
 )  # by all processes; the others by one, beside a training perhaps
 # What ends in a sentence.
-EXPECTED = (InputError, train.NonFiniteLossError, cluster.Preempted)
+EXPECTED = (InputError, loop.NonFiniteLossError, cluster.Preempted)
 # Of errors of collectives and of the coordinator, when a process is gone.
 _OF_OTHERS = (
     "UNAVAILABLE",
@@ -174,10 +168,9 @@ def run(config, workdir: pathlib.Path) -> None:
     """Does `config.job`."""
     if config.job not in JOBS:
         raise InputError(f"job={config.job!r} is not one of {', '.join(JOBS)}")
+    checks.check(config)
     if config.job in ("train_and_evaluate", "train"):
-        train.train(config, workdir)  # checks the configuration itself
-    else:
-        checks.check(config)
+        loop.train(config, workdir)
     if config.job in ("train_and_evaluate", "evaluate"):
         results = evaluate.evaluate(config, workdir)
         if not cluster.is_first():
@@ -193,9 +186,9 @@ def run(config, workdir: pathlib.Path) -> None:
     if config.job == "reconstruct":
         for folder in reconstruct.reconstruct(config, workdir):
             print(folder / "sheet.png")
-        print(reconstruct.NOTICE)
+        print(NOTICE)
     if config.job in ("train_and_evaluate", "evaluate", "report"):
-        print(f"page: {report.report(config, workdir)}")
+        print(f"page: {pages.report(config, workdir)}")
 
 
 def main(_) -> None:

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from cranio_jax.errors import InputError
+from data_builders.errors import InputError
 from data_builders.table_files import Fit
 
 # Other names, without spaces and signs. A unit other than years is none of an age.

@@ -1,4 +1,8 @@
-"""Errors of the builders."""
+"""Errors of the builders, and of the program that uses them."""
+
+
+class InputError(ValueError):
+    """Wrong input, in one sentence: the file, row or field, what is wrong, and what to do."""
 
 
 class UnreadableError(ValueError):

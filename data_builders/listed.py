@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from cranio_jax.errors import InputError
 from data_builders import splits
+from data_builders.errors import InputError
 from data_builders.pseudonyms import read_salt
 from data_builders.tables import stop_or_skip
 

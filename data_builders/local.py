@@ -2,7 +2,7 @@
 
 import tensorflow_datasets as tfds
 
-from cranio_jax.errors import InputError
+from data_builders.errors import InputError
 
 
 class LocalBuilder(tfds.core.ShardBasedBuilder):

@@ -7,7 +7,7 @@ import pathlib
 import secrets
 import sys
 
-from cranio_jax.errors import InputError
+from data_builders.errors import InputError
 
 
 def read_salt(salt: str, table: pathlib.Path, field: str) -> bytes:

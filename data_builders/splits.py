@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from cranio_jax.errors import InputError
+from data_builders.errors import InputError
 from data_builders.table_files import read_text, text_lines
 
 

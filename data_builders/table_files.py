@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from cranio_jax.errors import InputError
+from data_builders.errors import InputError
 
 SEPARATORS = ",;\t|"
 MAX_BYTES = 200_000_000  # of a list, and of what an Excel file unpacks to

@@ -8,8 +8,8 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from cranio_jax.errors import InputError
 from data_builders import columns
+from data_builders.errors import InputError
 from data_builders.table_files import Sheet, read_sheet
 
 VIEWS = ("frontal", "lateral")

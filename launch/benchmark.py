@@ -294,9 +294,9 @@ def start_jax(task: dict):
     import jax
     import jax.numpy as jnp
 
-    from cranio_jax import sharding
+    from cranio_jax.distributed import sharding
     from cranio_jax.methods import make_method
-    from cranio_jax.state import shardings_of
+    from cranio_jax.runs.state import shardings_of
 
     began = time.monotonic()
     mesh = sharding.make_mesh()
@@ -368,11 +368,12 @@ def finish_jax(task: dict, seconds: float, starting: float, count: float, again)
 def step_jax(task: dict) -> dict:
     import jax
 
-    from cranio_jax import sharding, train
+    from cranio_jax.distributed import sharding
+    from cranio_jax.training import loop
 
     method, mesh, state, frozen, batch, began = start_jax(task)
     key = sharding.random_key(1, mesh)
-    step = train.jit_step(method, mesh).lower(state, frozen, batch, key).compile()
+    step = loop.jit_step(method, mesh).lower(state, frozen, batch, key).compile()
 
     def once():
         nonlocal state
@@ -394,13 +395,14 @@ def loop_jax(task: dict) -> dict:
     """
     import jax
 
-    from cranio_jax import sharding, train
-    from cranio_jax.checkpoint import Checkpoints
+    from cranio_jax.distributed import sharding
+    from cranio_jax.runs.checkpoints import Checkpoints
+    from cranio_jax.training import loop
 
     method, mesh, state, frozen, _, began = start_jax(task | {"case": "controlnet"})
     batches = batches_of(task | {"case": "batches-cached"}, method)
     batch, key = sharding.put_batch(next(batches), mesh), sharding.random_key(1, mesh)
-    step = train.jit_step(method, mesh).lower(state, frozen, batch, key).compile()
+    step = loop.jit_step(method, mesh).lower(state, frozen, batch, key).compile()
     c, workdir, count = (
         make_config(task),
         pathlib.Path(task["scratch"]) / "loop",
@@ -423,7 +425,7 @@ def loop_jax(task: dict) -> dict:
     starting = time.monotonic() - began
     times.clear()
     with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
-        state, _ = train.loop(
+        state, _ = loop.loop(
             c, workdir, mesh, watched, None, state, frozen, batches, 0, count, checkpoints
         )
         saving = time.monotonic()
@@ -463,9 +465,9 @@ def write_pipeline(folder: pathlib.Path) -> None:
     import numpy as np
 
     from cranio_jax import models, pretrained
+    from cranio_jax.files.atomic import write_json
     from cranio_jax.models.functional import Network
     from cranio_jax.pretrained.names import torch_key, torch_shape
-    from cranio_jax.writers import write_json
     from launch import sd15
 
     unet = sd15.UNET | sd15.UP
@@ -511,7 +513,7 @@ def write_pipeline(folder: pathlib.Path) -> None:
 def load_jax(task: dict) -> dict:
     import jax
 
-    from cranio_jax import sharding
+    from cranio_jax.distributed import sharding
     from cranio_jax.methods import make_method
 
     folder = pathlib.Path(task["scratch"]) / "pipeline"

@@ -12,7 +12,8 @@ CASES = ("inception", "lpips-vgg", "lpips-alex", "lpips-squeeze", "iresnet50", "
 
 def network_of(case: str):
     """`(network, function of parameters and uint8 pictures a, b)`; one of them is enough where a case takes no pairs."""
-    from cranio_jax import losses, models
+    from cranio_jax import models
+    from cranio_jax.models import alignment
     from cranio_jax.models.functional import Network
 
     scaled = lambda pictures: pictures.astype("float32") / 127.5 - 1.0
@@ -26,7 +27,9 @@ def network_of(case: str):
 
     def embed(params, a, b):
         model = network.bind(params)
-        return model(losses.crop_face(scaled(a), (0.2, 0.2, 0.65, 0.6), model.height, model.width))
+        return model(
+            alignment.crop_face(scaled(a), (0.2, 0.2, 0.65, 0.6), model.height, model.width)
+        )
 
     return network, embed
 

@@ -17,8 +17,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 import numpy as np
 
+from cranio_jax.distributed.sharding import MIN_SHARDED_SIZE
 from cranio_jax.methods import make_method
-from cranio_jax.sharding import MIN_SHARDED_SIZE
 from launch import benchmark
 from launch.flops import flops
 

@@ -26,9 +26,12 @@ from concurrent import futures
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from cranio_jax import buckets, comparison, report, tables  # noqa: E402
-from cranio_jax.errors import InputError  # noqa: E402
-from cranio_jax.writers import logged, whole_file, write_json  # noqa: E402
+from cranio_jax.errors import InputError
+from cranio_jax.evaluation import comparison
+from cranio_jax.files import buckets
+from cranio_jax.files.atomic import whole_file, write_json
+from cranio_jax.reporting import pages, tables
+from cranio_jax.runs.log import logged
 
 EMBEDDER = "embedder.safetensors"
 
@@ -200,7 +203,7 @@ def compare(study, cells: list[Cell], workdir: pathlib.Path) -> pathlib.Path | N
     for ending, write in (("md", tables.markdown), ("tex", tables.latex)):
         with whole_file(workdir / f"table.{ending}") as file:
             file.write(write(results))
-    return report.study(
+    return pages.study(
         results,
         {name: [cell.folder for cell in own] for name, own in finished.items() if own},
         workdir,

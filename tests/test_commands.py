@@ -28,8 +28,10 @@ from absl import flags
 from PIL import Image
 
 from configs import common
-from cranio_jax import buckets, main, sharding, train
+from cranio_jax import main
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
+from cranio_jax.files import buckets
 from cranio_jax.methods import make_method
 from cranio_jax.models import make_embedder
 from cranio_jax.models.functional import Network
@@ -37,6 +39,7 @@ from cranio_jax.pretrained import __main__ as pretrained
 from cranio_jax.pretrained.embedder import save_embedder
 from cranio_jax.pretrained.kinds import kinds
 from cranio_jax.pretrained.save import tensors_of
+from cranio_jax.training import loop
 from data_builders.cranio_phantom import cohort, overview
 from data_builders.images import staging
 from data_builders.rendering import ct
@@ -103,9 +106,12 @@ KINDS = {
 # which needs no login and gets its records from the program.
 ELSEWHERE = {
     r"python -m pytest -q -n 2": (".ci/run", "<!-- test command -->"),
-    r"gcloud auth application-default login": ("tests/test_buckets.py", "def server"),
-    r"gcloud storage cp -r records gs://.*": ("tests/test_buckets.py", "def published"),
-    r"tfds build --data_dir=gs://.*": ("tests/test_buckets.py", "records are built and read on a"),
+    r"gcloud auth application-default login": ("tests/files/test_buckets.py", "def server"),
+    r"gcloud storage cp -r records gs://.*": ("tests/files/test_buckets.py", "def published"),
+    r"tfds build --data_dir=gs://.*": (
+        "tests/files/test_buckets.py",
+        "records are built and read on a",
+    ),
 }
 
 
@@ -215,7 +221,7 @@ def quick_steps(monkeypatch):
         seen.append(batch["xray"].shape)
         return counted(state)
 
-    monkeypatch.setattr(train, "jit_step", lambda method, mesh: step)
+    monkeypatch.setattr(loop, "jit_step", lambda method, mesh: step)
     return seen
 
 

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cranio_jax import controls, evaluate, reconstruct, report, train
+from cranio_jax.data.prompts import check_profile, make_prompt
 from cranio_jax.errors import InputError
-from cranio_jax.prompts import check_profile, make_prompt
-from cranio_jax.reconstruct import find_xrays, read_xray
+from cranio_jax.evaluation import controls, evaluate
+from cranio_jax.jobs import reconstruct
+from cranio_jax.jobs.reconstruct import find_xrays, read_xray
+from cranio_jax.reporting import pages
+from cranio_jax.training import loop
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -30,7 +33,7 @@ def xray_file(tmp_path):
 
 def test_whole_road(config, tmp_path, xray_file):
     workdir = tmp_path / "run"
-    train.train(config, workdir)
+    loop.train(config, workdir)
     config.evaluate.num_samples = 2
     results = evaluate.evaluate(config, workdir)
     assert list(results["rows"]) == [
@@ -79,7 +82,7 @@ def test_whole_road(config, tmp_path, xray_file):
     (other,) = reconstruct.reconstruct(config, workdir)
     assert other != folder and (folder / "record.json").exists()  # another profile replaces nothing
 
-    page = report.report(config, workdir).read_text()
+    page = pages.report(config, workdir).read_text()
     assert "a plausible hypothesis, not an identification" in page
     assert "mean face" in page and "<svg" in page and page.count("<img") > 2
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 import jax
 import ml_collections
 
+from cranio_jax.data import Batch
 from cranio_jax.errors import InputError
 
-Batch = dict[str, jax.Array]
 Tree = Any
 
 

@@ -9,8 +9,10 @@ import ml_collections
 import optax
 from jaxtyping import Array, Float, UInt8
 
-from cranio_jax import optimizer, pretrained, sharding
+from cranio_jax import pretrained
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
+from cranio_jax.methods import optimizer
 from cranio_jax.methods.base import FromScratch
 from cranio_jax.models.functional import Network, Params, is_statistic, params_of
 from cranio_jax.models.translation import NORMS

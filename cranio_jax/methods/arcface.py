@@ -12,9 +12,11 @@ import ml_collections
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from cranio_jax import data, losses, models, optimizer
+from cranio_jax import data, models
 from cranio_jax.errors import InputError
+from cranio_jax.methods import optimizer
 from cranio_jax.methods.base import FromScratch
+from cranio_jax.models import alignment
 from cranio_jax.models.functional import Network, is_statistic, params_of
 
 
@@ -71,7 +73,7 @@ class ArcFace(FromScratch):
         """Builds the structure of the network, and no parameter. Raises InputError on impossible settings."""
         m = self.config = config.method
         self.dtype = jnp.dtype(config.compute_dtype)
-        losses.check_crop(m.crop, "method.crop")
+        alignment.check_crop(m.crop, "method.crop")
         self.settings = {
             "network": m.network,
             "channels": m.channels,
@@ -118,7 +120,7 @@ class ArcFace(FromScratch):
         return self.network.bind(params)(faces)
 
     def _see(self, faces: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w 3"]:
-        return losses.crop_face(
+        return alignment.crop_face(
             faces.astype(jnp.float32) / 127.5 - 1.0,
             self.config.crop,
             self.config.height,

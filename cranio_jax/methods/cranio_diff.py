@@ -11,10 +11,13 @@ import ml_collections
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from cranio_jax import diffusion, losses, models, optimizer, pretrained, sharding
+from cranio_jax import diffusion, models, pretrained
+from cranio_jax.data.prompts import make_tokenizer
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
+from cranio_jax.methods import decoded, optimizer
+from cranio_jax.models import alignment
 from cranio_jax.models.functional import Network, Params
-from cranio_jax.prompts import make_tokenizer
 
 NETWORKS = ("controlnet", "unet", "text_encoder", "vae")
 TRAINABLE = (*NETWORKS, "unet_lora")
@@ -237,7 +240,7 @@ class CranioDiff:
 
     def _add_feature_networks(self, settings: ml_collections.ConfigDict) -> None:
         """The networks of the terms whose weight is not 0, and where their parameters are."""
-        losses.check(settings)
+        decoded.check(settings)
         self.feature_files = {}
         if settings.lpips:
             if settings.trunk not in models.TRUNKS:
@@ -283,7 +286,7 @@ class CranioDiff:
             self.networks["embedder"] = embedder.network(self.dtype)
             # One trained here says what it was trained to see; published ones want aligned faces.
             self.aligns, self.crop = embedder.crop is None, embedder.crop or settings.crop
-            losses.crop_box(self.crop, self.size, self.size)
+            alignment.crop_box(self.crop, self.size, self.size)
 
     def _kept_as(self, name: str) -> jnp.dtype:
         """Masters are float32; what is never updated is kept in the type it is used in."""
@@ -411,7 +414,7 @@ class CranioDiff:
         if self.feature_files:  # a term of weight 0 leaves no trace in the compiled step
             strength = draws["decoded"][0]
             x0_hat = self.schedule.to_x0(output, x_t, timesteps)
-            terms = losses.sometimes(
+            terms = decoded.sometimes(
                 strength > 0, lambda: self._decoded_terms(params, batch, x0_hat, timesteps)
             )
             for name, value in terms.items():
@@ -436,21 +439,21 @@ class CranioDiff:
         decoders = {name: params[name] for name in ("light_decoder", "vae") if name in params}
         faces = decode(decoders, x0_hat.astype(self.dtype)).astype(self.exact)
         truth = batch["face"].astype(self.exact) / 127.5 - 1.0
-        gate = losses.timestep_gate(timesteps, self.schedule.count, s.gate, s.gate_limit)
+        gate = decoded.timestep_gate(timesteps, self.schedule.count, s.gate, s.gate_limit)
         terms = {}
         if s.lpips:
             distance = self._bind("lpips", params)
-            terms["lpips"] = losses.weighted_mean(distance(faces, truth), gate)
+            terms["lpips"] = decoded.weighted_mean(distance(faces, truth), gate)
         if s.identity:
             embed = self._bind("embedder", params)
             # The estimate is laid as the true face is: a network that finds landmarks in it would be one more to trust.
             landmarks = batch.get("landmarks") if self.aligns else None
-            see = lambda f: losses.embedder_input(
+            see = lambda f: alignment.embedder_input(
                 f, landmarks, self.crop, embed.height, embed.width
             )
             a, b = (embed(see(f)).astype(self.exact) for f in (faces, truth))
             counts = gate if s.lateral_identity else gate * batch["frontal"]
-            terms["identity"] = losses.weighted_mean(losses.cosine_distance(a, b), counts)
+            terms["identity"] = decoded.weighted_mean(alignment.cosine_distance(a, b), counts)
         return terms
 
     def train_step(self, state, frozen, batch, key):

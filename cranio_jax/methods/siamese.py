@@ -12,8 +12,9 @@ import ml_collections
 import optax
 from jaxtyping import Array, Float, Int
 
-from cranio_jax import models, optimizer
+from cranio_jax import models
 from cranio_jax.errors import InputError
+from cranio_jax.methods import optimizer
 from cranio_jax.methods.base import FromScratch
 from cranio_jax.models.functional import Network, is_statistic, params_of
 

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from cranio_jax import losses, models, pretrained, sharding
+from cranio_jax import models, pretrained
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.metrics.images import MS_SSIM_SIDE, SSIM_SIDE, ms_ssim, psnr, ssim
+from cranio_jax.models import alignment
 from cranio_jax.models.functional import Network
 
 # Which files the metrics that everybody asks for need.
@@ -60,7 +62,7 @@ class Features:
 
         Raises InputError, naming the file, where one is missing, damaged, of nothing known, or a second of its kind.
         """
-        losses.check_crop(crop, "evaluate.crop")
+        alignment.check_crop(crop, "evaluate.crop")
         self._crop = crop
         self.embedders: dict[str, pretrained.Embedder] = {}
         self.sha256: dict[str, str] = {}
@@ -140,7 +142,7 @@ class Features:
         for name, embedder in self.embedders.items():
             network = self._networks[name].bind(params[name])
             found[name] = network(
-                losses.crop_face(x, embedder.crop or self._crop, network.height, network.width)
+                alignment.crop_face(x, embedder.crop or self._crop, network.height, network.width)
             )
         return found
 
@@ -176,7 +178,7 @@ class Features:
         for trunk in self.trunks:
             models.check_side(trunk, height, width)
         for embedder in self.embedders.values():
-            losses.crop_box(embedder.crop or self._crop, height, width)
+            alignment.crop_box(embedder.crop or self._crop, height, width)
 
     @staticmethod
     def left_out(height: int, width: int) -> dict[str, str]:
@@ -211,5 +213,5 @@ class Features:
             network = self._networks[trunk].bind(params[trunk])
             found[self.lpips_name(trunk)] = network.distance(a["taps"][trunk], b["taps"][trunk])
         return found | {
-            name: 1.0 - losses.cosine_distance(a[name], b[name]) for name in self.embedders
+            name: 1.0 - alignment.cosine_distance(a[name], b[name]) for name in self.embedders
         }

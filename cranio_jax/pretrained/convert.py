@@ -6,9 +6,9 @@ import numpy as np
 import safetensors.numpy
 
 from cranio_jax.errors import InputError
+from cranio_jax.files.atomic import whole_file
 from cranio_jax.pretrained.files import open_weights
 from cranio_jax.pretrained.kinds import check_hash, recognise
-from cranio_jax.writers import whole_file
 
 
 def convert(file: pathlib.Path, out: pathlib.Path) -> str:

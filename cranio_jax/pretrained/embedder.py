@@ -12,11 +12,11 @@ import safetensors.numpy
 
 from cranio_jax import models
 from cranio_jax.errors import InputError
+from cranio_jax.files.atomic import whole_file
 from cranio_jax.models.functional import Network, Params
 from cranio_jax.pretrained.files import Tensor, open_weights, sha256
 from cranio_jax.pretrained.kinds import Kind, recognise
 from cranio_jax.pretrained.save import tensors_of
-from cranio_jax.writers import whole_file
 
 _FIELD = "cranio_jax_embedder"  # of a safetensors file's metadata
 
@@ -27,7 +27,7 @@ class Embedder(NamedTuple):
     Attributes:
       file: of the weights.
       settings: for `models.make_embedder`.
-      crop: what it was trained to see, as `losses.crop_face` takes it; None for published ones, which see aligned faces.
+      crop: what it was trained to see, as `alignment.crop_face` takes it; None for published ones, which see aligned faces.
       seed: it was trained with; None for published ones.
       sha256: of the file.
     """

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 
 from cranio_jax.errors import InputError
-from cranio_jax.writers import write_json
+from cranio_jax.files.atomic import write_json
 
 # Smaller ones are read in milliseconds.
 _LARGE = 2**24

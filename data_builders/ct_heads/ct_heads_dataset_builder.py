@@ -13,8 +13,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cranio_jax.errors import InputError
-from data_builders.errors import UnreadableError
+from data_builders.errors import InputError, UnreadableError
 from data_builders.listed import ListedConfig, rows_by_words
 from data_builders.local import LocalBuilder
 from data_builders.pseudonyms import alias

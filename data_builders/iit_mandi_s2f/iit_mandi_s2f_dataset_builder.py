@@ -15,8 +15,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Float
 from numpy import ndarray as Array
 
-from cranio_jax.errors import InputError
-from data_builders.errors import UnreadableError
+from data_builders.errors import InputError, UnreadableError
 from data_builders.images.prepare import squared_xray
 from data_builders.images.radiograph import Radiograph, load_radiograph
 from data_builders.local import LocalBuilder

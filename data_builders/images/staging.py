@@ -15,8 +15,7 @@ import loky
 import numpy as np
 import tqdm
 
-from cranio_jax.errors import InputError
-from data_builders.errors import UnreadableError
+from data_builders.errors import InputError, UnreadableError
 from data_builders.images.photograph import read_photograph
 from data_builders.images.prepare import TEXT, prepare_xray
 from data_builders.images.squares import Transform, fitting, padding, take

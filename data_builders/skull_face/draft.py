@@ -13,7 +13,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from cranio_jax.errors import InputError
+from data_builders.errors import InputError
 from data_builders.skull_face.manifest import NEEDED
 from data_builders.skull_face.people import agreed, name_people
 from data_builders.skull_face.survey import Notes, Picture, survey

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from cranio_jax.errors import InputError
+from data_builders.errors import InputError
 from data_builders.tables import (
     SEXES,
     SPLITS,

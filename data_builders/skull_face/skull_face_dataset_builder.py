@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cranio_jax.errors import InputError
 from data_builders.entries import Entry
+from data_builders.errors import InputError
 from data_builders.images.squares import moved
 from data_builders.images.staging import TEXT, Job, Ready, stage
 from data_builders.listed import ListedConfig, rows_by_words

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cranio_jax import optimizer, pretrained, sharding
+from cranio_jax import pretrained
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
-from cranio_jax.methods import make_method
+from cranio_jax.methods import make_method, optimizer
 from cranio_jax.methods.cyclegan import drawn_from
-from tests.torch_translation import TorchPatches, TorchResnet, TorchUnet
+from tests.models.torch_translation import TorchPatches, TorchResnet, TorchUnet
 
 
 def configured(config, name, **settings):

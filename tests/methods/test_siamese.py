@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from cranio_jax.errors import InputError
-from cranio_jax.evaluate import evaluate
+from cranio_jax.evaluation.evaluate import evaluate
 from cranio_jax.methods import make_method
 from cranio_jax.methods.siamese import contrastive
-from cranio_jax.train import train
+from cranio_jax.training.loop import train
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 import scipy.special
 
-from cranio_jax import sharding
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.metrics import distributions
 from cranio_jax.metrics.distributions import InceptionScore, Moments, Rows

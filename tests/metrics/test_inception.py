@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cranio_jax import evaluate, pretrained
+from cranio_jax import pretrained
+from cranio_jax.evaluation import evaluate
 from cranio_jax.metrics import distributions
 from cranio_jax.models import FIDInception
 from cranio_jax.models.functional import Network

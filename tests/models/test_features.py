@@ -13,7 +13,7 @@ from cranio_jax.models.arcface import EMBEDDERS
 from cranio_jax.models.functional import Network
 from cranio_jax.models.lpips import LEAST_SIDES, LPIPS, MaxPool
 from cranio_jax.pretrained.names import from_torch, torch_key
-from tests.torch_iresnet import iresnet
+from tests.models.torch_iresnet import iresnet
 
 
 def network_with(make, *files):

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cranio_jax import sharding, train
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
+from cranio_jax.training import loop
 
 COUNT = 32
 QUICKLY = {"xla_backend_optimization_level": 0}
@@ -56,7 +57,7 @@ def test_gradients_are_equal_and_take_less_memory(one_level):
     for one_level.train.remat in (False, True):
         loss, params = loss_of(make_method(one_level))
         lowered = jax.jit(jax.grad(loss)).lower(params)
-        compiled = lowered.compile(compiler_options=QUICKLY | train.KEEP_BARRIERS)
+        compiled = lowered.compile(compiler_options=QUICKLY | loop.KEEP_BARRIERS)
         memory = compiled.memory_analysis().temp_size_in_bytes
         found[one_level.train.remat] = compiled(params), memory
     (plain, usual), (again, less) = found[False], found[True]
@@ -89,7 +90,7 @@ def test_a_training_step_keeps_less_on_a_cpu_too():
 
     def memory(remat):
         method = types.SimpleNamespace(init=init, train_step=train_step, remat=remat)
-        step = train.jit_step(method, mesh)
+        step = loop.jit_step(method, mesh)
         args = ({"params": jnp.ones(64)}, {}, {"x": jnp.ones((4096, 64))}, jax.random.key(0))
         return step.lower(*args).compile().memory_analysis().temp_size_in_bytes
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cranio_jax import pretrained, sharding
+from cranio_jax import pretrained
+from cranio_jax.distributed import sharding
 from cranio_jax.models.functional import Network, is_statistic
 from cranio_jax.models.translation import (
     ConvTranspose,
@@ -18,7 +19,7 @@ from cranio_jax.models.translation import (
     receptive_field,
 )
 from cranio_jax.pretrained.names import torch_key
-from tests.torch_translation import TorchPatches, TorchResnet, TorchUnet
+from tests.models.torch_translation import TorchPatches, TorchResnet, TorchUnet
 
 
 def loaded(network, model, tmp_path):

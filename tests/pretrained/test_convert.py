@@ -18,7 +18,7 @@ from cranio_jax.pretrained.embedder import open_embedder
 from cranio_jax.pretrained.files import open_weights
 from cranio_jax.pretrained.kinds import kinds
 from cranio_jax.pretrained.load import load
-from tests.torch_iresnet import iresnet
+from tests.models.torch_iresnet import iresnet
 
 
 def state_of(name, dtype=torch.float32):

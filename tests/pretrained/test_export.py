@@ -12,12 +12,14 @@ import pytest
 import safetensors.numpy
 import torch
 
-from cranio_jax import diffusion, sharding, train
+from cranio_jax import diffusion
+from cranio_jax.data.prompts import make_tokenizer
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
-from cranio_jax.export import export
+from cranio_jax.jobs.export import export
 from cranio_jax.methods import make_method
 from cranio_jax.pretrained.names import torch_key, torch_shape
-from cranio_jax.prompts import make_tokenizer
+from cranio_jax.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def trained(published, records, tmp_path_factory):
         num_steps=2, checkpoint_every=0, learning_rate=1e-3, warmup_steps=0, schedule="constant"
     )
     workdir = tmp_path_factory.mktemp("trained")
-    return c, workdir, train.train(c, workdir)
+    return c, workdir, loop.train(c, workdir)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +204,7 @@ def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
     c.train.update(
         num_steps=2, checkpoint_every=0, learning_rate=1e-3, warmup_steps=0, schedule="constant"
     )
-    state = train.train(c, tmp_path)
+    state = loop.train(c, tmp_path)
     method = make_method(c)
     additions = jax.device_get(state["ema"]["unet_lora"])
     assert len(additions) == 2 * 4 * sum(

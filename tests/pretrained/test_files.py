@@ -12,7 +12,8 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from cranio_jax import pretrained, sharding
+from cranio_jax import pretrained
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 from cranio_jax.pretrained import open_pipeline

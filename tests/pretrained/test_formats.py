@@ -12,7 +12,7 @@ from cranio_jax import pretrained
 from cranio_jax.errors import InputError
 from cranio_jax.models.functional import Network
 from cranio_jax.models.translation import NLayerDiscriminator, ResnetGenerator, UnetGenerator
-from tests.torch_translation import TorchPatches, TorchResnet, TorchUnet
+from tests.models.torch_translation import TorchPatches, TorchResnet, TorchUnet
 
 STATE = {
     "a.weight": torch.arange(12.0).reshape(3, 4) / 7,

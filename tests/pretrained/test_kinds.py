@@ -6,7 +6,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from cranio_jax import sharding
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.metrics.features import Features
 from cranio_jax.models.arcface import EMBEDDERS
@@ -15,7 +15,7 @@ from cranio_jax.pretrained import open_part
 from cranio_jax.pretrained.files import Tensor
 from cranio_jax.pretrained.kinds import RELEASES, kinds, recognise
 from cranio_jax.pretrained.names import from_torch, torch_key
-from tests.torch_iresnet import LAYERS, TorchIResNet, iresnet
+from tests.models.torch_iresnet import LAYERS, TorchIResNet, iresnet
 
 
 def stand_ins(shapes):

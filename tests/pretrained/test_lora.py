@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cranio_jax import sharding
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 from cranio_jax.pretrained import open_pipeline

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from cranio_jax import models, sharding, workdir
+from cranio_jax import models
+from cranio_jax.data.prompts import make_tokenizer
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 from cranio_jax.models.functional import Network
 from cranio_jax.pretrained import save, save_embedder, tensors_of
 from cranio_jax.pretrained.names import from_torch, torch_key
-from cranio_jax.prompts import make_tokenizer
+from cranio_jax.runs import workdir
 from tests.pretrained.conftest import FAMILIES
 
 

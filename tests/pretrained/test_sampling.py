@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from cranio_jax import sharding
+from cranio_jax.data.prompts import make_tokenizer
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
-from cranio_jax.prompts import make_tokenizer
 
 PROMPTS = ["a woman, 45", "a man, 65"]
 IDS, KEY = np.array([7, 8], np.uint32), jax.random.key(3)

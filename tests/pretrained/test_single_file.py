@@ -13,13 +13,14 @@ import safetensors.torch
 import torch
 import transformers
 
-from cranio_jax import export, sharding
+from cranio_jax.data.prompts import make_tokenizer
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
+from cranio_jax.jobs import export
 from cranio_jax.methods import make_method
 from cranio_jax.pretrained import open_pipeline
 from cranio_jax.pretrained.files import Tensor
 from cranio_jax.pretrained.single_file import read_part, settings_of
-from cranio_jax.prompts import make_tokenizer
 from tests.pretrained import ldm
 
 PARTS = ("unet", "vae", "text_encoder")

@@ -1,0 +1,39 @@
+"""From records on disk to batches on devices: a Grain pipeline over a TFDS data source."""
+
+from cranio_jax.data.augmentation import GEOMETRY, augment, displacement, expose, move
+from cranio_jax.data.batches import (
+    READING,
+    Batch,
+    TrainingBatches,
+    collected,
+    device_batches,
+    ordered_batches,
+    to_device_fields,
+)
+from cranio_jax.data.builders import builder_settings, make_builder, open_builder, records_name
+from cranio_jax.data.examples import Examples
+from cranio_jax.data.splits import fingerprint, read_split, split_subjects, subjects
+
+__all__ = [
+    "GEOMETRY",
+    "READING",
+    "Batch",
+    "Examples",
+    "TrainingBatches",
+    "augment",
+    "builder_settings",
+    "collected",
+    "device_batches",
+    "displacement",
+    "expose",
+    "fingerprint",
+    "make_builder",
+    "move",
+    "open_builder",
+    "ordered_batches",
+    "read_split",
+    "records_name",
+    "split_subjects",
+    "subjects",
+    "to_device_fields",
+]

@@ -1,0 +1,158 @@
+"""Pictures in files: reading them with words for what is wrong, writing them whole, folders of them by name."""
+
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cranio_jax.errors import InputError
+from cranio_jax.files.atomic import whole_file
+
+
+def open_picture(path: pathlib.Path) -> Image.Image:
+    """A picture, upright and read to its end. Raises InputError, naming the file, where it is missing or damaged."""
+    try:
+        with path.open("rb") as opened, Image.open(opened) as file:
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
+            return picture
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such picture") from None
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
+        words = str(error).split(":")[0].split(str(path.parent))[0].strip() or "damaged file"
+        raise InputError(f"{path}: not a readable picture ({words})") from None
+
+
+def read_face(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
+    """A face in 8 bit RGB. Raises InputError where the file holds none."""
+    picture = open_picture(path)
+    if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
+        values = np.asarray(picture, np.float32)
+        if not np.isfinite(values).all():
+            raise InputError(f"{path}: holds pixels that are not numbers")
+        if picture.mode == "F" or values.max(initial=0) > 65535:
+            raise InputError(
+                f"{path}: holds {picture.mode} pixels, whose range is anybody's guess; store it in 8 or 16 bit"
+            )
+        return np.repeat(np.uint8(values / 257.0 + 0.5)[..., None], 3, -1)
+    return np.asarray(picture.convert("RGB"))
+
+
+def write_png(path: pathlib.Path, picture: UInt8[np.ndarray, "h w *c"]) -> None:
+    """Writes a picture, whole or not at all."""
+    with whole_file(path, "wb") as file:
+        Image.fromarray(picture).save(file, "PNG")
+
+
+class PairedFolders(Sequence):
+    """Examples from two folders whose files have the same names: `face` from one, `generated` (one of a kind) from the other.
+
+    Subfolders count as part of the name, endings do not.
+    """
+
+    def __init__(self, generated: pathlib.Path, reference: pathlib.Path, pattern: str = ""):
+        """`pattern`: a regular expression that finds `(?P<subject>...)` and perhaps `view` and `variant` in a name.
+
+        Without it each name is a subject of its own. Raises InputError where folders, names or sizes do not match.
+        """
+        ours, theirs = (
+            _named(generated, "evaluate.generated"),
+            _named(reference, "evaluate.reference"),
+        )
+        if ours.keys() != theirs.keys():
+            alone = min(ours.keys() ^ theirs.keys())
+            where, other = (generated, reference) if alone in ours else (reference, generated)
+            raise InputError(
+                f"{where} holds {alone!r}, {other} does not; both folders must hold the same names"
+            )
+        self._pairs = [(name, ours[name], theirs[name]) for name in sorted(ours)]
+        try:
+            self._pattern = re.compile(pattern)
+        except re.error as error:
+            raise InputError(
+                f"evaluate.names={pattern!r} is no regular expression ({error})"
+            ) from None
+        if pattern and "subject" not in self._pattern.groupindex:
+            raise InputError(f"evaluate.names={pattern!r} has no group (?P<subject>...)")
+        self.who = [self._who(name) for name in sorted(ours)]
+        self.size: tuple[int, int] = picture_size(self._pairs[0][2])
+        for path in (path for _, *pair in self._pairs for path in pair):
+            if (size := picture_size(path)) != self.size:
+                raise InputError(
+                    f"{path} is {size}, {self._pairs[0][2].name} {self.size}; pictures that are "
+                    "compared in pairs must be of one size. Scale them, or set "
+                    "evaluate.paired=False to compare the folders as sets."
+                )
+
+    def _who(self, name: str) -> dict[str, str]:
+        found = self._pattern.search(name)
+        if not found:
+            raise InputError(
+                f"evaluate.names={self._pattern.pattern!r} finds no subject in {name!r}"
+            )
+        groups = {group: text or "" for group, text in found.groupdict().items()}
+        return {
+            "id": name,
+            "subject": groups.get("subject", name),
+            "view": groups.get("view", ""),
+            "variant": groups.get("variant", name),
+        }
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        _, generated, reference = self._pairs[index]
+        return {"face": read_face(reference), "generated": read_face(generated)[None]}
+
+
+def find_pictures(folder: pathlib.Path, field: str) -> list[pathlib.Path]:
+    """Returns the files in a folder and its subfolders, sorted, without those that are hidden.
+
+    Raises InputError, naming the setting `field`, if there is no folder or no file.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{field}={str(folder)!r} is not a folder")
+    paths: list[pathlib.Path] = []
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths += [pathlib.Path(where) / name for name in names if not name.startswith(".")]
+    if not paths:
+        raise InputError(f"{field}={str(folder)!r} holds no picture")
+    return sorted(paths)
+
+
+def name_of(path: pathlib.Path, folder: pathlib.Path) -> str:
+    """Returns what a picture is called in its folder, without its ending."""
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _named(folder: pathlib.Path, field: str) -> dict[str, pathlib.Path]:
+    found: dict[str, pathlib.Path] = {}
+    for path in find_pictures(folder, field):
+        name = name_of(path, folder)
+        if name in found:
+            raise InputError(f"{path} and {found[name].name} have one name; keep one of them")
+        found[name] = path
+    return found
+
+
+def picture_size(path: pathlib.Path) -> tuple[int, int]:
+    """Returns height and width, from the file's head. Raises InputError if it holds no picture."""
+    try:
+        with Image.open(path) as picture:
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return picture.size if turned else picture.size[::-1]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise InputError(f"{path}: not a readable picture") from None

@@ -1,0 +1,115 @@
+"""The log of a run: TensorBoard events, and a line of JSON for each logged step."""
+
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cranio_jax.distributed import cluster
+from cranio_jax.errors import InputError
+from cranio_jax.files import buckets
+
+
+def logged(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl, in the order of writing; of a last one that is half-written, nothing."""
+    path = workdir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+class _Lines:
+    """A file that grows by lines; in a bucket, where none can, it is written anew with each."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._file = path, None
+        if not buckets.is_remote(path):
+            self._file = path.open("ab+")
+            self._file.seek(0)
+            self._file.truncate(
+                self._file.read().rfind(b"\n") + 1
+            )  # a full disk, or a kill, leaves half a line
+        else:
+            self._text = path.read_text() if path.exists() else ""
+
+    def add(self, line: str) -> None:
+        if self._file:
+            self._file.write(line.encode())
+            self._file.flush()
+        else:
+            self._text += line
+            buckets.write_object(self._path, self._text.encode())
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+class Writer:
+    """Scalars and pictures of a run; silent on every process but the first. A bucket gets the lines and no TensorBoard.
+
+    Raises InputError where they can't be written.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        self._workdir, self._board, self._lines = workdir, None, None
+        if cluster.is_first():
+            with self._written():
+                workdir.mkdir(parents=True, exist_ok=True)
+                self._lines = _Lines(workdir / "metrics.jsonl")
+                if not buckets.is_remote(workdir):
+                    # Imported here: where torch is installed, it imports that, which takes seconds.
+                    from tensorboardX.event_file_writer import EventsWriter
+
+                    # Not SummaryWriter: its thread dies of a full disk, and whoever logs then waits for it for ever.
+                    (workdir / "tensorboard").mkdir(exist_ok=True)
+                    self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type | None, *exc) -> None:
+        # An error on the way is worth more than one at the end.
+        with contextlib.suppress(OSError) if kind else self._written():
+            for part in (self._lines, self._board):
+                if part:
+                    part.close()
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Logs numbers of a step."""
+        with self._written():
+            if self._lines:
+                self._lines.add(
+                    json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n"
+                )
+            if self._board:
+                from tensorboardX import summary
+
+                self._event(step, *(summary.scalar(name, value) for name, value in values.items()))
+
+    def image(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Logs a picture `(height, width, 3)`, uint8."""
+        with self._written():
+            if self._board:
+                from tensorboardX import summary
+
+                self._event(step, summary.image(name, picture, dataformats="HWC"))
+
+    def _event(self, step: int, *summaries: Any) -> None:
+        from tensorboardX.proto import event_pb2
+
+        for told in summaries:
+            self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=told))
+        self._board.flush()
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self._workdir} can't be written ({error.strerror}); start again when it can"
+            ) from error

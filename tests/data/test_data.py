@@ -1,0 +1,204 @@
+"""The pipeline: order, augmentation, and records that do not fit."""
+
+import json
+import multiprocessing
+import pathlib
+import types
+from functools import partial
+
+import ml_collections
+import numpy as np
+import pytest
+from skimage import transform
+
+from cranio_jax import data
+from cranio_jax.data import splits
+from cranio_jax.errors import InputError
+from cranio_jax.models import alignment
+
+
+@pytest.fixture
+def examples(config):
+    return data.Examples(data.make_builder(config.data), "train", config)
+
+
+def test_processes_share_one_global_order(config, examples):
+    prepare = partial(data.augment, settings=config.augment)
+    whole = data.TrainingBatches(examples, 8, 3, prepare)
+    shares = ([0, 1, 4, 5], [2, 3, 6, 7])
+    halves = [data.TrainingBatches(examples, 8, 3, prepare, rows) for rows in shares]
+    for _ in range(60):  # more than one pass over the 360 examples
+        batch = next(whole)
+        for rows, half in zip(shares, halves, strict=True):
+            for name, part in next(half).items():
+                np.testing.assert_array_equal(part, batch[name][rows])
+    assert whole.get_state() == halves[0].get_state() == halves[1].get_state()
+
+
+def test_each_pass_sees_every_example_once(config, examples):
+    batches = data.TrainingBatches(examples, 8, 0, partial(data.augment, settings=config.augment))
+    seen = [
+        np.concatenate([next(batches)["id_hash"] for _ in range(len(examples) // 8)])
+        for _ in range(2)
+    ]
+    assert len(examples) % 8 == 0 and all(len(set(s)) == len(examples) for s in seen)
+    assert list(seen[0]) != list(seen[1])
+
+
+def marked():
+    """X-ray and face with the same bright square in the same place."""
+    face = np.full((32, 32, 3), 40, np.uint8)
+    face[4:12, 18:27] = 220
+    return {"xray": face[..., :1].copy(), "face": face}
+
+
+@pytest.mark.parametrize(
+    ("setting", "moved"),
+    [
+        ({"flip": 1.0}, 5),
+        ({"rotation": 30.0}, 5),
+        ({"bend": 0.03}, 2),
+        ({"rotation": 30.0, "bend": 0.03}, 5),
+    ],
+)
+def test_geometry_moves_xray_and_face_together(config, setting, moved):
+    config.augment.update(flip=0.0, rotation=0.0, brightness=0.0, contrast=0.0, erase=0.0)
+    config.augment.update(setting)
+    before = marked()
+    after = data.augment(before, np.random.default_rng(1), config.augment)
+    inside = after["face"][..., 0].astype(int)
+    assert np.abs(inside - before["face"][..., 0]).mean() > moved
+    # The corners that a rotation uncovers are background in the face and black in the X-ray.
+    covered = after["xray"][..., 0] > 30
+    assert covered.mean() > 0.7
+    assert np.abs(inside - after["xray"][..., 0])[covered].max() <= 12
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"flip": 1.0},
+        {"rotation": 30.0},
+        {"bend": 0.03},
+        {"flip": 1.0, "rotation": 30.0},
+        {"rotation": 30.0, "bend": 0.03},
+    ],
+)
+def test_landmarks_move_with_the_face(config, setting):
+    config.augment.update(flip=0.0, rotation=0.0)
+    config.augment.update(setting)
+    places = np.array([[20, 30], [44, 28], [33, 40], [24, 50], [41, 51]], np.float32)
+    face = np.zeros((64, 64, 3), np.uint8)
+    for i, (column, row) in enumerate(places.astype(int)):
+        face[row - 1 : row + 2, column - 1 : column + 2] = (
+            50 + 40 * i
+        )  # a mark of its own brightness each
+    after = data.move({"face": face, "landmarks": places}, np.random.default_rng(1), config.augment)
+    order = (
+        [1, 0, 2, 4, 3] if "flip" in setting else range(5)
+    )  # the picture's left eye and corner stay first
+    for place, i in zip(after["landmarks"], order, strict=True):
+        column, row = np.round(place).astype(int)
+        assert after["face"][row, column, 0] == pytest.approx(50 + 40 * i, abs=12)
+
+
+def test_frontal_faces_have_landmarks(examples):
+    found = [examples[i] for i in range(36)]
+    assert {e["face_view"] for e in found} == {"frontal", "lateral"}
+    for example in found:
+        landmarks = example["landmarks"]
+        assert np.isfinite(landmarks).all() == (example["face_view"] == "frontal")
+        if example["face_view"] == "frontal":  # in ArcFace's order, and so laid like its template
+            fit = transform.SimilarityTransform.from_estimate(landmarks, alignment.TEMPLATE)
+            assert (
+                np.abs(fit(landmarks) - alignment.TEMPLATE).max() < 10
+                and fit.scale > 0
+                and abs(fit.rotation) < 0.1
+            )
+
+
+def test_exposure_and_erasing_touch_the_xray_alone(config):
+    config.augment.update(flip=0.0, rotation=0.0, brightness=0.15, contrast=0.2, erase=0.05)
+    before = marked()
+    changed = []
+    for seed in range(20):
+        after = data.augment(before, np.random.default_rng(seed), config.augment)
+        np.testing.assert_array_equal(after["face"], before["face"])
+        changed.append(np.abs(after["xray"].astype(int) - before["xray"]).mean())
+    assert np.mean(changed) > 5
+
+
+def test_erased_area_is_bounded(config):
+    config.augment.update(flip=0.0, rotation=0.0, brightness=0.0, contrast=0.0, erase=0.05)
+    flat = {"xray": np.full((64, 64, 1), 100, np.uint8), "face": np.zeros((64, 64, 3), np.uint8)}
+    areas = [
+        (data.augment(flat, np.random.default_rng(s), config.augment)["xray"] != 100).mean()
+        for s in range(200)
+    ]
+    assert 0.01 < max(areas) < 0.06
+
+
+def test_last_batch_is_masked(examples):
+    batches = list(data.ordered_batches([examples[i] for i in range(5)], 4))
+    assert [b["mask"].tolist() for b in batches] == [[1, 1, 1, 1], [1, 0, 0, 0]]
+
+
+def test_unknown_builder_and_setting(config):
+    config.data.settings.pairing = "all_pairs"
+    with pytest.raises(InputError, match="pairing='all_pairs' is not one of matched, all_views"):
+        data.make_builder(config.data)
+    config.data.builder = "skulls"
+    with pytest.raises(InputError, match="data.builder='skulls'"):
+        data.make_builder(config.data)
+
+
+def test_no_path_in_examples(examples, records):
+    assert str(records) not in repr(examples) and str(records) not in repr(examples[0])
+
+
+def test_two_that_start_together_build_once(config, tmp_path):
+    """Each by itself would write the records, and the second could not put its own in their place."""
+    config.data.data_dir = str(tmp_path)
+    config.data.cranio_phantom.subjects = 4
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        counts = pool.map(_count_records, [config.data.to_json()] * 2)
+    assert counts[0] == counts[1] > 0
+    assert len(list(tmp_path.glob("cranio_phantom/*/[0-9]*"))) == 1
+
+
+def _count_records(config):
+    builder = data.make_builder(ml_collections.ConfigDict(json.loads(config)))
+    return sum(split.num_examples for split in builder.info.splits.values())
+
+
+def test_records_built_with_other_settings_are_refused(config, tmp_path):
+    config.data.data_dir = str(tmp_path)
+    config.data.cranio_phantom.subjects = 6
+    folder = pathlib.Path(str(data.make_builder(config.data).data_dir))
+    metadata = json.loads((folder / "metadata.json").read_text())
+    (folder / "metadata.json").write_text(json.dumps(metadata | {"skin_spread": 0.25}))
+    with pytest.raises(InputError, match="was built with skin_spread=0.25, not 0.06"):
+        data.make_builder(config.data)
+
+
+def test_the_fingerprint_is_of_the_content(monkeypatch):
+    builder = types.SimpleNamespace(info=types.SimpleNamespace(splits=("train", "test")))
+    record = {
+        "id": b"a",
+        "xray": b"\x89PNG",
+        "age": 45.0,
+        "face_landmarks": np.zeros((5, 2), np.float32),
+    }
+
+    def of(*records):
+        monkeypatch.setattr(splits, "_records", lambda builder, split, images: records)
+        return data.fingerprint(builder)
+
+    turned = dict(reversed(record.items()))  # the order of fields differs from build to build
+    assert of(record, record) == of(turned, record) != of(record)
+    for change in (
+        {"xray": b"\x89PNH"},
+        {"age": 46.0},
+        {"face_landmarks": np.ones((5, 2), np.float32)},
+    ):
+        assert of(record | change, record) != of(record, record)

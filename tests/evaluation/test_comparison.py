@@ -1,0 +1,214 @@
+"""Several methods and seeds in one table: means, paired differences, who enters where, and what can't be compared."""
+
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+from concurrent import futures
+
+import numpy as np
+import pytest
+
+from cranio_jax.errors import InputError
+from cranio_jax.evaluation.comparison import compare
+from cranio_jax.evaluation.retrieval import CEILING
+from cranio_jax.reporting import tables
+from launch.study import _take_cores
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SUBJECTS = [f"s{i}" for i in range(6)]
+
+
+def results(row, psnr, recall, fid=None, judge="judge", data="cohort"):
+    """What evaluate.py writes, as far as a comparison reads it: each subject's PSNR and recall@1."""
+    mean = lambda values: {"mean": float(np.mean(values)), "low": 0.0, "high": 1.0}
+    kinds = {row: 0.0, "shuffled X-rays": -2.0, "mean face": -1.0} if psnr is not None else {}
+    protocol = {"gallery": 54, "seen": 27, "chance": {"recall@1": 0.2}}
+    asked = (row, "shuffled X-rays")
+    protocol["by_subject"] = {name: {"recall@1": list(recall)} for name in asked}
+    protocol["rows"] = {
+        name: {"recall@1": mean(recall), "eer": {"mean": 0.3}} for name in asked
+    } | {CEILING: {"recall@1": mean([1.0])}}
+    protocol["curves"] = {name: [0.5, 1.0] for name in (*asked, CEILING)}
+    found = {
+        "data": {"name": data},
+        "images": 12,
+        "subjects": 6,
+        "resizing": "own size",
+        "networks": {judge: "abc"} if psnr is not None else {},
+        "not_computed": {},
+        "retrieval": {judge: {"same/all": protocol}},
+    }
+    found["by_subject"] = {
+        "subjects": SUBJECTS,
+        "rows": {name: {"psnr": [v + less for v in psnr]} for name, less in kinds.items()},
+    }
+    found["rows"] = {
+        name: {"psnr": mean(psnr)} | ({"fid": {"mean": fid}} if fid else {}) for name in kinds
+    }
+    return found
+
+
+def test_means_and_differences():
+    """A subject counts with the mean of its seeds; differences are of the same subject, whose own level drops out."""
+    level = np.array([10.0, 14.0, 18.0, 22.0, 26.0, 30.0])
+    recall = np.array([1.0, 1.0, 0.0, 1.0, 1.0, 1.0])
+    runs = {
+        "ours": [
+            results("ours", level + 1.0, recall, fid=20.0),
+            results("ours", level + 2.0, recall, fid=30.0),
+        ],
+        "a": [results("a", level, recall * 0.5, fid=50.0)],
+        "b": [results("b", level - np.arange(6), recall * 0.0, fid=40.0)],
+        "ablation": [results("ablation", level + 9.0, recall, fid=10.0)],
+        "matcher": [results("matcher", None, recall, judge="matcher")],
+        "unfinished": [],
+    }
+    found = compare(runs, "ours", ("a", "b"), rounds=500)
+    assert found["rows"]["ours"]["psnr"]["mean"] == pytest.approx(level.mean() + 1.5)
+    assert found["rows"]["ours"]["fid"] == {
+        "mean": 25.0,
+        "sd": pytest.approx(np.std([20, 30], ddof=1)),
+    }
+    assert "sd" not in found["rows"]["a"]["fid"]
+    assert found["rows"]["ours, shuffled X-rays"]["psnr"]["mean"] == pytest.approx(
+        level.mean() - 0.5
+    )
+    assert found["rows"]["mean face"]["psnr"]["mean"] == pytest.approx(level.mean() + 0.5)
+    minus_a = found["differences"]["ours minus a"]["psnr"]
+    assert all(minus_a[key] == pytest.approx(1.5) for key in ("mean", "low", "high"))
+    # The wide interval of the people is not the narrow one of the difference.
+    assert found["rows"]["ours"]["psnr"]["high"] - found["rows"]["ours"]["psnr"]["low"] > 5
+    assert found["best"] == {"psnr": "a"}
+    assert (
+        found["differences"]["ours minus the best baseline"] == found["differences"]["ours minus a"]
+    )
+    part = found["retrieval"]["judge"]["same/all"]
+    assert set(part["rows"]) == {
+        "ours",
+        "ours, shuffled X-rays",
+        "a",
+        "b",
+        "ablation",
+        "matcher",
+        CEILING,
+    }
+    assert part["differences"]["ours minus b"]["recall@1"]["mean"] == pytest.approx(5 / 6)
+    assert "matcher" not in found["rows"] and "matcher" not in found["retrieval"]
+    json.dumps(found)
+    words = tables.markdown(found)
+    assert "Against the baselines" in words and "the best baseline: PSNR (dB) a" in words
+    assert "unfinished" not in words
+
+
+def test_what_is_no_comparison():
+    level = np.arange(6.0)
+    ours = results("ours", level, level)
+    with pytest.raises(InputError, match="ours and a were scored on different data"):
+        compare(
+            {"ours": [ours], "a": [results("a", level, level, data="another")]}, "ours", ("a",), 10
+        )
+    with pytest.raises(InputError, match="ours and a were scored on different networks"):
+        compare(
+            {"ours": [ours], "a": [results("a", level, level, judge="friend")]}, "ours", ("a",), 10
+        )
+    fewer = results("a", level, level)
+    fewer["by_subject"]["subjects"] = [*SUBJECTS[1:], "other"]
+    with pytest.raises(InputError, match="different subjects"):
+        compare({"ours": [ours], "a": [fewer]}, "ours", ("a",), 10)
+
+
+def study(tmp_path, *flags):
+    return subprocess.run(
+        [sys.executable, ROOT / "launch" / "study.py", *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_failed_cell_is_told_and_stops_nothing(tmp_path):
+    """Both cells fail, each for its own reason; nothing is compared, and the exit code says so."""
+    (tmp_path / "two.py").write_text(
+        "import ml_collections\n"
+        "def get_config(variant=''):\n"
+        "    c = ml_collections.ConfigDict(dict(name='two', seeds=(0,), headline='one', baselines=(), bootstrap=10))\n"
+        "    c.flags = c.method_flags = ()\n"
+        "    c.helpers = (dict(name='judge', config='configs/arcface.py:smoke', seed=0, flags=('train.num_step=1',)),)\n"
+        "    c.methods = (dict(name='one', config='configs/pix2pix.py:smoke', flags=('method.gan=wgan',)),\n"
+        "                 dict(name='two', config='configs/pix2pix.py:smoke', flags=('evaluate.weights={judge}',)))\n"
+        "    return c\n"
+    )
+    ended = study(tmp_path, "--study=two.py", f"--workdir={tmp_path / 'w'}")
+    assert ended.returncode == 1
+    assert "cell 0 of 3: judge, seed 0: FAILED" in ended.stdout and "num_step" in ended.stdout
+    assert "method.gan='wgan' is not one of" in ended.stdout
+    assert "cell 2 of 3: two, seed 0: FAILED, needs the embedder of judge" in ended.stdout
+    assert "3 of 3 cells failed" in ended.stderr and not (tmp_path / "w" / "study.json").exists()
+    # A folder belongs to its flags.
+    text = (tmp_path / "two.py").read_text()
+    (tmp_path / "two.py").write_text(text.replace("wgan", "gan"))
+    assert (
+        "was begun with other flags"
+        in study(tmp_path, "--study=two.py", f"--workdir={tmp_path / 'w'}", "--cell=1").stdout
+    )
+
+
+def test_flags_of_a_study(tmp_path):
+    listed = study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--list")
+    assert "  2  cranio_diff, seed 0" in listed.stdout
+    assert (
+        "no such file" in study(tmp_path, "--study=configs/none.py", f"--workdir={tmp_path}").stderr
+    )
+    assert (
+        "no variant 'tiny'"
+        in study(tmp_path, "--study=configs/study_phantom.py:tiny", f"--workdir={tmp_path}").stderr
+    )
+    assert (
+        "the study has the cells 0 to 10"
+        in study(
+            tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--cell=11"
+        ).stderr
+    )
+    assert (
+        "--seed=3 is no flag"
+        in study(
+            tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--seed=3"
+        ).stderr
+    )
+    others = study(
+        tmp_path,
+        "--study=configs/study_phantom.py",
+        f"--workdir={tmp_path}",
+        "--list",
+        "--seeds=0,1",
+    ).stdout
+    assert others.startswith(listed.stdout) and " 11  cranio_diff, seed 1" in others
+    assert (
+        "name their folder by --weights"
+        in study(
+            tmp_path, "--study=configs/study_paper.py", f"--workdir={tmp_path}", "--list"
+        ).stderr
+    )
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="only Linux binds threads to cores"
+)
+def test_cells_at_once_share_the_cores():
+    """Each worker has its own, together they have all there are, and the program itself keeps them."""
+    own, at_once, meet = os.sched_getaffinity(0), 2, threading.Barrier(2)
+
+    def cores(_):
+        meet.wait(10)  # so that one worker does not take both
+        return os.sched_getaffinity(0)
+
+    with futures.ThreadPoolExecutor(
+        at_once, initializer=_take_cores, initargs=(itertools.count(), at_once)
+    ) as pool:
+        first, second = pool.map(cores, range(2))
+    assert first | second == own == os.sched_getaffinity(0)
+    assert len(own) == 1 or not first & second
