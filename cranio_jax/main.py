@@ -175,6 +175,7 @@ def run(config, workdir: pathlib.Path) -> None:
         results = evaluate.evaluate(config, workdir)
         if not cluster.is_first():
             return
+        tables.write(results, workdir)
         print(tables.text(results))
     if config.job == "status":
         print(status.status(workdir))

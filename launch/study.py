@@ -28,8 +28,10 @@ sys.path.insert(0, str(ROOT))
 
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import comparison
+from cranio_jax.evaluation import results as schema
+from cranio_jax.evaluation.results import Results, read_comparison, read_results
 from cranio_jax.files import buckets
-from cranio_jax.files.atomic import whole_file, write_json
+from cranio_jax.files.atomic import write_json
 from cranio_jax.reporting import pages, tables
 from cranio_jax.runs.log import logged
 
@@ -153,13 +155,13 @@ def run(cell: Cell) -> str:
     return "" if cell.done else f"ended without results; see {cell.folder / 'log.txt'}"
 
 
-def cost(cell: Cell, results: dict) -> dict[str, float]:
+def cost(cell: Cell, results: Results) -> dict[str, float]:
     """What a run took: parameters, images seen, seconds of training, TFLOP of both, seconds a face."""
     rate = [
         line["images_per_second"] for line in logged(cell.folder) if "images_per_second" in line
     ][-1:]
-    images = results["step"] * results["config"]["train"]["batch_size"]
-    found = {"parameters": sum(results["parameters"].values()), "images": images}
+    images = (results.step or 0) * results.config["train"]["batch_size"]
+    found = {"parameters": sum((results.parameters or {}).values()), "images": images}
     if rate:
         found["seconds"] = images / rate[0]
     counted = cell.folder / "operations.json"
@@ -178,9 +180,7 @@ def cost(cell: Cell, results: dict) -> dict[str, float]:
     found["training_tflop"] = operations["train"] * images
     if "generate" in operations:
         found["face_tflop"] = operations["generate"]
-    return found | (
-        {"face_seconds": results["seconds_per_face"]} if results.get("seconds_per_face") else {}
-    )
+    return found | ({"face_seconds": results.seconds_per_face} if results.seconds_per_face else {})
 
 
 def compare(study, cells: list[Cell], workdir: pathlib.Path) -> pathlib.Path | None:
@@ -190,19 +190,17 @@ def compare(study, cells: list[Cell], workdir: pathlib.Path) -> pathlib.Path | N
         name: [cell for cell in cells if cell.name == name and cell.done] for name in methods
     }
     runs = {
-        name: [json.loads((cell.folder / "results.json").read_text()) for cell in own]
+        name: [read_results(cell.folder / "results.json") for cell in own]
         for name, own in finished.items()
     }
     if not any(runs.values()):
         return None
     results = comparison.compare(runs, study.headline, study.baselines, study.bootstrap)
-    results["costs"] = {name: cost(finished[name][0], own[0]) for name, own in runs.items() if own}
-    results["seeds"] = {name: [cell.seed for cell in own] for name, own in finished.items()}
-    results["study"] = study.name
-    write_json(workdir / "study.json", results)
-    for ending, write in (("md", tables.markdown), ("tex", tables.latex)):
-        with whole_file(workdir / f"table.{ending}") as file:
-            file.write(write(results))
+    results.costs = {name: cost(finished[name][0], own[0]) for name, own in runs.items() if own}
+    results.seeds = {name: [cell.seed for cell in own] for name, own in finished.items()}
+    results.study = study.name
+    schema.write(workdir / "study.json", results)
+    tables.write(results, workdir)
     return pages.study(
         results,
         {name: [cell.folder for cell in own] for name, own in finished.items() if own},
@@ -308,9 +306,7 @@ def main() -> None:
     if options.cell is None:
         page = compare(study, cells, options.workdir)
         if page:
-            print(
-                f"\n{tables.text(json.loads((options.workdir / 'study.json').read_text()))}\npage: {page}"
-            )
+            print(f"\n{tables.text(read_comparison(options.workdir / 'study.json'))}\npage: {page}")
     if failed:
         sys.exit(f"cranio_jax: {failed} of {len(chosen)} cells failed")
 

@@ -7,7 +7,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A room uses those above it in this list, never those below.
 ROOMS = (
     *("errors", "distributed", "files", "models", "diffusion", "pretrained", "metrics", "data"),
-    *("methods", "runs", "reporting", "evaluation", "training", "jobs", "main"),
+    *("methods", "runs", "evaluation", "reporting", "training", "jobs", "main"),
 )
 
 

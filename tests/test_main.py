@@ -13,11 +13,12 @@ from PIL import Image
 
 from cranio_jax.data.prompts import check_profile, make_prompt
 from cranio_jax.errors import InputError
-from cranio_jax.evaluation import controls, evaluate
+from cranio_jax.evaluation import controls
 from cranio_jax.jobs import reconstruct
 from cranio_jax.jobs.reconstruct import find_xrays, read_xray
 from cranio_jax.reporting import pages
 from cranio_jax.training import loop
+from tests.evaluated import evaluated
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -35,7 +36,7 @@ def test_whole_road(config, tmp_path, xray_file):
     workdir = tmp_path / "run"
     loop.train(config, workdir)
     config.evaluate.num_samples = 2
-    results = evaluate.evaluate(config, workdir)
+    results = evaluated(config, workdir)
     assert list(results["rows"]) == [
         "cranio_diff",
         "cranio_diff, mean of 2 samples",
@@ -50,7 +51,7 @@ def test_whole_road(config, tmp_path, xray_file):
 
     # Fused and kept faces give the same numbers.
     config.evaluate.update(keep_faces=False, num_samples=1)
-    fused = evaluate.evaluate(config, workdir)
+    fused = evaluated(config, workdir)
     for metric in ("psnr", "ssim"):
         assert fused["rows"]["cranio_diff"][metric]["mean"] == pytest.approx(
             results["rows"]["cranio_diff"][metric]["mean"], rel=1e-6

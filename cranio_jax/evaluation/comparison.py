@@ -1,19 +1,23 @@
 """Results of several methods and seeds as one: means over seeds, intervals over subjects, differences paired by subject."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.controls import MEAN_FACE, SHUFFLED
+from cranio_jax.evaluation.results import Comparison, Metrics, Results, Retrieval, Rows
 from cranio_jax.evaluation.retrieval import CEILING
-from cranio_jax.metrics.resampling import bootstrap
-from cranio_jax.reporting.tables import describe
+from cranio_jax.metrics.estimates import Estimate, mean_interval
+from cranio_jax.metrics.registry import metric_of
 
-Results = dict[str, Any]
-# Must be the same for all: results of other pictures, galleries or judges are no comparison.
+# These must be the same for all: results of other pictures, galleries or judges can't be compared.
 _ALIKE = ("data", "images", "subjects", "resizing")
+
+# Values of each subject, by metric.
+Values = dict[str, Float[np.ndarray, "s"]]
+Interval = Callable[[Float[np.ndarray, "s"]], Estimate]
 
 
 def compare(
@@ -22,16 +26,17 @@ def compare(
     baselines: Sequence[str],
     rounds: int,
     seed: int = 0,
-) -> Results:
-    """One table of all methods, in the form that `tables` writes.
+) -> Comparison:
+    """Returns one table of all methods.
 
-    A method's value of a subject is its mean over seeds; the interval resamples subjects. What is of whole sets (FID, d')
-    is a mean over seeds with its standard deviation.
+    A method's value of a subject is its mean over seeds; the interval resamples subjects. A metric
+    of whole sets (FID, d') is a mean over seeds with its standard deviation.
 
     Args:
       runs: the results of each method's seeds.
-      headline: the method that is held against the others; without results of it there are no differences.
-      baselines: those that it is held against.
+      headline: the method that is compared with the others; without results of it there are no
+        differences.
+      baselines: the methods that it is compared with.
       rounds: of the bootstrap.
       seed: of the bootstrap.
 
@@ -42,73 +47,69 @@ def compare(
     for name, results in runs.items():
         for one in results:
             _check_alike(first_name, first, name, one)
-    subjects = first["by_subject"]["subjects"]
-    interval = lambda values: dict(
-        zip(
-            ("mean", "low", "high"),
-            bootstrap(np.asarray(values), subjects, rounds, seed),
-            strict=True,
-        )
-    )
+    subjects = first.by_subject.subjects
 
-    made = {name: results for name, results in runs.items() if results and results[0]["rows"]}
-    values, sets = {}, {}
-    for name, results in made.items():
-        values[name], sets[name] = _merged(results, _own_row(results[0]))
-    for row in (SHUFFLED, MEAN_FACE):
-        if headline in made:
-            title = f"{headline}, {row}" if row == SHUFFLED else row
-            values[title], sets[title] = _merged(made[headline], row)
-    rows = {
-        name: {metric: interval(v) for metric, v in each.items()} | sets[name]
-        for name, each in values.items()
-    }
+    def interval(values: Float[np.ndarray, "s"]) -> Estimate:
+        return mean_interval(values, subjects, rounds, seed)
 
-    found = {
-        embedder: _retrieval(runs, embedder, headline, interval)
-        for embedder in first_embedders(made)
-    }
-    told = {name: first[name] for name in _ALIKE}
-    told |= {
-        "networks": _union(runs, "networks"),
-        "not_computed": first["not_computed"],
-        "headline": headline,
-        "against": "the baselines",
-    }
-    compared = [name for name in baselines if name in made] if headline in made else []
+    # Rows: each method that generates faces, and the headline's controls.
+    generators = {name: results for name, results in runs.items() if results and results[0].rows}
+    values: dict[str, Values] = {}
+    rows: Rows = {}
+    row_names = {name: (name, _first_row(results[0])) for name, results in generators.items()}
+    if headline in generators:
+        row_names[f"{headline}, {SHUFFLED}"] = (headline, SHUFFLED)
+        row_names[MEAN_FACE] = (headline, MEAN_FACE)
+    for title, (name, row) in row_names.items():
+        values[title], of_sets = _merged(generators[name], row)
+        rows[title] = {metric: interval(v) for metric, v in values[title].items()} | of_sets
+
+    # Differences, of pictures and of each protocol.
+    compared = [name for name in baselines if name in generators] if headline in generators else []
     differences, best = _differences(values, headline, compared, interval)
-    told |= {
-        "rows": rows,
-        "differences": differences,
-        "best": best,
-        "retrieval": {name: part for name, part in found.items() if part},
+    retrieval = {}
+    for embedder in _embedders(generators):
+        protocols = _retrieval(runs, embedder, headline, compared, interval)
+        if protocols:
+            retrieval[embedder] = protocols
+
+    networks = {
+        name: digest
+        for results in runs.values()
+        for one in results
+        for name, digest in one.networks.items()
     }
-    for protocols in told["retrieval"].values():
-        for part in protocols.values():
-            part["differences"], part["best"] = _differences(
-                part.pop("values"), headline, compared, interval
-            )
-    return told
-
-
-def first_embedders(made: Mapping[str, Sequence[Results]]) -> list[str]:
-    """The judges of identity, in the order in which results name them."""
-    return list(
-        dict.fromkeys(
-            name for results in made.values() for one in results for name in one["retrieval"]
-        )
+    return Comparison(
+        data=first.data,
+        images=first.images,
+        subjects=first.subjects,
+        resizing=first.resizing,
+        networks=networks,
+        not_computed=first.not_computed,
+        headline=headline,
+        against="the baselines",
+        rows=rows,
+        differences=differences,
+        best=best,
+        retrieval=retrieval,
     )
 
 
-def _own_row(results: Results) -> str:
-    return next(iter(results["rows"]))
+def _embedders(runs: Mapping[str, Sequence[Results]]) -> list[str]:
+    """Returns the embedders that judge identity, in the order in which results name them."""
+    names = (name for results in runs.values() for one in results for name in one.retrieval)
+    return list(dict.fromkeys(names))
+
+
+def _first_row(results: Results) -> str:
+    return next(iter(results.rows))
 
 
 def _check_alike(name: str, first: Results, other_name: str, other: Results) -> None:
-    wrong = next((field for field in _ALIKE if first[field] != other[field]), None)
-    if wrong is None and first["by_subject"]["subjects"] != other["by_subject"]["subjects"]:
+    wrong = next((field for field in _ALIKE if getattr(first, field) != getattr(other, field)), "")
+    if not wrong and first.by_subject.subjects != other.by_subject.subjects:
         wrong = "subjects"
-    if wrong is None and other["rows"] and first["rows"] and first["networks"] != other["networks"]:
+    if not wrong and other.rows and first.rows and first.networks != other.networks:
         wrong = "networks"
     if wrong:
         raise InputError(
@@ -116,99 +117,93 @@ def _check_alike(name: str, first: Results, other_name: str, other: Results) -> 
         )
 
 
-def _union(runs: Mapping[str, Sequence[Results]], field: str) -> dict[str, Any]:
-    return {
-        name: value
-        for results in runs.values()
-        for one in results
-        for name, value in one[field].items()
-    }
-
-
-def _merged(
-    results: Sequence[Results], row: str
-) -> tuple[dict[str, np.ndarray], dict[str, dict[str, float]]]:
-    """Of a row: by metric the mean over seeds of each subject's value, and what is of whole sets."""
-    by_subject = [one["by_subject"]["rows"][row] for one in results]
+def _merged(results: Sequence[Results], row: str) -> tuple[Values, Metrics]:
+    """Returns a row's values of subjects, as means over seeds, and its metrics of whole sets."""
+    by_subject = [one.by_subject.rows[row] for one in results]
     values = {metric: np.mean([each[metric] for each in by_subject], 0) for metric in by_subject[0]}
-    return values, _over_seeds([one["rows"][row] for one in results], values)
+    return values, _over_seeds([one.rows[row] for one in results], values)
 
 
-def _over_seeds(
-    rows: Sequence[dict[str, dict[str, float]]], known: Mapping[str, Any]
-) -> dict[str, dict[str, float]]:
-    """Of metrics that have no value of each subject, the mean over seeds, and where there are several their deviation."""
-    found = {}
+def _over_seeds(rows: Sequence[Metrics], known: Values) -> Metrics:
+    """Returns the mean over seeds of metrics that no subject has a value of.
+
+    With several seeds they have the standard deviation too.
+    """
+    estimates = {}
     for metric in rows[0]:
         if metric not in known:
-            each = [row[metric]["mean"] for row in rows]
-            found[metric] = {"mean": float(np.mean(each))} | (
-                {"sd": float(np.std(each, ddof=1))} if len(each) > 1 else {}
-            )
-    return found
+            each = [row[metric].mean for row in rows]
+            sd = float(np.std(each, ddof=1)) if len(each) > 1 else None
+            estimates[metric] = Estimate(mean=float(np.mean(each)), sd=sd)
+    return estimates
 
 
 def _retrieval(
-    runs: Mapping[str, Sequence[Results]], embedder: str, headline: str, interval
-) -> dict[str, Any]:
-    """Each protocol's rows: methods by the judge `embedder`; matchers, which judge themselves, beside them."""
-    protocols: dict[str, Any] = {}
+    runs: Mapping[str, Sequence[Results]],
+    embedder: str,
+    headline: str,
+    compared: Sequence[str],
+    interval: Interval,
+) -> dict[str, Retrieval]:
+    """Returns each protocol's rows, by the judge `embedder`; matchers, which judge themselves, are added."""
+    protocols: dict[str, Retrieval] = {}
+    values: dict[str, dict[str, Values]] = {}
     for name, results in runs.items():
         if not results:
             continue
-        own = embedder if embedder in results[0]["retrieval"] else name
-        for protocol, first in results[0]["retrieval"].get(own, {}).items():
-            told = {field: first[field] for field in ("gallery", "seen", "chance")}
-            part = protocols.setdefault(protocol, told | {"rows": {}, "values": {}, "curves": {}})
-            parts = [one["retrieval"][own][protocol] for one in results]
-            row = _own_row(results[0]) if results[0]["rows"] else name
-            rows = {name: row} | ({f"{name}, {SHUFFLED}": SHUFFLED} if name == headline else {})
-            for title, row in rows.items():
-                each = [one["by_subject"][row] for one in parts]
-                part["values"][title] = {
+        judge = embedder if embedder in results[0].retrieval else name
+        for protocol, first in results[0].retrieval.get(judge, {}).items():
+            merged = protocols.setdefault(
+                protocol,
+                Retrieval(
+                    gallery=first.gallery, seen=first.seen, chance=first.chance, rows={}, curves={}
+                ),
+            )
+            of_protocol = values.setdefault(protocol, {})
+            parts = [one.retrieval[judge][protocol] for one in results]
+            row_names = {name: _first_row(results[0]) if results[0].rows else name}
+            if name == headline:
+                row_names[f"{name}, {SHUFFLED}"] = SHUFFLED
+            for title, row in row_names.items():
+                each = [(one.by_subject or {})[row] for one in parts]
+                of_protocol[title] = {
                     metric: np.mean([e[metric] for e in each], 0) for metric in each[0]
                 }
-                part["rows"][title] = {
-                    metric: interval(v) for metric, v in part["values"][title].items()
-                }
-                part["rows"][title] |= _over_seeds(
-                    [one["rows"][row] for one in parts], part["values"][title]
-                )
-                curves = [one["curves"][row] for one in parts]
-                part["curves"][title] = (
-                    np.mean([c[: min(map(len, curves))] for c in curves], 0).round(4).tolist()
-                )
-            if name == headline and CEILING in first["rows"]:
-                part["rows"][CEILING], part["curves"][CEILING] = (
-                    first["rows"][CEILING],
-                    first["curves"][CEILING],
-                )
+                merged.rows[title] = {
+                    metric: interval(v) for metric, v in of_protocol[title].items()
+                } | _over_seeds([one.rows[row] for one in parts], of_protocol[title])
+                curves = [one.curves[row] for one in parts]
+                shortest = min(map(len, curves))
+                merged.curves[title] = np.mean([c[:shortest] for c in curves], 0).round(4).tolist()
+            if name == headline and CEILING in first.rows:
+                merged.rows[CEILING] = first.rows[CEILING]
+                merged.curves[CEILING] = first.curves[CEILING]
+    for protocol, merged in protocols.items():
+        merged.differences, merged.best = _differences(
+            values[protocol], headline, compared, interval
+        )
     return protocols
 
 
 def _differences(
-    values: Mapping[str, Mapping[str, np.ndarray]],
-    headline: str,
-    baselines: Sequence[str],
-    interval,
-):
-    """The headline minus each baseline, and minus whichever is best by each metric; and which one that is."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    values: Mapping[str, Values], headline: str, baselines: Sequence[str], interval: Interval
+) -> tuple[Rows, dict[str, str]]:
+    """Returns the headline minus each baseline and minus the best one, and the best one by metric."""
+    differences: Rows = {}
     present = [name for name in baselines if name in values]
     for name in present:
-        found[f"{headline} minus {name}"] = {
-            metric: interval(own - values[name][metric]) for metric, own in values[headline].items()
+        differences[f"{headline} minus {name}"] = {
+            metric: interval(v - values[name][metric]) for metric, v in values[headline].items()
         }
+    if len(present) < 2:
+        return differences, {}
+
     best = {}
-    if len(present) > 1:
-        for metric in values[headline]:
-            better = max if describe(metric)[1] else min
-            best[metric] = better(
-                present, key=lambda name, metric=metric: float(np.mean(values[name][metric]))
-            )
-        gain = {
-            metric: interval(own - values[best[metric]][metric])
-            for metric, own in values[headline].items()
-        }
-        found[f"{headline} minus the best baseline"] = gain
-    return found, best
+    for metric in values[headline]:
+        means = {name: float(np.mean(values[name][metric])) for name in present}
+        choose = max if metric_of(metric).higher_is_better else min
+        best[metric] = choose(present, key=means.__getitem__)
+    differences[f"{headline} minus the best baseline"] = {
+        metric: interval(v - values[best[metric]][metric]) for metric, v in values[headline].items()
+    }
+    return differences, best

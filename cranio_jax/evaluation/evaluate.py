@@ -17,20 +17,17 @@ from cranio_jax.distributed import cluster, sharding
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import generation, unpaired
 from cranio_jax.evaluation.controls import MEAN_FACE, SHUFFLED, mean_faces, shuffled_xrays
+from cranio_jax.evaluation.results import BySubject, Records, Results, write
 from cranio_jax.evaluation.retrieval import check_protocols, distractor_faces, retrieval
 from cranio_jax.evaluation.scorer import Scorer, Scores
 from cranio_jax.files import buckets
-from cranio_jax.files.atomic import whole_file, write_json
+from cranio_jax.files.atomic import whole_file
 from cranio_jax.files.pictures import PairedFolders, read_face
-from cranio_jax.metrics.distributions import (
-    frechet_distance,
-    frechet_distance_of_rows,
-    kernel_distance,
-    root,
-)
-from cranio_jax.metrics.features import NEEDED, Features
-from cranio_jax.metrics.resampling import bootstrap, subject_means
-from cranio_jax.reporting import tables
+from cranio_jax.metrics.estimates import Estimate, mean_interval
+from cranio_jax.metrics.features import Features
+from cranio_jax.metrics.registry import PairMetric, SetMetric, of_kind
+from cranio_jax.metrics.resampling import subject_means
+from cranio_jax.metrics.sets import SetOptions
 from cranio_jax.runs.log import Writer
 from cranio_jax.runs.provenance import provenance
 from cranio_jax.runs.state import restore
@@ -38,8 +35,8 @@ from cranio_jax.runs.state import restore
 RESIZING = "pictures are compared at their own size; the Inception scales them as TensorFlow 1 did (bilinear, corners alike, no smoothing)"
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Scores what the configuration names; writes and returns results.json, with table.md and table.tex beside it.
+def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
+    """Scores what the configuration names; writes and returns results.json.
 
     That is `evaluate.generated` against `evaluate.reference`, two folders made by anything, in
     pairs or as sets; else the newest checkpoint in `workdir` on the test subjects, where rows are
@@ -64,10 +61,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     else:
         results = _checkpoint(config, workdir)
     if cluster.is_first():
-        write_json(workdir / "results.json", results)
-        for ending, write in (("md", tables.markdown), ("tex", tables.latex)):
-            with whole_file(workdir / f"table.{ending}") as file:
-                file.write(write(results))
+        write(workdir / "results.json", results)
     return results
 
 
@@ -132,7 +126,7 @@ def _features(
     return features
 
 
-def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
     c, generator = config.evaluate, generation.Generator(config, workdir, "evaluate")
     builder = data.make_builder(config.data)
     examples = _test_examples(config, builder)
@@ -190,8 +184,8 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dic
         beside, c.batch_size, "scoring" if c.keep_faces else "generating and scoring", given
     )
 
-    results = provenance(config) | _origin(generator.method, generator.step, builder, records)
-    results |= assemble(
+    seconds = json.loads(timed.read_text()) if c.keep_faces and timed.exists() else None
+    results = assemble(
         config,
         features,
         generator.mesh,
@@ -199,11 +193,11 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dic
         truth,
         scored,
         headline,
-        (MEAN_FACE, SHUFFLED),
+        controls=(MEAN_FACE, SHUFFLED),
+        size=size,
+        seconds_per_face=seconds,
+        **_origin(generator.method, generator.step, builder, records),
     )
-    results["not_computed"] |= features.left_out(*size)
-    if c.keep_faces and timed.exists():
-        results["seconds_per_face"] = json.loads(timed.read_text())
     _keep_pictures(workdir, generator.step, beside, kept, c.pictures)
     return results
 
@@ -271,7 +265,7 @@ def _picture(face: Any) -> np.ndarray:
     return read_face(face) if isinstance(face, pathlib.PurePath) else face
 
 
-def _folders(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def _folders(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Results:
     """Scores two folders of pictures that pair by their names."""
     c = config.evaluate
     folder = lambda name: pathlib.Path(c[name]).expanduser()
@@ -279,14 +273,10 @@ def _folders(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> dict
     features = _features(config, pairs.who, pairs.size)
     scorer = Scorer(features, mesh, ("generated",), pairs.size, len(pairs), c.inception_splits)
     truth, scored = scorer.run(pairs, c.batch_size, "scoring")
-    results = provenance(config) | assemble(
-        config, features, mesh, pairs.who, truth, scored, "generated", ()
-    )
-    results["not_computed"] |= features.left_out(*pairs.size)
-    return results
+    return assemble(config, features, mesh, pairs.who, truth, scored, "generated", size=pairs.size)
 
 
-def _sets(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, why: str) -> dict[str, Any]:
+def _sets(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, why: str) -> Results:
     """Scores two folders as sets, by what compares no pairs; `why` says why they do not pair."""
     c = config.evaluate
     features = Features(c.weights, c.crop)
@@ -296,26 +286,23 @@ def _sets(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, why: str) 
     # Describe each, then compare.
     sets = (ours, theirs)
     made, truth = unpaired.describe_sets(sets, features, mesh, c.batch_size, c.inception_splits)
-    smaller = min(len(ours), len(theirs))
-    roots = _roots(truth, smaller)
-    needs = {"psnr, ssim, lpips and identity": unpaired.NEEDS_PAIRS}
-    if not features.has_inception:
-        needs |= {name: file for name, file in NEEDED.items() if name.startswith("fid")}
-    return provenance(config) | {
-        "rows": {"generated": _of_sets(config, roots, truth, made)},
-        "differences": {},
-        "by_subject": {"subjects": [], "rows": {}},
-        "retrieval": {},
-        "images": len(ours),
-        "reference_images": len(theirs),
-        "unpaired": why,
-        "networks": features.sha256,
-        "not_computed": needs,
-        "resizing": unpaired.SCALING if ours.scaled else RESIZING,
-    }
+    return Results(
+        rows={"generated": _of_sets(config, truth, made)},
+        differences={},
+        by_subject=BySubject(subjects=[], rows={}),
+        retrieval={},
+        images=len(ours),
+        reference_images=len(theirs),
+        unpaired=why,
+        networks=features.sha256,
+        not_computed={"psnr, ssim, lpips and identity": unpaired.NEEDS_PAIRS}
+        | features.missing(SetMetric),
+        resizing=unpaired.SCALING if ours.scaled else RESIZING,
+        **provenance(config),
+    )
 
 
-def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
     """Writes embedder.safetensors, and scores that file on the real faces of the test subjects."""
     method, mesh, state, _, step = restore(config, workdir)
     path, m = workdir / "embedder.safetensors", config.method
@@ -331,9 +318,9 @@ def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[
     found = data.collected(
         _embedding(features, mesh), examples, config.evaluate.batch_size, mesh, "embedding"
     )
-    truth = Scores({}, {name: found[name] for name in features.embedders}, {}, None)
-    results = provenance(config) | _origin(method, step, builder, data.fingerprint(builder))
-    return results | assemble(config, features, mesh, _who(examples), truth, {}, "", ())
+    truth = Scores({}, {name: found[name] for name in features.embedders}, {})
+    origin = _origin(method, step, builder, data.fingerprint(builder))
+    return assemble(config, features, mesh, _who(examples), truth, {}, "", **origin)
 
 
 def _embedding(features: Features, mesh: jax.sharding.Mesh):
@@ -346,7 +333,7 @@ def _embedding(features: Features, mesh: jax.sharding.Mesh):
     return lambda batch: embed(params, batch)
 
 
-def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
     """Retrieval in the method's own space: X-rays, and for comparison other people's, as queries, real faces as the gallery."""
     method, mesh, state, frozen, step = restore(config, workdir)
     builder, name, size = (
@@ -367,30 +354,29 @@ def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[s
     queries = {name: own["xray"], SHUFFLED: crossed["xray"]}
     found = {name: retrieval(config, _who(examples), own["face"], queries, others.get(name), name)}
     subjects = sorted({e["subject"] for e in examples})
-    results = provenance(config) | _origin(method, step, builder, data.fingerprint(builder))
-    results |= {
-        "rows": {},
-        "differences": {},
-        "by_subject": {"subjects": subjects, "rows": {}},
-        "retrieval": found,
-    }
-    return results | {
-        "images": len(examples),
-        "subjects": len(subjects),
-        "networks": {},
-        "not_computed": {},
-        "resizing": RESIZING,
-    }
+    return Results(
+        rows={},
+        differences={},
+        by_subject=BySubject(subjects=subjects, rows={}),
+        retrieval=found,
+        images=len(examples),
+        subjects=len(subjects),
+        networks={},
+        not_computed={},
+        resizing=RESIZING,
+        **_origin(method, step, builder, data.fingerprint(builder)),
+        **provenance(config),
+    )
 
 
 def _origin(method: Any, step: int, builder: Any, records: str) -> dict[str, Any]:
-    """What a checkpoint's numbers come of; `records` is the fingerprint of the data."""
-    told = {
+    """Returns what a checkpoint's numbers come from; `records` is the fingerprint of the data."""
+    return {
         "step": step,
         "parameters": method.parameter_count(),
         "weights_sha256": method.weight_hashes(),
+        "data": Records(name=builder.info.full_name, sha256=records),
     }
-    return told | {"data": {"name": builder.info.full_name, "sha256": records}}
 
 
 def assemble(
@@ -401,21 +387,35 @@ def assemble(
     truth: Scores,
     scored: dict[str, Scores],
     headline: str,
-    controls: Sequence[str],
-) -> dict[str, Any]:
-    """Numbers with their intervals: rows, differences of the headline to the controls, retrieval by embedder and protocol."""
-    c, subjects = config.evaluate, [w["subject"] for w in who]
-    interval = lambda values: dict(
-        zip(
-            ("mean", "low", "high"),
-            bootstrap(values, subjects, c.bootstrap, config.seed),
-            strict=True,
-        )
-    )
-    roots = _roots(truth, len(who))
+    *,
+    controls: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
+    **origin: Any,
+) -> Results:
+    """Returns numbers with their intervals.
+
+    Args:
+      config: of the run.
+      features: the networks.
+      mesh: to embed distractors on.
+      who: `subject`, `view` and `variant` of each example.
+      truth: scores of the true faces.
+      scored: scores by kind of faces.
+      headline: the kind that is compared with the `controls`.
+      controls: other kinds.
+      size: height and width of the pictures; None if no metric of pictures was asked for.
+      **origin: further fields of `Results`.
+    """
+    c = config.evaluate
+    subjects = [w["subject"] for w in who]
+
+    def interval(values: np.ndarray) -> Estimate:
+        return mean_interval(values, subjects, c.bootstrap, config.seed)
+
+    # Metrics of pairs and of sets, and the headline's differences to the controls.
     rows = {
         name: {metric: interval(values) for metric, values in scores.pairs.items()}
-        | _of_sets(config, roots, truth, scores)
+        | _of_sets(config, truth, scores)
         for name, scores in scored.items()
     }
     differences = {
@@ -425,6 +425,15 @@ def assemble(
         }
         for control in controls
     }
+    values_of_subjects = {
+        name: {
+            metric: subject_means(values, subjects).tolist()
+            for metric, values in scores.pairs.items()
+        }
+        for name, scores in scored.items()
+    }
+
+    # Retrieval with each embedder.
     found = {}
     if features.embedders:
         others = distractor_faces(config, _embedding(features, mesh), mesh)
@@ -433,81 +442,36 @@ def assemble(
             found[name] = retrieval(
                 config, who, truth.rows[name], kinds, others.get(name), headline
             )
-    have = {
-        "fid, kid and the inception score": features.has_inception,
-        "lpips": bool(features.heads),
-        "arcface": any(n.startswith("arcface") for n in features.embedders),
-    }
-    return {
-        "rows": rows,
-        "differences": differences,
-        "by_subject": {
-            "subjects": sorted(set(subjects)),
-            "rows": {
-                name: {
-                    metric: subject_means(values, subjects).tolist()
-                    for metric, values in scores.pairs.items()
-                }
-                for name, scores in scored.items()
-            },
-        },
-        "retrieval": found,
-        "images": len(who),
-        "subjects": len(set(subjects)),
-        "networks": features.sha256,
-        "not_computed": {metric: needs for metric, needs in NEEDED.items() if not have[metric]}
-        if scored
-        else {},
-        "resizing": RESIZING,
-    }
 
-
-def _roots(truth: Scores, smaller: int) -> dict[str, np.ndarray | None]:
-    """Returns the roots of the true covariances, by network; None where the smaller set is small.
-
-    Few pictures are compared by their features, many by their moments.
-    """
-    return {
-        name: root(covariance) if smaller > len(covariance) else None
-        for name, (_, covariance) in truth.moments.items()
-    }
+    not_computed = features.missing(SetMetric, PairMetric) if scored else {}
+    return Results(
+        rows=rows,
+        differences=differences,
+        by_subject=BySubject(subjects=sorted(set(subjects)), rows=values_of_subjects),
+        retrieval=found,
+        images=len(who),
+        subjects=len(set(subjects)),
+        networks=features.sha256,
+        not_computed=not_computed | (features.too_small(*size) if size else {}),
+        resizing=RESIZING,
+        **provenance(config),
+        **origin,
+    )
 
 
 def _of_sets(
-    config: ml_collections.ConfigDict,
-    roots: dict[str, np.ndarray | None],
-    truth: Scores,
-    scores: Scores,
-) -> dict[str, dict[str, float]]:
-    """What compares all faces with all true ones: FID and KID, or the same of another network's features by their own names.
-
-    `roots` are those of the true covariances, by network; None where features are compared themselves.
-    """
-    c, found = config.evaluate, {}
-    for network, root_of_truth in roots.items():
-        frechet, kernel = (
-            ("fid", "kid")
-            if network == "inception"
-            else (f"frechet/{network}", f"kernel/{network}")
-        )
-        a, b = scores.rows[network], truth.rows[network]
-        if root_of_truth is None:
-            found[frechet] = {"mean": frechet_distance_of_rows(a, b)}
-        else:
-            found[frechet] = {
-                "mean": frechet_distance(
-                    scores.moments[network], truth.moments[network], root_of_truth
-                )
-            }
-        found[kernel] = dict(
-            zip(
-                ("mean", "sd"),
-                kernel_distance(a, b, c.kernel_subset, c.kernel_rounds, config.seed),
-                strict=True,
-            )
-        )
-    if scores.inception:
-        found["inception score"] = dict(zip(("mean", "sd"), scores.inception, strict=True))
+    config: ml_collections.ConfigDict, truth: Scores, scores: Scores
+) -> dict[str, Estimate]:
+    """Returns the metrics that compare all faces with all true ones, by their keys in results."""
+    c = config.evaluate
+    options = SetOptions(c.kernel_subset, c.kernel_rounds, config.seed)
+    found = {}
+    for network, theirs in truth.sets.items():
+        for metric in of_kind(SetMetric):
+            key = metric.key_of(network)
+            value = metric.compute(scores.sets[network], theirs, options) if key else None
+            if key and value:
+                found[key] = value
     return found
 
 

@@ -1,11 +1,12 @@
-"""Is it the same person? Retrieval of generated faces among real ones, with a ceiling, controls and their uncertainty."""
+"""Retrieval protocols: galleries, chance level, ceiling and controls."""
 
 from collections.abc import Callable, Sequence
 from math import comb
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import ml_collections
+import msgspec
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
@@ -13,9 +14,11 @@ from numpy import ndarray as Array
 from cranio_jax import data
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.controls import SHUFFLED
+from cranio_jax.evaluation.results import Retrieval
 from cranio_jax.methods import Batch
 from cranio_jax.metrics import retrieval as r
-from cranio_jax.metrics.resampling import bootstrap, permutation_test, subject_means
+from cranio_jax.metrics.estimates import Estimate, mean_interval
+from cranio_jax.metrics.resampling import permutation_test, subject_means
 
 CEILING = "another real face of the subject"
 GALLERIES = ("all", "one")
@@ -80,11 +83,11 @@ def retrieval(
     kinds: dict[str, Float[Array, "n d"]],
     others: r.Faces | None,
     headline: str,
-) -> dict[str, Any]:
-    """What each protocol finds, by its name.
+) -> dict[str, Retrieval]:
+    """Returns the results of each protocol, by its name.
 
-    Queries are the faces of each kind, and the true faces themselves for the ceiling: these may not find a picture of
-    their own age and BMI. The gallery is the true faces, and perhaps distractors.
+    Queries are the faces of each kind, and the true faces themselves for the ceiling: these may not
+    find a picture of their own age and BMI. The gallery is the true faces, and perhaps distractors.
 
     Args:
       config: of the run; `evaluate.retrieval`, `evaluate.bootstrap` and `seed` count.
@@ -92,67 +95,114 @@ def retrieval(
       truth: vectors of the true faces.
       kinds: vectors of the other rows.
       others: distractors.
-      headline: the row that is held against shuffled X-rays, where these are a row.
+      headline: the row that is compared with shuffled X-rays, if these are a row.
     """
-    c, found = config.evaluate, {}
-    subjects, views = ([w[name] for w in who] for name in ("subject", "view"))
-    variants = np.array([f"{w['subject']} {w['variant']}" for w in who])
-    interval = lambda values, own: dict(
-        zip(("mean", "low", "high"), bootstrap(values, own, c.bootstrap, config.seed), strict=True)
+    people = _People(
+        subjects=[w["subject"] for w in who],
+        views=[w["view"] for w in who],
+        variants=np.array([f"{w['subject']} {w['variant']}" for w in who]),
     )
-    for view, size in protocols(config):
-        gallery, pictured = r.Faces(truth, subjects, views), variants
-        if size == "one":
-            rows = r.one_image(gallery, view, config.seed)
-            gallery, pictured = gallery.take(rows), variants[rows]
-        if others is not None:
-            extra = others.take(r.one_image(others, view, config.seed)) if size == "one" else others
-            gallery = r.Faces(*(np.concatenate(both) for both in zip(gallery, extra, strict=True)))
-            pictured = np.append(pictured, extra.subjects)
-        found[f"{view}/{size}"] = part = {
-            "gallery": len(gallery.subjects),
-            "rows": {},
-            "curves": {},
-        }
-        part["by_subject"] = {}
-        part["seen"] = int(
-            r.similarities(r.Faces(truth, subjects, views), gallery, view)[2].sum(1).min()
+    return {
+        f"{view}/{size}": _of_protocol(
+            config, people, truth, kinds, others, headline, view=view, size=size
         )
-        each = {}
-        for name, vectors in (kinds | {CEILING: truth}).items():
-            cosines, same, allowed = r.similarities(
-                r.Faces(vectors, subjects, views), gallery, view
-            )
-            asked = np.arange(len(subjects))
-            if name == CEILING:
-                allowed &= variants[:, None] != pictured[None]
-                asked = np.flatnonzero((same & allowed).any(1))
-                if not len(asked):
-                    continue  # one picture of each: there is no other to be found
-            cosines, same, allowed = cosines[asked], same[asked], allowed[asked]
-            hits, own = r.ranked(cosines, same, allowed), [subjects[i] for i in asked]
-            each[name] = r.at_k(hits, allowed, c.retrieval.ks)
-            part["rows"][name] = {
-                metric: interval(values, own) for metric, values in each[name].items()
-            } | {
-                metric: {"mean": value}
-                for metric, value in r.separation(cosines, same, allowed).items()
+        for view, size in protocols(config)
+    }
+
+
+class _People(NamedTuple):
+    """Whose faces they are, of which view, and of which age and BMI of that person."""
+
+    subjects: list[str]
+    views: list[str]
+    variants: np.ndarray
+
+
+def _gallery(
+    people: _People,
+    truth: Float[Array, "n d"],
+    others: r.Faces | None,
+    seed: int,
+    *,
+    view: str,
+    size: str,
+) -> tuple[r.Faces, np.ndarray]:
+    """Returns the gallery of a protocol, and whose variant each of its faces is."""
+    gallery, variants = r.Faces(truth, people.subjects, people.views), people.variants
+    if size == "one":
+        rows = r.one_image(gallery, view, seed)
+        gallery, variants = gallery.take(rows), variants[rows]
+    if others is None:
+        return gallery, variants
+    extra = others.take(r.one_image(others, view, seed)) if size == "one" else others
+    joined = r.Faces(*(np.concatenate(both) for both in zip(gallery, extra, strict=True)))
+    return joined, np.append(variants, extra.subjects)
+
+
+def _of_protocol(
+    config: ml_collections.ConfigDict,
+    people: _People,
+    truth: Float[Array, "n d"],
+    kinds: dict[str, Float[Array, "n d"]],
+    others: r.Faces | None,
+    headline: str,
+    *,
+    view: str,
+    size: str,
+) -> Retrieval:
+    """Returns the results of one protocol; see `retrieval`."""
+    c = config.evaluate
+    subjects = people.subjects
+
+    def interval(values: Float[Array, "q"], names: Sequence[str]) -> Estimate:
+        return mean_interval(values, names, c.bootstrap, config.seed)
+
+    gallery, pictured = _gallery(people, truth, others, config.seed, view=view, size=size)
+    true_faces = r.Faces(truth, subjects, people.views)
+    result = Retrieval(
+        gallery=len(gallery.subjects),
+        seen=int(r.similarities(true_faces, gallery, view)[2].sum(1).min()),
+        rows={},
+        curves={},
+        by_subject={},
+    )
+    values_at_k: dict[str, dict[str, Float[Array, q]]] = {}
+    for name, vectors in (kinds | {CEILING: truth}).items():
+        # Who is asked for, and whom they may find.
+        queries = r.Faces(vectors, subjects, people.views)
+        cosines, same, allowed = r.similarities(queries, gallery, view)
+        asked = np.arange(len(subjects))
+        if name == CEILING:
+            allowed &= people.variants[:, None] != pictured[None]
+            asked = np.flatnonzero((same & allowed).any(1))
+            if not len(asked):
+                continue  # one picture of each: there is no other to be found
+        cosines, same, allowed = cosines[asked], same[asked], allowed[asked]
+        names = [subjects[i] for i in asked]
+
+        # Metrics at each rank, and of the cosines themselves.
+        hits = r.ranked(cosines, same, allowed)
+        values_at_k[name] = r.at_k(hits, allowed, c.retrieval.ks)
+        result.rows[name] = {
+            metric: interval(values, names) for metric, values in values_at_k[name].items()
+        }
+        separation = r.separation(cosines, same, allowed)
+        result.rows[name] |= {metric: Estimate(mean=value) for metric, value in separation.items()}
+        smallest = int(allowed.sum(1).min())
+        result.curves[name] = r.match_curve(hits)[:smallest].round(4).tolist()
+        if name != CEILING:
+            result.by_subject[name] = {
+                metric: subject_means(values, names).tolist()
+                for metric, values in values_at_k[name].items()
             }
-            part["curves"][name] = (
-                r.match_curve(hits)[: int(allowed.sum(1).min())].round(4).tolist()
-            )
-            if name != CEILING:
-                part["by_subject"][name] = {
-                    metric: subject_means(values, own).tolist()
-                    for metric, values in each[name].items()
-                }
-                part["chance"] = {f"recall@{k}": chance(same, allowed, k) for k in c.retrieval.ks}
-        if SHUFFLED in each:
-            part["against"] = {}
-            for metric, values in each[headline].items():
-                gain = values - each[SHUFFLED][metric]
-                p = permutation_test(
-                    values, each[SHUFFLED][metric], subjects, c.bootstrap, config.seed
-                )
-                part["against"][metric] = interval(gain, subjects) | {"p": p}
-    return found
+            result.chance = {f"recall@{k}": chance(same, allowed, k) for k in c.retrieval.ks}
+
+    # The headline against the same faces made from other people's X-rays.
+    if SHUFFLED in values_at_k:
+        result.against = {}
+        for metric, values in values_at_k[headline].items():
+            control = values_at_k[SHUFFLED][metric]
+            p = permutation_test(values, control, subjects, c.bootstrap, config.seed)
+            gain = interval(values - control, subjects)
+            result.against[metric] = msgspec.structs.replace(gain, p=p)
+    return result

@@ -16,6 +16,7 @@ from cranio_jax.evaluation.generation import check_finite
 from cranio_jax.methods import Batch
 from cranio_jax.metrics.distributions import InceptionScore, Moments, Rows
 from cranio_jax.metrics.features import Features
+from cranio_jax.metrics.sets import INCEPTION, FeatureSet
 
 # Metrics by name. It is a clu.metrics.Collection but for the names, which need not be identifiers.
 Kinds = dict[str, type[clu_metrics.Metric]]
@@ -43,14 +44,12 @@ class Scores(NamedTuple):
     Attributes:
       pairs: each pair's value, `(count,)`, by metric; none for the true faces themselves.
       rows: `(count, width)` features and vectors of identity, by network.
-      moments: `(mean, covariance)` of features, by network.
-      inception: mean and standard deviation of the Inception score, where it can be had.
+      sets: what metrics of sets are computed from, by network.
     """
 
     pairs: dict[str, Float[Array, "n"]]
     rows: dict[str, Float[Array, "n d"]]
-    moments: dict[str, tuple[Array, Array]]
-    inception: tuple[float, float] | None
+    sets: dict[str, FeatureSet]
 
 
 class Scorer:
@@ -195,12 +194,13 @@ class Scorer:
         }
 
     def _scores(self, totals: Totals, pairs: Sequence[str]) -> Scores:
-        return Scores(
-            {name: totals[name].compute() for name in pairs},
-            {name: totals[f"rows of {name}"].compute() for name in self._rows},
-            {name: totals[f"moments of {name}"].compute() for name in self._features.distributions},
-            totals["inception score"].compute() if "inception score" in totals else None,
-        )
+        rows = {name: totals[f"rows of {name}"].compute() for name in self._rows}
+        sets = {}
+        for name in self._features.distributions:
+            score = totals.get("inception score") if name == INCEPTION else None
+            moments = totals[f"moments of {name}"].compute()
+            sets[name] = FeatureSet(rows[name], *moments, score.compute() if score else None)
+        return Scores({name: totals[name].compute() for name in pairs}, rows, sets)
 
 
 class Placed(Sequence):

@@ -16,6 +16,7 @@ from cranio_jax.evaluation.scorer import Scores
 from cranio_jax.files.pictures import find_pictures, name_of, picture_size, read_face
 from cranio_jax.metrics.distributions import InceptionScore
 from cranio_jax.metrics.features import Features
+from cranio_jax.metrics.sets import INCEPTION, FeatureSet
 from cranio_jax.models.inception import tensorflow_resize
 
 FIELDS = ("generated", "reference")
@@ -138,10 +139,13 @@ def describe_sets(
     for pictures, field in zip(sets, FIELDS, strict=True):
         found = data.collected(described, pictures, batch_size, mesh, f"pictures, {field}")
         rows = {name: found[name] for name in names}
-        exact = {name: values.astype(np.float64) for name, values in rows.items()}
-        moments = {name: (v.mean(0), np.cov(v, rowvar=False)) for name, v in exact.items()}
-        score = inception_score(found["logits"], splits) if logits and not scores else None
-        scores.append(Scores({}, rows, moments, score))
+        sets = {}
+        for name, values in rows.items():
+            exact = values.astype(np.float64)
+            is_scored = name == INCEPTION and field == FIELDS[0]
+            score = inception_score(found["logits"], splits) if is_scored else None
+            sets[name] = FeatureSet(values, exact.mean(0), np.cov(exact, rowvar=False), score)
+        scores.append(Scores({}, rows, sets))
     return scores
 
 

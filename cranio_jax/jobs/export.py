@@ -1,6 +1,5 @@
 """A trained model as a folder that diffusers opens."""
 
-import json
 import pathlib
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ import ml_collections
 
 from cranio_jax import __version__, data, pretrained
 from cranio_jax.errors import InputError
+from cranio_jax.evaluation.results import read_results
 from cranio_jax.files import buckets
 from cranio_jax.files.atomic import write_json
 from cranio_jax.reporting import tables
@@ -138,7 +138,7 @@ def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any,
         _sampling(config.sampling, method.scheduler_config),
     ]
     if results.exists():
-        found = json.loads(results.read_text())
-        lines.append(f"Scores at step {found['step']}, on people it never saw:")
-        lines.append(tables.markdown(found))
+        scores = read_results(results)
+        lines.append(f"Scores at step {scores.step}, on people it never saw:")
+        lines.append(tables.markdown(scores))
     return "\n\n".join(lines).replace("\n\n- ", "\n- ") + "\n"

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 
 from cranio_jax import data
 from cranio_jax.files.atomic import whole_file, write_json
+from cranio_jax.reporting.document import document
 from cranio_jax.reporting.notice import NOTICE
-from cranio_jax.reporting.pages import STYLE
 from data_builders.entries import Entry, of_records
 from data_builders.images.burned_in import find_text
 from data_builders.images.likeness import duplicates, signature
@@ -408,10 +408,6 @@ def _page(
                 )
             )
     parts.append(section("Pairs", f"{len(_spread(entries))} of {len(entries)}.", pictures))
-    return f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1">
-<title>cranio_jax: {html.escape(found["data"])}</title><style>{STYLE}</style>
-<h1>{html.escape(found["data"])}</h1>
-<p class=notice>These may be pictures of patients: keep this page where you keep them. {NOTICE}</p>
-{"".join(parts)}
-</html>
-"""
+    notice = f"These may be pictures of patients: keep this page where you keep them. {NOTICE}"
+    body = f"<p class=notice>{notice}</p>\n{''.join(parts)}"
+    return document(found["data"], found["data"], body)

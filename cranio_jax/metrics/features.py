@@ -12,16 +12,12 @@ from jaxtyping import Array, Float, Num
 from cranio_jax import models, pretrained
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
-from cranio_jax.metrics.images import MS_SSIM_SIDE, SSIM_SIDE, ms_ssim, psnr, ssim
+from cranio_jax.metrics.pairs import Pairs
+from cranio_jax.metrics.registry import Metric, PairMetric, SetMetric, of_kind
 from cranio_jax.models import alignment
 from cranio_jax.models.functional import Network
 
-# Which files the metrics that everybody asks for need.
-NEEDED = {
-    "fid, kid and the inception score": "pt_inception-2015-12-05-6726825d.pth",
-    "lpips": "a trunk of torchvision (vgg16, alexnet or squeezenet1_1) and the lpips package's heads for it",
-    "arcface": "an ArcFace network (insightface's .pth or w600k_r50.onnx, or a MobileFaceNet)",
-}
+_UNPUBLISHED = " (unpublished heads)"
 
 
 def in_full_precision(method):
@@ -104,10 +100,18 @@ class Features:
         kinds = [kind for held in self._files.values() for _, kind in held]
         return {kind.network: kind for kind in kinds if kind.part == part}
 
-    def lpips_name(self, trunk: str) -> str:
-        """The name of the metric, which says so where the heads are not the published ones."""
-        published = self._kinds("heads")[trunk].published
-        return f"lpips/{trunk}" + ("" if published else " (unpublished heads)")
+    def lpips_part(self, trunk: str) -> str:
+        """Returns what LPIPS of a trunk is called, which says so if the heads are not the published ones."""
+        return trunk + ("" if self._kinds("heads")[trunk].published else _UNPUBLISHED)
+
+    @staticmethod
+    def trunk_of(part: str) -> str:
+        """Returns the trunk that `lpips_part` names."""
+        return part.removesuffix(_UNPUBLISHED)
+
+    def bind(self, name: str, params: Any) -> Any:
+        """Returns a network with its parameters, from `load`."""
+        return self._networks[name].bind(params[name])
 
     def load(self, mesh: jax.sharding.Mesh) -> dict[str, dict[str, Array]]:
         """Parameters by network, on every device."""
@@ -165,13 +169,39 @@ class Features:
                 found["taps"][trunk] = taps
         return found
 
-    def pair_metrics(self, height: int, width: int, masked: bool) -> list[str]:
-        """The names of what `compare` gives for pictures of that size."""
+    def pair_metrics(
+        self, height: int, width: int, masked: bool
+    ) -> dict[str, tuple[PairMetric, str]]:
+        """Returns the metrics that `compare` gives for pictures of that size.
+
+        Each key in results has its metric and what it is computed of. `masked` says whether the
+        true head is known.
+        """
         side = min(height, width)
-        least = {"psnr": 1, "ssim": SSIM_SIDE, "ms-ssim": MS_SSIM_SIDE}
-        least |= {"psnr/head": 1, "ssim/head": SSIM_SIDE} if masked else {}
-        names = [name for name in least if side >= least[name]]
-        return names + [self.lpips_name(trunk) for trunk in self.heads] + list(self.embedders)
+        return {
+            metric.key(part): (metric, part)
+            for metric in of_kind(PairMetric)
+            if side >= metric.least_side
+            for part in metric.parts(self, masked)
+        }
+
+    def missing(self, *kinds: type[Metric]) -> dict[str, str]:
+        """Returns the files that metrics of these kinds would need, by the metrics' common name."""
+        needed: dict[str, str] = {}
+        present: set[str] = set()
+        for metric in (m for kind in kinds for m in of_kind(kind)):
+            if metric.weights:
+                needed[metric.weights.metrics] = metric.weights.files
+                if self._has(metric):
+                    present.add(metric.weights.metrics)
+        return {name: files for name, files in needed.items() if name not in present}
+
+    def _has(self, metric: Metric) -> bool:
+        if isinstance(metric, PairMetric):
+            return bool(list(metric.parts(self, False)))
+        if isinstance(metric, SetMetric):
+            return any(metric.key_of(network) for network in self.distributions)
+        return False
 
     def check_size(self, height: int, width: int) -> None:
         """Raises InputError if pictures of that many pixels are too small for one of the networks."""
@@ -181,12 +211,13 @@ class Features:
             alignment.crop_box(embedder.crop or self._crop, height, width)
 
     @staticmethod
-    def left_out(height: int, width: int) -> dict[str, str]:
-        """Returns what the metrics that need no weights would need at that size, by their names."""
-        if min(height, width) >= SSIM_SIDE:
-            return {}
+    def too_small(height: int, width: int) -> dict[str, str]:
+        """Returns what the main metrics that can't be had at that size would need, by their names."""
         return {
-            "ssim": f"pictures of at least {SSIM_SIDE} x {SSIM_SIDE} pixels, not {height} x {width}"
+            metric.name: f"pictures of at least {metric.least_side} x {metric.least_side} pixels, "
+            f"not {height} x {width}"
+            for metric in of_kind(PairMetric)
+            if metric.main and min(height, width) < metric.least_side
         }
 
     @in_full_precision
@@ -201,17 +232,8 @@ class Features:
           faces, truth: `(batch, height, width, 3)` uint8.
           where: `(batch, height, width, 1)`, not 0 at the true head, if that is known.
         """
-        x, y = (pictures.astype(jnp.float32) / 255.0 for pictures in (faces, truth))
-        names = self.pair_metrics(*x.shape[1:3], where is not None)
-        everywhere = {"psnr": psnr, "ssim": ssim, "ms-ssim": ms_ssim}
-        found = {name: metric(x, y) for name, metric in everywhere.items() if name in names}
-        if where is not None:
-            where = (where > 0).astype(jnp.float32)
-            inside = {"psnr/head": psnr, "ssim/head": ssim}
-            found |= {name: metric(x, y, where) for name, metric in inside.items() if name in names}
-        for trunk in self.heads:
-            network = self._networks[trunk].bind(params[trunk])
-            found[self.lpips_name(trunk)] = network.distance(a["taps"][trunk], b["taps"][trunk])
-        return found | {
-            name: 1.0 - alignment.cosine_distance(a[name], b[name]) for name in self.embedders
-        }
+        pictures = faces.astype(jnp.float32) / 255.0, truth.astype(jnp.float32) / 255.0
+        head = None if where is None else (where > 0).astype(jnp.float32)
+        pairs = Pairs(self, params, *pictures, head, of_faces=a, of_truth=b)
+        metrics = self.pair_metrics(*faces.shape[1:3], where is not None)
+        return {key: metric.compute(pairs, part) for key, (metric, part) in metrics.items()}

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
 from cranio_jax.errors import InputError
+from cranio_jax.metrics.registry import Metric, register
 
 VIEWS = ("same", "any")
 
@@ -132,3 +133,10 @@ def separation(
         "d_prime": float(d_prime),
         "eer": float(refused[before] + part * (refused[after] - refused[before])),
     }
+
+
+RECALL = register(Metric(name="recall@", title="recall@", higher_is_better=True, digits=3))
+MAP = register(Metric(name="map@", title="mAP@", higher_is_better=True, digits=3))
+MRR = register(Metric(name="mrr@", title="MRR@", higher_is_better=True, digits=3))
+D_PRIME = register(Metric(name="d_prime", title="d'", higher_is_better=True, digits=2))
+EER = register(Metric(name="eer", title="EER", higher_is_better=False, digits=3))

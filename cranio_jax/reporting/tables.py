@@ -1,27 +1,17 @@
 """Results as tables: for a terminal, Markdown, LaTeX and HTML, all from the same cells."""
 
 import html
-from typing import Any, NamedTuple
+import pathlib
+from collections.abc import Mapping
+from typing import NamedTuple
 
-# By the first word of a metric's name: title, whether more is better, digits.
-_METRICS = {
-    "psnr": ("PSNR (dB)", True, 2),
-    "ssim": ("SSIM", True, 3),
-    "ms-ssim": ("MS-SSIM", True, 3),
-    "lpips": ("LPIPS", False, 3),
-    "arcface": ("ArcFace cosine", True, 3),
-    "identity": ("identity cosine", True, 3),
-    "fid": ("FID", False, 1),
-    "kid": ("KID x 1000", False, 2),
-    "inception score": ("Inception score", True, 2),
-    "frechet": ("Fréchet distance", False, 3),
-    "kernel": ("kernel distance x 1000", False, 2),
-    "recall@": ("recall@", True, 3),
-    "map@": ("mAP@", True, 3),
-    "mrr@": ("MRR@", True, 3),
-    "d_prime": ("d'", True, 2),
-    "eer": ("EER", False, 3),
-}
+from cranio_jax.evaluation.results import Retrieval, Rows, Scored
+from cranio_jax.files.atomic import whole_file
+from cranio_jax.metrics.estimates import Estimate
+from cranio_jax.metrics.registry import metric_of, place_of, title_of
+
+# Recall says the same.
+_LEFT_OUT = ("map@1", "mrr@1")
 
 
 class Cell(NamedTuple):
@@ -32,254 +22,287 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows under a head; `notes` say what a reader must know to trust them; `part` is 'pictures' or 'retrieval'.
+    """A table of results.
 
-    Where a protocol of retrieval is not the first, the table is not `main`.
+    Attributes:
+      title: above it.
+      head: titles of the columns, without the first one, which holds the names of rows.
+      rows: name and cells of each.
+      notes: what a reader must know to trust the numbers.
+      part: 'pictures' or 'retrieval'.
+      main: False for retrieval protocols after the first.
     """
 
     title: str
     head: list[str]
     rows: list[tuple[str, list[Cell]]]
     notes: list[str]
-    part: str
-    main: bool
+    part: str = "pictures"
+    main: bool = True
 
 
-def describe(metric: str) -> tuple[str, bool, int]:
-    """`(title, more is better, digits)` of a metric: its words, and in brackets the network or what it is of."""
-    name, _, of = metric.partition("/")
-    if "@" in name:
-        name, of = name[: name.index("@") + 1], name[name.index("@") + 1 :]
-        title, better, digits = _METRICS[name]
-        return title + of, better, digits
-    title, better, digits = _METRICS[name]
-    return f"{title}, {of}" if of else title, better, digits
+class Cost(NamedTuple):
+    """A column of the table of costs."""
+
+    key: str
+    title: str
+    scale: float
+    digits: int
 
 
-def cell(value: dict[str, float] | None, digits: int, scale: float = 1.0, sign: str = "") -> Cell:
-    """A mean with its interval `low`, `high`, or its standard deviation `sd`."""
-    if value is None:
-        return Cell()
-    form = lambda v: f"{scale * v:{sign}.{digits}f}"
-    spread = f"[{form(value['low'])}, {form(value['high'])}]" if "low" in value else ""
-    spread = f"± {scale * value['sd']:.{digits}f}" if "sd" in value else spread
-    return Cell(form(value["mean"]), spread)
-
-
-def _table(
-    title: str,
-    rows: dict[str, dict[str, dict[str, float]]],
-    notes: list[str],
-    sign: str = "",
-    part: str = "pictures",
-    main: bool = True,
-) -> Table:
-    metrics = [
-        metric
-        for metric in dict.fromkeys(m for row in rows.values() for m in row)
-        if metric not in ("map@1", "mrr@1")
-    ]
-    metrics.sort(
-        key=lambda m: list(_METRICS).index(
-            next(k for k in _METRICS if m.split("/")[0] == k or ("@" in k and m.startswith(k)))
-        )
-    )
-    arrow = lambda better: "↑" if better else "↓"
-    head, cells = [], {name: [] for name in rows}
-    for metric in metrics:
-        words, better, digits = describe(metric)
-        head.append(words if sign else f"{words}\u00a0{arrow(better)}")
-        for name, row in rows.items():
-            cells[name].append(
-                cell(row.get(metric), digits, 1000.0 if "x 1000" in words else 1.0, sign)
-            )
-    return Table(title, head, list(cells.items()), notes, part, main)
-
-
-def tables(results: dict[str, Any]) -> list[Table]:
-    """All tables of an evaluation: pictures, differences to the controls, and each embedder's and protocol's retrieval."""
-    found = []
-    if results["rows"]:
-        found.append(
-            _table(f"Pictures: {counted(results)}", results["rows"], picture_notes(results))
-        )
-    if results["differences"]:
-        found.append(_differences(results, results.get("against", "the controls")))
-    for embedder, protocols in results["retrieval"].items():
-        for i, (protocol, part) in enumerate(protocols.items()):
-            view, size = protocol.split("/")
-            words = f"{'of the same view' if view == 'same' else 'of any view'}, {'all' if size == 'all' else 'one'} of each subject"
-            notes = [
-                f"gallery of {part['gallery']} real faces, of which a query sees {part['seen']} ({words}); ties count against the query"
-            ]
-            if "chance" in part:
-                notes.append(
-                    "chance: " + ", ".join(f"{m} {v:.3f}" for m, v in part["chance"].items())
-                )
-            if "against" in part:
-                against = ", ".join(
-                    f"{m} {v['mean']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}], p = {v['p']:.2g}"
-                    for m, v in part["against"].items()
-                    if m.startswith("recall")
-                )
-                notes.append(f"against shuffled X-rays: {against} (signs of subjects drawn anew)")
-            if "recall@1" in next(iter(part["rows"].values()), ()):
-                notes.append("mAP@1 and MRR@1 are recall@1")
-            found.append(
-                _table(
-                    f"Retrieval, {embedder}, {protocol}",
-                    part["rows"],
-                    notes,
-                    part="retrieval",
-                    main=i == 0,
-                )
-            )
-            if part.get("differences"):
-                title = f"{results['against']}, {embedder}, {protocol}"
-                found.append(_differences(part, title)._replace(part="retrieval", main=i == 0))
-    if results.get("costs"):
-        rows = [(name, [Cell(f"{cost[key] * scale:.{digits}f}") if key in cost else Cell() for key, _, scale, digits in _COSTS])
-                for name, cost in results["costs"].items()]  # fmt: skip
-        notes = [
-            "of one seed; operations are counted, of products and convolutions; seconds are those of the machine it ran on"
-        ]
-        found.append(
-            Table("Cost", [title for _, title, *_ in _COSTS], rows, notes, "pictures", True)
-        )
-    return found
-
-
-# What a training costs: key, title, scale, digits.
 _COSTS = (
-    ("parameters", "parameters (M)", 1e-6, 1),
-    ("images", "images seen", 1.0, 0),
-    ("seconds", "training (s)", 1.0, 0),
-    ("training_tflop", "training (TFLOP)", 1.0, 1),
-    ("face_seconds", "a face (s)", 1.0, 3),
-    ("face_tflop", "a face (GFLOP)", 1e3, 1),
+    Cost("parameters", "parameters (M)", 1e-6, 1),
+    Cost("images", "images seen", 1.0, 0),
+    Cost("seconds", "training (s)", 1.0, 0),
+    Cost("training_tflop", "training (TFLOP)", 1.0, 1),
+    Cost("face_seconds", "a face (s)", 1.0, 3),
+    Cost("face_tflop", "a face (GFLOP)", 1e3, 1),
 )
 
 
-def _differences(part: dict[str, Any], against: str) -> Table:
-    notes = ["paired by subject; an interval that does not hold 0 is a difference"]
-    if part.get("best"):
-        notes.append(
-            "the best baseline: "
-            + ", ".join(
-                f"{describe(m)[0]} {name}"
-                for m, name in part["best"].items()
-                if m[:4] not in ("map@", "mrr@")
-            )
-        )
-    return _table(f"Against {against}", part["differences"], notes, "+")
+def cell(estimate: Estimate | None, digits: int, scale: float = 1.0, sign: str = "") -> Cell:
+    """Returns a mean as text, with its interval or its standard deviation.
+
+    `sign` is "+" if positive numbers shall have their sign.
+    """
+    if estimate is None:
+        return Cell()
+
+    def text_of(value: float) -> str:
+        return f"{scale * value:{sign}.{digits}f}"
+
+    spread = ""
+    if estimate.low is not None and estimate.high is not None:
+        spread = f"[{text_of(estimate.low)}, {text_of(estimate.high)}]"
+    if estimate.sd is not None:
+        spread = f"± {scale * estimate.sd:.{digits}f}"
+    return Cell(text_of(estimate.mean), spread)
 
 
-def counted(results: dict[str, Any]) -> str:
-    """Returns how many pictures were scored, and of how many subjects if pictures have such."""
-    if "unpaired" in results:
-        return f"{results['images']} generated, {results['reference_images']} real"
-    return f"{results['images']} of {results['subjects']} subjects"
+def _columns(rows: Rows, *, signed: bool) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
+    """Returns the head and the rows of a table: a column for each metric of any row."""
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+    keys = sorted((key for key in keys if key not in _LEFT_OUT), key=place_of)
+    head = []
+    for key in keys:
+        arrow = "\u00a0" + ("↑" if metric_of(key).higher_is_better else "↓")
+        head.append(title_of(key) + ("" if signed else arrow))
+    sign = "+" if signed else ""
+    cells = []
+    for name, row in rows.items():
+        metrics = [(key, metric_of(key)) for key in keys]
+        line = [cell(row.get(key), m.digits, m.scale, sign) for key, m in metrics]
+        cells.append((name, line))
+    return head, cells
 
 
-def picture_notes(results: dict[str, Any]) -> list[str]:
-    """What a reader must know of the table of pictures."""
+def tables(results: Scored) -> list[Table]:
+    """Returns all tables: pictures, differences, each embedder's and protocol's retrieval, costs."""
+    parts = []
+    if results.rows:
+        title = f"Pictures: {counted(results)}"
+        parts.append(Table(title, *_columns(results.rows, signed=False), picture_notes(results)))
+    if results.differences:
+        parts.append(_differences(results.differences, results.best, results.against))
+    for embedder, protocols in results.retrieval.items():
+        for place, (name, protocol) in enumerate(protocols.items()):
+            parts += _retrieval(protocol, embedder, name, results.against, main=place == 0)
+    if results.costs:
+        parts.append(_costs(results.costs))
+    return parts
+
+
+def _retrieval(
+    protocol: Retrieval, embedder: str, name: str, against: str, *, main: bool
+) -> list[Table]:
+    """Returns the table of a protocol, and that of its differences if it has some."""
+    head, rows = _columns(protocol.rows, signed=False)
+    title = f"Retrieval, {embedder}, {name}"
+    found = [Table(title, head, rows, _retrieval_notes(protocol, name), "retrieval", main)]
+    if protocol.differences:
+        title = f"{against}, {embedder}, {name}"
+        table = _differences(protocol.differences, protocol.best, title)
+        found.append(table._replace(part="retrieval", main=main))
+    return found
+
+
+def _retrieval_notes(protocol: Retrieval, name: str) -> list[str]:
+    view, size = name.split("/")
+    view_words = "of the same view" if view == "same" else "of any view"
+    size_words = "all" if size == "all" else "one"
     notes = [
-        "means over subjects with 95 % intervals of resampling subjects; ± is a standard deviation over subsets or splits"
+        f"gallery of {protocol.gallery} real faces, of which a query sees {protocol.seen} "
+        f"({view_words}, {size_words} of each subject); ties count against the query"
     ]
-    if "unpaired" in results:
-        notes = [results["unpaired"], "± is a standard deviation over subsets or splits"]
-    notes.append(results["resizing"])
-    for what, digest in results["networks"].items():
-        notes.append(f"{what}: SHA-256 {digest[:12]}")
-    return notes + [
-        f"{name}: not computed, needs {needs}" for name, needs in results["not_computed"].items()
+    if protocol.chance is not None:
+        values = ", ".join(f"{key} {value:.3f}" for key, value in protocol.chance.items())
+        notes.append(f"chance: {values}")
+    if protocol.against is not None:
+        values = ", ".join(
+            f"{key} {v.mean:+.3f} [{v.low:+.3f}, {v.high:+.3f}], p = {v.p:.2g}"
+            for key, v in protocol.against.items()
+            if key.startswith("recall")
+        )
+        notes.append(f"against shuffled X-rays: {values} (signs of subjects drawn anew)")
+    if "recall@1" in next(iter(protocol.rows.values()), ()):
+        notes.append("mAP@1 and MRR@1 are recall@1")
+    return notes
+
+
+def _costs(costs: Mapping[str, Mapping[str, float]]) -> Table:
+    rows = []
+    for name, cost in costs.items():
+        cells = [
+            Cell(f"{cost[c.key] * c.scale:.{c.digits}f}") if c.key in cost else Cell()
+            for c in _COSTS
+        ]
+        rows.append((name, cells))
+    note = (
+        "of one seed; operations are counted, of products and convolutions; seconds are those of "
+        "the machine it ran on"
+    )
+    return Table("Cost", [c.title for c in _COSTS], rows, [note])
+
+
+def _differences(rows: Rows, best: Mapping[str, str] | None, against: str) -> Table:
+    notes = ["paired by subject; an interval that does not hold 0 is a difference"]
+    if best:
+        names = (
+            f"{title_of(key)} {name}"
+            for key, name in best.items()
+            if not key.startswith(("map@", "mrr@"))
+        )
+        notes.append(f"the best baseline: {', '.join(names)}")
+    return Table(f"Against {against}", *_columns(rows, signed=True), notes)
+
+
+def counted(results: Scored) -> str:
+    """Returns how many pictures were scored, and of how many subjects if pictures have such."""
+    if results.unpaired:
+        return f"{results.images} generated, {results.reference_images} real"
+    return f"{results.images} of {results.subjects} subjects"
+
+
+def picture_notes(results: Scored) -> list[str]:
+    """Returns what a reader must know of the table of pictures."""
+    notes = [
+        "means over subjects with 95 % intervals of resampling subjects; ± is a standard deviation "
+        "over subsets or splits"
     ]
+    if results.unpaired:
+        notes = [results.unpaired, "± is a standard deviation over subsets or splits"]
+    notes.append(results.resizing)
+    notes += [f"{name}: SHA-256 {digest[:12]}" for name, digest in results.networks.items()]
+    needs = results.not_computed.items()
+    return notes + [f"{name}: not computed, needs {files}" for name, files in needs]
+
+
+def write(results: Scored, folder: pathlib.Path) -> None:
+    """Writes table.md and table.tex."""
+    for name, content in (("table.md", markdown(results)), ("table.tex", latex(results))):
+        with whole_file(folder / name) as file:
+            file.write(content)
 
 
 def _joined(c: Cell) -> str:
     return f"{c.value} {c.spread}".strip()
 
 
-def text(results: dict[str, Any]) -> str:
-    """For a terminal: the main tables, in aligned columns."""
+def _lines(table: Table) -> list[list[str]]:
+    """Returns the words of the head and of each row."""
+    head = ["", *table.head]
+    return [head, *([name, *map(_joined, cells)] for name, cells in table.rows)]
+
+
+def text(results: Scored) -> str:
+    """Returns the main tables for a terminal, in aligned columns."""
     parts = []
     for table in (table for table in tables(results) if table.main):
-        lines = [["", *table.head], *([name, *map(_joined, cells)] for name, cells in table.rows)]
+        lines = _lines(table)
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         body = [
             "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
-        parts.append("\n".join([table.title, *body, *(f"  {note}" for note in table.notes)]) + "\n")
+        notes = [f"  {note}" for note in table.notes]
+        parts.append("\n".join([table.title, *body, *notes]) + "\n")
     return "\n".join(parts)
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """Markdown."""
+def markdown(results: Scored) -> str:
+    """Returns all tables in Markdown."""
     parts = []
     for table in tables(results):
-        lines = [["", *table.head], ["---"] * (len(table.head) + 1)]
-        lines += [[name, *map(_joined, cells)] for name, cells in table.rows]
+        head, *rows = _lines(table)
+        lines = [head, ["---"] * len(head), *rows]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        parts.append(
-            f"**{table.title}**\n\n{body}\n\n"
-            + "\n".join(f"- {note}" for note in table.notes)
-            + "\n"
-        )
+        notes = "\n".join(f"- {note}" for note in table.notes)
+        parts.append(f"**{table.title}**\n\n{body}\n\n{notes}\n")
     return "\n".join(parts)
 
 
-def latex(results: dict[str, Any]) -> str:
-    """LaTeX, for the packages booktabs and graphicx."""
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "é": r"\'e",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "\u00a0": "~",
+} | {mark: "\\" + mark for mark in "&%_#${}"}
 
-    special = {
-        "\\": r"\textbackslash{}",
-        "±": r"$\pm$",
-        "é": r"\'e",
-        "↑": r"$\uparrow$",
-        "↓": r"$\downarrow$",
-        "\u00a0": "~",
-    }
-    special |= {mark: "\\" + mark for mark in "&%_#${}"}
-    escape = lambda words: "".join(special.get(mark, mark) for mark in words)
 
+def _escaped(words: str) -> str:
+    return "".join(_LATEX.get(mark, mark) for mark in words)
+
+
+def latex(results: Scored) -> str:
+    """Returns all tables in LaTeX, for the packages booktabs and graphicx."""
     parts = []
     for table in tables(results):
-        lines = [" & ".join(map(escape, ["", *table.head])) + r" \\ \midrule"]
+        lines = [" & ".join(map(_escaped, ["", *table.head])) + r" \\ \midrule"]
         for name, cells in table.rows:
-            parts_of = [
-                f"{c.value} {{\\scriptsize {escape(c.spread)}}}" if c.spread else c.value
+            words = [
+                f"{c.value} {{\\scriptsize {_escaped(c.spread)}}}" if c.spread else c.value
                 for c in cells
             ]
-            lines.append(" & ".join([escape(name), *parts_of]) + r" \\")
-        notes = escape("; ".join(table.notes))
+            lines.append(" & ".join([_escaped(name), *words]) + r" \\")
+        body = "\n".join(lines)
+        caption = f"{_escaped(table.title)}. {_escaped('; '.join(table.notes))}."
         parts.append(
-            f"\\begin{{table}}\n\\centering\n\\caption{{{escape(table.title)}. {notes}.}}\n\\resizebox{{\\linewidth}}{{!}}{{%\n"
+            f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n"
+            f"\\resizebox{{\\linewidth}}{{!}}{{%\n"
             f"\\begin{{tabular}}{{l{'r' * len(table.head)}}}\n\\toprule\n"
-            + "\n".join(lines)
-            + "\n\\bottomrule\n\\end{tabular}}\n\\end{table}\n"
+            f"{body}\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}\n"
         )
     return "\n".join(parts)
 
 
-def web(results: dict[str, Any], part: str) -> str:
-    """HTML of the tables of a part: a heading, a table and its notes for each; what is not main is folded away."""
-    shown, folded = "", ""
-    for table in (table for table in tables(results) if table.part == part):
-        titles = (
-            html.escape(words).replace("_", "_<wbr>") for words in ["", *table.head]
-        )  # names of networks are long
-        head = "".join(f"<th>{title}</th>" for title in titles)
-        body = ""
-        for name, cells in table.rows:
-            values = "".join(
-                f"<td>{html.escape(c.value)} <span class=interval>{html.escape(c.spread)}</span></td>"
-                for c in cells
-            )
-            body += f"<tr><td>{html.escape(name)}</td>{values}</tr>"
-        notes = "<br>".join(html.escape(note) for note in table.notes)
-        made = f"<h2>{html.escape(table.title)}</h2><div class=wide><table><tr>{head}</tr>{body}</table></div><p class=small>{notes}</p>"
-        shown, folded = (shown + made, folded) if table.main else (shown, folded + made)
-    return shown + (
-        f"<details><summary>Other protocols</summary>{folded}</details>" if folded else ""
+def web(results: Scored, part: str) -> str:
+    """Returns HTML of the tables of a part, each with a heading and its notes.
+
+    Tables that are not main are folded away.
+    """
+    shown = [_web_table(t) for t in tables(results) if t.part == part and t.main]
+    folded = [_web_table(t) for t in tables(results) if t.part == part and not t.main]
+    if not folded:
+        return "".join(shown)
+    summary = "<summary>Other protocols</summary>"
+    return f"{''.join(shown)}<details>{summary}{''.join(folded)}</details>"
+
+
+def _web_table(table: Table) -> str:
+    # Names of networks are long, and may be broken after an underscore.
+    titles = (html.escape(words).replace("_", "_<wbr>") for words in ["", *table.head])
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    body = ""
+    for name, cells in table.rows:
+        values = "".join(
+            f"<td>{html.escape(c.value)} <span class=interval>{html.escape(c.spread)}</span></td>"
+            for c in cells
+        )
+        body += f"<tr><td>{html.escape(name)}</td>{values}</tr>"
+    notes = "<br>".join(html.escape(note) for note in table.notes)
+    return (
+        f"<h2>{html.escape(table.title)}</h2>"
+        f"<div class=wide><table><tr>{head}</tr>{body}</table></div><p class=small>{notes}</p>"
     )

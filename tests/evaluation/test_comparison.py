@@ -14,6 +14,7 @@ import pytest
 
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.comparison import compare
+from cranio_jax.evaluation.results import Results, from_json, to_json
 from cranio_jax.evaluation.retrieval import CEILING
 from cranio_jax.reporting import tables
 from launch.study import _take_cores
@@ -34,7 +35,7 @@ def results(row, psnr, recall, fid=None, judge="judge", data="cohort"):
     } | {CEILING: {"recall@1": mean([1.0])}}
     protocol["curves"] = {name: [0.5, 1.0] for name in (*asked, CEILING)}
     found = {
-        "data": {"name": data},
+        "data": {"name": data, "sha256": "0"},
         "images": 12,
         "subjects": 6,
         "resizing": "own size",
@@ -49,7 +50,9 @@ def results(row, psnr, recall, fid=None, judge="judge", data="cohort"):
     found["rows"] = {
         name: {"psnr": mean(psnr)} | ({"fid": {"mean": fid}} if fid else {}) for name in kinds
     }
-    return found
+    origin = {"config": {}, "seed": 0, "versions": {}, "devices": "", "commit": ""}
+    content = json.dumps({"differences": {}} | origin | found)
+    return from_json(json.loads(content), Results)
 
 
 def test_means_and_differences():
@@ -67,7 +70,8 @@ def test_means_and_differences():
         "matcher": [results("matcher", None, recall, judge="matcher")],
         "unfinished": [],
     }
-    found = compare(runs, "ours", ("a", "b"), rounds=500)
+    comparison = compare(runs, "ours", ("a", "b"), rounds=500)
+    found = to_json(comparison)
     assert found["rows"]["ours"]["psnr"]["mean"] == pytest.approx(level.mean() + 1.5)
     assert found["rows"]["ours"]["fid"] == {
         "mean": 25.0,
@@ -98,8 +102,7 @@ def test_means_and_differences():
     }
     assert part["differences"]["ours minus b"]["recall@1"]["mean"] == pytest.approx(5 / 6)
     assert "matcher" not in found["rows"] and "matcher" not in found["retrieval"]
-    json.dumps(found)
-    words = tables.markdown(found)
+    words = tables.markdown(comparison)
     assert "Against the baselines" in words and "the best baseline: PSNR (dB) a" in words
     assert "unfinished" not in words
 
@@ -116,7 +119,7 @@ def test_what_is_no_comparison():
             {"ours": [ours], "a": [results("a", level, level, judge="friend")]}, "ours", ("a",), 10
         )
     fewer = results("a", level, level)
-    fewer["by_subject"]["subjects"] = [*SUBJECTS[1:], "other"]
+    fewer.by_subject.subjects = [*SUBJECTS[1:], "other"]
     with pytest.raises(InputError, match="different subjects"):
         compare({"ours": [ours], "a": [fewer]}, "ours", ("a",), 10)
 

@@ -15,6 +15,7 @@ from cranio_jax.files.pictures import PairedFolders, read_face
 from cranio_jax.jobs import export
 from cranio_jax.reporting import pages
 from cranio_jax.training import loop
+from tests.evaluated import evaluated
 from tests.evaluation.test_scorer import weights  # noqa: F401
 
 
@@ -33,7 +34,7 @@ def run(config, trained):
 
 def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     config, workdir = run
-    first = evaluate.evaluate(config, workdir)
+    first = evaluated(config, workdir)
     (folder,) = (workdir / "faces").iterdir()
     files = sorted((folder / "sample_0").iterdir())
     assert len(files) == 72 and read_face(files[0]).shape == (32, 32, 3)
@@ -52,7 +53,7 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     config.evaluate.weights = f"{weights}/*.safetensors"
     config.evaluate.kernel_subset = 50
     config.evaluate.retrieval.ks = (1, 3)
-    second = evaluate.evaluate(config, workdir)
+    second = evaluated(config, workdir)
     assert made == [
         files[3].stem
     ]  # another metric makes no face anew; a missing one is made, and made alike
@@ -87,7 +88,7 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     made.clear()
     config.sampling.num_steps = 1
     config.evaluate.weights = ""
-    third = evaluate.evaluate(config, workdir)
+    third = evaluated(config, workdir)
     assert len(made) > 72 and files[3].read_bytes() == whole
     assert third["rows"]["cranio_diff"]["psnr"] != second["rows"]["cranio_diff"]["psnr"]
 
@@ -108,12 +109,12 @@ def test_a_diverged_checkpoint_gives_no_number(run, tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match="the face generated for p.* holds values that are not numbers"
     ):
-        evaluate.evaluate(config, tmp_path / "copy")
+        evaluated(config, tmp_path / "copy")
     config.evaluate.keep_faces = False
     with pytest.raises(
         InputError, match="the face generated for p.* holds values that are not numbers"
     ):
-        evaluate.evaluate(config, tmp_path / "copy")
+        evaluated(config, tmp_path / "copy")
     assert not (tmp_path / "copy" / "results.json").exists() and not list(
         (tmp_path / "copy").rglob("*.png")
     )
@@ -126,14 +127,14 @@ def test_settings_that_fit_no_test_set(run, weights, tmp_path):  # noqa: F811
     with pytest.raises(
         InputError, match="evaluate.kernel_subset=73 images don't fit in the 72 that are scored"
     ):
-        evaluate.evaluate(config, workdir)
+        evaluated(config, workdir)
     config.evaluate.weights = f"{weights}/embedder.safetensors"
     config.evaluate.retrieval.ks = (1, 37)
     with pytest.raises(InputError, match="retrieval: k=37, but a gallery holds"):
-        evaluate.evaluate(config, workdir)
+        evaluated(config, workdir)
     config.evaluate.retrieval.update(ks=(1,), protocols=("same/some",))
     with pytest.raises(InputError, match="evaluate.retrieval.protocols names 'same/some'"):
-        evaluate.evaluate(config, workdir)
+        evaluated(config, workdir)
 
 
 def test_the_judge_is_not_the_teacher(config, weights):  # noqa: F811
@@ -176,7 +177,7 @@ def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path):
     c.evaluate.update(batch_size=16, bootstrap=100)
     c.evaluate.retrieval.ks = (1, 3)
     loop.train(c, tmp_path)
-    results = evaluate.evaluate(c, tmp_path)
+    results = evaluated(c, tmp_path)
     assert not results["rows"] and list(results["retrieval"]) == ["identity/iresnet18"]
     ceiling = results["retrieval"]["identity/iresnet18"]["same/all"]["rows"][
         "another real face of the subject"
@@ -199,7 +200,7 @@ def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path):
     )
     for block in ("settings", "cranio_phantom"):
         c.evaluate.retrieval.distractors[block].update(c.data[block])
-    crowded = evaluate.evaluate(c, tmp_path)["retrieval"]["identity/iresnet18"]["same/all"]
+    crowded = evaluated(c, tmp_path)["retrieval"]["identity/iresnet18"]["same/all"]
     assert crowded["gallery"] == 24 * 18 and crowded["seen"] == 24 * 9
     assert (
         crowded["rows"]["another real face of the subject"]["recall@1"]["mean"]
@@ -242,7 +243,7 @@ def pair_config(folders, weights):  # noqa: F811
 
 
 def test_two_folders(pair_config, folders, tmp_path):
-    results = evaluate.evaluate(pair_config, tmp_path / "w")
+    results = evaluated(pair_config, tmp_path / "w")
     assert (
         results["images"] == 12
         and results["subjects"] == 4
@@ -262,7 +263,7 @@ def test_two_folders(pair_config, folders, tmp_path):
     assert "12 pictures of 4 people" in pages.report(pair_config, tmp_path / "w").read_text()
     # A set beside itself.
     pair_config.evaluate.reference = str(folders[0])
-    same = evaluate.evaluate(pair_config, tmp_path / "w")["rows"]["generated"]
+    same = evaluated(pair_config, tmp_path / "w")["rows"]["generated"]
     assert same["ssim"]["mean"] == pytest.approx(1, abs=1e-6)
     assert same["lpips/squeeze (unpublished heads)"]["mean"] == pytest.approx(0, abs=1e-9)
     assert same["frechet/squeeze"]["mean"] == pytest.approx(0, abs=1e-3)
@@ -283,10 +284,10 @@ def test_small_pictures(pair_config, tmp_path, size):
             f"trunk squeeze needs pictures of at least 17 x 17 pixels, not {size[0]} x {size[1]}"
         )
         with pytest.raises(InputError, match=words):
-            evaluate.evaluate(pair_config, tmp_path / "w")
+            evaluated(pair_config, tmp_path / "w")
         assert not (tmp_path / "w").exists()
     c.weights = ""
-    results = evaluate.evaluate(pair_config, tmp_path / "w")
+    results = evaluated(pair_config, tmp_path / "w")
     row, (a, b) = results["rows"]["generated"], np.float64(made)
     psnr = 20 * np.log10(255) - 10 * np.log10(((a - b) ** 2).mean((1, 2, 3)))
     assert row["psnr"]["mean"] == pytest.approx(psnr.mean(), rel=1e-5)
@@ -297,17 +298,17 @@ def test_small_pictures(pair_config, tmp_path, size):
 
 def test_folders_that_do_not_pair(pair_config, folders, tmp_path):
     c, made, workdir = pair_config.evaluate, folders[0], tmp_path / "w"
-    paired = evaluate.evaluate(pair_config, workdir)
+    paired = evaluated(pair_config, workdir)
     # The same two sets, of which nothing is said in pairs.
     c.paired = False
-    row = evaluate.evaluate(pair_config, workdir)["rows"]["generated"]
+    row = evaluated(pair_config, workdir)["rows"]["generated"]
     assert set(row) == {"frechet/squeeze", "kernel/squeeze"}
     for metric, value in row.items():
         assert value["mean"] == pytest.approx(paired["rows"]["generated"][metric]["mean"], rel=1e-4)
     # A name that one folder lacks.
     c.paired = True
     (made / "sub" / "s0_frontal_1.png").unlink()
-    results = evaluate.evaluate(pair_config, workdir)
+    results = evaluated(pair_config, workdir)
     assert set(results["rows"]["generated"]) == set(row)
     words = (workdir / "table.md").read_text()
     assert "11 names are in both folders, of 11 generated and 12 real pictures; not all" in words
@@ -322,7 +323,7 @@ def test_folders_that_can_not_be_compared(pair_config, folders, tmp_path):
 
     def refused(words):
         with pytest.raises(InputError, match=words):
-            evaluate.evaluate(pair_config, tmp_path / "w")
+            evaluated(pair_config, tmp_path / "w")
         assert not (tmp_path / "w").exists()
 
     one.rename(made / "other.png")
@@ -349,7 +350,7 @@ def test_wrong_folders(pair_config, folders, tmp_path):
 
     def refused(words):
         with pytest.raises(InputError, match=words):
-            evaluate.evaluate(pair_config, tmp_path / "w")
+            evaluated(pair_config, tmp_path / "w")
         assert not (tmp_path / "w").exists()
 
     c.generated = ""

@@ -1,5 +1,6 @@
 """Retrieval put together: protocols, ceiling, chance and controls on vectors whose answer is known."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -30,6 +31,11 @@ def who():
     ]
 
 
+def retrieved(*arguments):
+    """Results of each protocol as JSON."""
+    return msgspec.to_builtins(retrieval(*arguments))
+
+
 def vectors(who, noise, seed, shift=0):
     """A direction of each subject, with noise; of somebody else where `shift` is not 0."""
     people = np.random.default_rng(0).standard_normal((SUBJECTS, 32))
@@ -41,7 +47,7 @@ def vectors(who, noise, seed, shift=0):
 def test_good_faces_bad_faces_and_the_ceiling(config, who):
     truth = vectors(who, 0.1, 1)
     kinds = {"ours": vectors(who, 0.2, 2), SHUFFLED: vectors(who, 0.2, 3, shift=1)}
-    found = retrieval(config, who, truth, kinds, None, "ours")
+    found = retrieved(config, who, truth, kinds, None, "ours")
     assert list(found) == list(config.evaluate.retrieval.protocols)
     for name, part in found.items():
         assert (
@@ -66,7 +72,7 @@ def test_the_ceiling_does_not_find_the_picture_itself(config, who):
     # Vectors of nothing but noise: each picture would find itself, and nobody else of its subject.
     truth = np.random.default_rng(1).standard_normal((len(who), 400))
     config.evaluate.retrieval.protocols = ("same/all", "any/all")
-    found = retrieval(config, who, truth, {"itself": truth}, None, "itself")
+    found = retrieved(config, who, truth, {"itself": truth}, None, "itself")
     for part in found.values():
         assert (
             part["rows"]["itself"]["recall@1"]["mean"] == 1.0
@@ -75,17 +81,17 @@ def test_the_ceiling_does_not_find_the_picture_itself(config, who):
     # With one picture of each subject there is nothing to be found.
     alone = [{"subject": f"s{i}", "view": "", "variant": ""} for i in range(len(who))]
     assert list(
-        retrieval(config, alone, truth, {"itself": truth}, None, "itself")["any/all"]["rows"]
+        retrieved(config, alone, truth, {"itself": truth}, None, "itself")["any/all"]["rows"]
     ) == ["itself"]
 
 
 def test_distractors_come_before_nobody(config, who):
     truth = vectors(who, 0.1, 1)
     ours = vectors(who, 1.5, 2)
-    alone = retrieval(config, who, truth, {"ours": ours}, None, "ours")
+    alone = retrieved(config, who, truth, {"ours": ours}, None, "ours")
     crowd = np.random.default_rng(5).standard_normal((400, 32))
     others = Faces(crowd, [f"distractor {i // 4}" for i in range(400)], list(VIEWS) * 200)
-    crowded = retrieval(config, who, truth, {"ours": ours}, others, "ours")
+    crowded = retrieved(config, who, truth, {"ours": ours}, others, "ours")
     for name, part in crowded.items():
         assert (
             part["seen"]
@@ -112,8 +118,8 @@ def test_a_query_without_its_subject(config, who):
     truth = vectors(who, 0.1, 1)
     config.evaluate.retrieval.ks = (1, 31)
     with pytest.raises(InputError, match="k=31, but a gallery holds 30 faces"):
-        retrieval(config, who, truth, {"ours": truth}, None, "ours")
+        retrieved(config, who, truth, {"ours": truth}, None, "ours")
     truth[3] = np.nan
     config.evaluate.retrieval.ks = (1,)
     with pytest.raises(InputError, match="a vector of the queries is zero or not finite"):
-        retrieval(config, who, truth, {"ours": truth}, None, "ours")
+        retrieved(config, who, truth, {"ours": truth}, None, "ours")

@@ -115,7 +115,7 @@ def test_pairs_are_what_references_say(weights, examples, once):
         x, y = scores.rows["identity/iresnet18"], once[0].rows["identity/iresnet18"]
         cosines = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
         np.testing.assert_allclose(scores.pairs["identity/iresnet18"], cosines, rtol=1e-5)
-        mean, covariance = scores.moments["squeeze"]
+        mean, covariance = scores.sets["squeeze"].mean, scores.sets["squeeze"].covariance
         np.testing.assert_allclose(mean, scores.rows["squeeze"].mean(0), rtol=1e-5)
         np.testing.assert_allclose(
             covariance,
@@ -141,19 +141,28 @@ def test_an_embedder_of_our_own_sees_what_it_was_trained_to(weights, examples, o
     np.testing.assert_allclose(once[0].rows["identity/iresnet18"], wanted, rtol=1e-4, atol=1e-5)
 
 
+def numbers(truth_and_kinds):
+    """All arrays of the scores."""
+    truth, kinds = truth_and_kinds
+    return [
+        (scores.pairs, scores.rows, [(s.mean, s.covariance) for s in scores.sets.values()])
+        for scores in (truth, *kinds.values())
+    ]
+
+
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (8, 16)])
 def test_batches_and_devices_do_not_count(weights, examples, once, devices, batch_size):
     again = scored(weights, examples, sharding.make_mesh(devices, 1), batch_size)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
-    jax.tree.map(close, again, once)
+    jax.tree.map(close, numbers(again), numbers(once))
     a, b = (
         frechet_distance_of_rows(s[1]["far"].rows["squeeze"], s[0].rows["squeeze"])
         for s in (again, once)
     )
     assert a == pytest.approx(b, rel=1e-5)
-    assert frechet_distance(
-        again[1]["far"].moments["squeeze"], again[0].moments["squeeze"]
-    ) == pytest.approx(b, rel=1e-3)
+    far, truth = again[1]["far"].sets["squeeze"], again[0].sets["squeeze"]
+    moments = (far.mean, far.covariance), (truth.mean, truth.covariance)
+    assert frechet_distance(*moments) == pytest.approx(b, rel=1e-3)
 
 
 def test_fused_and_kept_faces_score_alike(weights, examples, once):
@@ -236,11 +245,11 @@ def test_weights_that_are_none(weights, tmp_path):
 def test_a_trunk_without_heads_has_a_name_of_its_own(weights, examples):
     features = Features(f"{weights}/trunk.safetensors", (0, 0, 1, 1))
     assert features.distributions == {"squeeze": 512} and not features.heads
-    assert features.pair_metrics(64, 48, False) == ["psnr", "ssim"]
+    assert list(features.pair_metrics(64, 48, False)) == ["psnr", "ssim"]
     scores = Scorer(features, sharding.make_mesh(1, 1), ("near", "far"), (64, 48), 21, 2).run(
         examples, 21, None
     )[1]
-    assert scores["near"].moments["squeeze"][0].shape == (512,)
+    assert scores["near"].sets["squeeze"].mean.shape == (512,)
 
 
 def test_networks_are_asked_for_full_precision(weights, examples):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from cranio_jax.errors import InputError
-from cranio_jax.evaluation.evaluate import evaluate
 from cranio_jax.methods import make_method
 from cranio_jax.methods.siamese import contrastive
 from cranio_jax.training.loop import train
+from tests.evaluated import evaluated
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_it_learns_to_match(siamese):
 
 def test_evaluation_is_of_retrieval_alone(siamese, tmp_path):
     train(siamese, tmp_path)
-    results = evaluate(siamese, tmp_path)
+    results = evaluated(siamese, tmp_path)
     assert results["rows"] == {} and set(results["retrieval"]) == {"siamese"}
     part = results["retrieval"]["siamese"]["same/all"]
     assert set(part["rows"]) == {"siamese", "shuffled X-rays", "another real face of the subject"}

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from cranio_jax import pretrained
-from cranio_jax.evaluation import evaluate
 from cranio_jax.metrics import distributions
 from cranio_jax.models import FIDInception
 from cranio_jax.models.functional import Network
 from cranio_jax.pretrained.names import torch_key, torch_shape
+from tests.evaluated import evaluated
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_two_folders_score_as_torch_fidelity_scores_them(networks, tmp_path):
     )
     c.evaluate.update(kernel_subset=20, kernel_rounds=2, inception_splits=1)
     c.mesh.data = 8
-    row = evaluate.evaluate(c, tmp_path / "w")["rows"]["generated"]
+    row = evaluated(c, tmp_path / "w")["rows"]["generated"]
 
     module = lambda name: importlib.import_module(f"torch_fidelity.metric_{name}")
     with torch.no_grad():
@@ -179,7 +179,7 @@ def test_folders_that_do_not_pair_score_as_torch_fidelity_scores_them(networks, 
     c.evaluate.update(generated=str(paths["made"]), reference=str(paths["true"]), weights=str(file))
     c.evaluate.update(batch_size=5, kernel_subset=7, kernel_rounds=20, inception_splits=1)
     c.mesh.data = 1
-    results = evaluate.evaluate(c, odd_folders / "w")
+    results = evaluated(c, odd_folders / "w")
     row = results["rows"]["generated"]
     assert set(row) == {"fid", "kid", "inception score"}
 

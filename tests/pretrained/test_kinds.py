@@ -139,7 +139,7 @@ def test_releases_of_lpips(tmp_path, trunk):
 
     def name(heads):
         files = f"{tmp_path}/trunk.safetensors,{tmp_path}/{heads}.safetensors"
-        return Features(files, (0.0, 0.0, 1.0, 1.0)).pair_metrics(64, 64, masked=False)[-1]
+        return list(Features(files, (0.0, 0.0, 1.0, 1.0)).pair_metrics(64, 64, masked=False))[-1]
 
     assert name("v0.1") == f"lpips/{trunk}"
     assert name("other") == f"lpips/{trunk} (unpublished heads)"

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from cranio_jax.evaluation.results import Scored, from_json
 from cranio_jax.reporting import tables
 
 
@@ -29,7 +30,7 @@ def results():
         "chance": {"recall@1": 0.05},
         "curves": {},
     }
-    return {
+    content = {
         "rows": {"a_b & 100 %": row(20.0), "<control>": row(18.0)},
         "differences": {"a minus b": {"psnr": {"mean": 2.0, "low": 1.0, "high": 3.0}}},
         "retrieval": {"arcface/w600k_r50": {"same/all": part, "any/one": part}},
@@ -39,6 +40,7 @@ def results():
         "not_computed": {"fid": "FILE.pth"},
         "resizing": "at their own size",
     }
+    return from_json(content, Scored)
 
 
 def test_cells_and_their_order(results):

@@ -1,0 +1,175 @@
+"""The schema of results.json and study.json: the only place that reads and writes their format."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from cranio_jax.errors import InputError
+from cranio_jax.files.atomic import write_json
+from cranio_jax.metrics.estimates import Estimate
+
+# Estimates by metric, and those by row of a table.
+Metrics = dict[str, Estimate]
+Rows = dict[str, Metrics]
+
+
+class BySubject(msgspec.Struct):
+    """Each subject's values, for paired comparisons of runs.
+
+    Attributes:
+      subjects: their names, sorted.
+      rows: by row and metric, a value for each of `subjects`.
+    """
+
+    subjects: list[str]
+    rows: dict[str, dict[str, list[float]]]
+
+
+class Retrieval(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What one retrieval protocol gives with one embedder.
+
+    Attributes:
+      gallery: how many real faces it holds.
+      seen: how many of them a query is compared with, at least.
+      rows: metrics by kind of query.
+      curves: cumulative match curves: at k - 1, the share of queries whose subject is among the
+        first k faces.
+      by_subject: by row and metric, a value for each subject.
+      chance: the expected metrics of a list in random order.
+      against: the headline minus shuffled X-rays, if these are a row.
+      differences: in a comparison, the headline minus each baseline.
+      best: in a comparison, the best baseline by metric.
+    """
+
+    gallery: int
+    seen: int
+    rows: Rows
+    curves: dict[str, list[float]]
+    by_subject: dict[str, dict[str, list[float]]] | None = None
+    chance: dict[str, float] | None = None
+    against: Metrics | None = None
+    differences: Rows | None = None
+    best: dict[str, str] | None = None
+
+
+class Records(msgspec.Struct):
+    """Which records were used: their name, and the SHA-256 of their content."""
+
+    name: str
+    sha256: str
+
+
+class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """What tables and pages show, of one run or of a comparison.
+
+    Attributes:
+      rows: metrics by kind of faces.
+      differences: of the headline to the controls or baselines, paired by subject.
+      retrieval: by embedder and protocol.
+      images: how many generated pictures were scored.
+      subjects: how many people they show, if that is known.
+      reference_images: how many real pictures they were compared with, as sets.
+      unpaired: why pictures were compared as sets; empty if in pairs.
+      networks: SHA-256 by feature network.
+      not_computed: what each missing metric needs.
+      resizing: how pictures were scaled for the networks.
+      data: the records.
+      against: what the headline is compared with.
+      best: in a comparison, the best baseline by metric.
+      costs: in a comparison, what training and sampling took, by method.
+    """
+
+    rows: Rows
+    differences: Rows
+    retrieval: dict[str, dict[str, Retrieval]]
+    images: int
+    subjects: int | None = None
+    reference_images: int | None = None
+    unpaired: str = ""
+    networks: dict[str, str]
+    not_computed: dict[str, str]
+    resizing: str
+    data: Records | None = None
+    against: str = "the controls"
+    best: dict[str, str] | None = None
+    costs: dict[str, dict[str, float]] | None = None
+
+
+class Results(Scored, omit_defaults=True, kw_only=True):
+    """The results of one run: results.json.
+
+    Attributes:
+      by_subject: each subject's values.
+      config: without paths.
+      seed: of the run.
+      versions: of libraries.
+      devices: their count and kind.
+      commit: of the checkout.
+      step: of the checkpoint, if one was scored.
+      parameters: how many, by network.
+      weights_sha256: of published weights, by network.
+      seconds_per_face: of sampling, if it was timed.
+    """
+
+    by_subject: BySubject
+    config: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    devices: str
+    commit: str
+    step: int | None = None
+    parameters: dict[str, int] | None = None
+    weights_sha256: dict[str, str] | None = None
+    seconds_per_face: float | None = None
+
+
+class Comparison(Scored, omit_defaults=True, kw_only=True):
+    """The results of several methods and seeds: study.json.
+
+    Attributes:
+      headline: the method that is compared with the baselines.
+      seeds: of the finished runs, by method.
+      study: its name.
+    """
+
+    headline: str
+    seeds: dict[str, list[int]] = {}
+    study: str = ""
+
+
+def to_json(results: Scored) -> dict[str, Any]:
+    """Returns results as JSON holds them."""
+    return msgspec.to_builtins(results)
+
+
+def write(path: pathlib.Path, results: Scored) -> None:
+    """Writes results, whole or not at all."""
+    write_json(path, to_json(results))
+
+
+_Kind = TypeVar("_Kind", bound=Scored)
+
+
+def _read(path: pathlib.Path, kind: type[_Kind]) -> _Kind:
+    try:
+        return from_json(json.loads(path.read_text()), kind)
+    except ValueError as error:
+        raise InputError(f"{path.name}: not a file of results ({error}). Score again.") from None
+
+
+def from_json(content: Mapping[str, Any], kind: type[_Kind]) -> _Kind:
+    """Returns results from JSON. Raises ValueError if it holds none."""
+    return msgspec.convert(content, kind)
+
+
+def read_results(path: pathlib.Path) -> Results:
+    """Reads results.json of this version or an earlier one. Raises InputError if it holds none."""
+    return _read(path, Results)
+
+
+def read_comparison(path: pathlib.Path) -> Comparison:
+    """Reads study.json of this version or an earlier one. Raises InputError if it holds none."""
+    return _read(path, Comparison)
