@@ -92,8 +92,8 @@ def test_pairs_are_what_references_say(weights, examples, once):
     for k, scores in enumerate(once[1].values()):
         assert list(scores.pairs) == [
             "psnr",
-            "ssim",
             "psnr/head",
+            "ssim",
             "ssim/head",
             "lpips/squeeze (unpublished heads)",
             "identity/iresnet18",
