@@ -12,36 +12,43 @@ from tqdm import tqdm
 
 from cranio_jax.distributed import cluster, sharding
 
-# Arrays that go to the device, where an example has them; everything else stays on the host.
-DEVICE_FIELDS = (
-    "xray",
-    "face",
-    "prompt_ids",
-    "id_hash",
-    "mask",
-    "frontal",
-    "landmarks",
-    "subject_index",
-    "latents",
-    "context",
-)
-
-EVALUATION_FIELDS = ("generated", "other_xray", "head_mask", "place", "split")
+# The arrays of a batch, each with a first axis of examples. An example need not have all of them;
+# everything else in it stays on the host.
+FIELDS = {
+    # Of training.
+    "xray": "(h, w, 1) uint8",
+    "face": "(h, w, 3) uint8",
+    "prompt_ids": "(length,) int32, token ids",
+    "id_hash": "() uint32, of the example's id; it seeds the noise",
+    "mask": "() float32, 0 for what only fills up a batch",
+    "frontal": "() float32, 1 for a frontal face",
+    "landmarks": "(5, 2) float32, x and y of eyes, nose tip and mouth corners; NaN if unknown",
+    "subject_index": "() int32, which of the training subjects it is",
+    "latents": "(h, w, d), of the face, from the cache",
+    "context": "(length, d), of the prompt, from the cache",
+    # Of evaluation.
+    "generated": "(kinds, h, w, 3) uint8, faces that were generated before",
+    "other_xray": "(h, w, 1) uint8, of another person",
+    "head_mask": "(h, w, 1) uint8, not 0 at the true head",
+    "place": "() int32, in the list of examples",
+    "split": "() int32, of the Inception score",
+}
 
 READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
 
+# The fields of a batch on the devices.
 Batch = dict[str, jax.Array]
-# From an example and random numbers to the one that is trained on.
+# Augments an example with random numbers, and adds to it what is cached.
 Prepare = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
 
 def to_device_fields(example: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Drops what stays on the host."""
-    return {name: example[name] for name in (*DEVICE_FIELDS, *EVALUATION_FIELDS) if name in example}
+    """Returns the fields of an example that go to the device."""
+    return {name: example[name] for name in FIELDS if name in example}
 
 
 class TrainingBatches(Iterator[dict[str, np.ndarray]]):
-    """Endless shuffled batches, or of each the `rows` that are this process's.
+    """Endless shuffled batches; of each batch the `rows` that belong to this process.
 
     The order of the examples, and how each is augmented, depends on the seed alone. So any number
     of processes may go on from a position, and with batches of another size.
@@ -81,65 +88,83 @@ class TrainingBatches(Iterator[dict[str, np.ndarray]]):
 def ordered_batches(
     examples: Sequence[dict[str, Any]], batch_size: int, rows: Sequence[int] | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches in order, or of each the `rows`, read ahead; the last is filled up with copies whose mask is 0."""
+    """Returns batches in order, read ahead; of each batch the `rows`, if they are given.
+
+    The last batch is filled up with copies whose mask is 0.
+    """
     count = len(examples)
 
-    def one(place: int) -> dict[str, np.ndarray]:
-        return to_device_fields(examples[min(place, count - 1)]) | {
-            "mask": np.float32(place < count)
-        }
+    def masked_example(place: int) -> dict[str, np.ndarray]:
+        fields = to_device_fields(examples[min(place, count - 1)])
+        return fields | {"mask": np.float32(place < count)}
 
-    places = grain.MapDataset.range(-(-count // batch_size) * batch_size)
-    return iter(_of_each_batch(places.map(one), batch_size, rows).to_iter_dataset(READING))
+    places = grain.MapDataset.range(-(-count // batch_size) * batch_size).map(masked_example)
+    return iter(_of_each_batch(places, batch_size, rows).to_iter_dataset(READING))
 
 
 def _of_each_batch(
     dataset: grain.MapDataset, batch_size: int, rows: Sequence[int] | None
 ) -> grain.MapDataset:
-    """Batches of the `rows` of each whole batch."""
+    """Returns batches of the `rows` of each whole batch."""
     if rows is None or len(rows) == batch_size:
         return dataset.batch(batch_size, drop_remainder=True)
-    each = len(rows)
-    places = grain.MapDataset.range(len(dataset) // batch_size * each)
-    return places.map(
-        lambda place: dataset[place // each * batch_size + int(rows[place % each])]
-    ).batch(each)
+    share = len(rows)
+
+    def example_at(place: int) -> Any:
+        batch, row = divmod(place, share)
+        return dataset[batch * batch_size + int(rows[row])]
+
+    places = grain.MapDataset.range(len(dataset) // batch_size * share)
+    return places.map(example_at).batch(share)
 
 
 def device_batches(
-    examples: Sequence[dict], size: int, mesh: jax.sharding.Mesh, say: str | None
+    examples: Sequence[dict[str, Any]], size: int, mesh: jax.sharding.Mesh, title: str | None
 ) -> Iterator[tuple[range, Batch]]:
     """Yields `(places, batch)`: which examples a batch holds, and the batch on the devices.
 
-    A `size` that does not divide over the devices is rounded up. The last batch is filled up with
-    masked copies behind the `places`.
+    Args:
+      examples: all of them, in order.
+      size: of a batch; rounded up if it does not divide over the devices. The last batch is filled
+        up with masked copies behind the `places`.
+      mesh: where batches lie.
+      title: of the progress line; None for no line.
     """
     size = sharding.padded_batch(size, mesh)
-    quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file wants few lines
+    rows = sharding.local_rows(size, mesh)
     starts = range(0, len(examples), size)
-    silent = say is None or not cluster.is_first()
-    with tqdm(
-        total=len(examples), desc=say, unit=" images", disable=silent, mininterval=quiet
-    ) as told:
-        local = ordered_batches(examples, size, sharding.local_rows(size, mesh))
-        for start, batch in zip(starts, local, strict=True):
+    progress = tqdm(
+        total=len(examples),
+        desc=title,
+        unit=" images",
+        disable=title is None or not cluster.is_first(),
+        mininterval=0.1 if sys.stderr.isatty() else 20.0,  # seconds; log files get few lines
+    )
+    with progress as bar:
+        batches = ordered_batches(examples, size, rows)
+        for start, batch in zip(starts, batches, strict=True):
             places = range(start, min(start + size, len(examples)))
             yield places, sharding.put_batch(batch, mesh)
-            told.update(len(places))
+            bar.update(len(places))
 
 
 def collected(
     function: Callable[[Batch], dict[str, Array]],
-    examples: Sequence[dict],
+    examples: Sequence[dict[str, Any]],
     size: int,
     mesh: jax.sharding.Mesh,
-    say: str,
+    title: str,
 ) -> dict[str, np.ndarray]:
-    """What a jitted function makes of all examples, batch by batch, without what filled up the last."""
-    found: dict[str, list[np.ndarray]] = {}
-    for places, batch in device_batches(examples, size, mesh, say):
+    """Returns what a jitted function makes of all examples, on the host.
+
+    Args:
+      function: from a batch to arrays with a first axis of examples.
+      examples, size, mesh, title: as in `device_batches`.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    for places, batch in device_batches(examples, size, mesh, title):
         if not places.start:
-            cluster.wait_for_all(say)
-        for name, part in jax.device_get(function(batch)).items():
-            found.setdefault(name, []).append(part[: len(places)])
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+            cluster.wait_for_all(title)
+        for name, values in jax.device_get(function(batch)).items():
+            parts.setdefault(name, []).append(values[: len(places)])
+    return {name: np.concatenate(of_name) for name, of_name in parts.items()}

@@ -19,7 +19,10 @@ from cranio_jax.files import buckets
 
 
 def open_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
-    """The TFDS builder that `config.builder` names, with its settings. Raises InputError where one is wrong."""
+    """Returns the TFDS builder that `config.builder` names, with its settings.
+
+    `config` is `config.data` of a run, here and below. Raises InputError if a setting is wrong.
+    """
     module, builder_config = _configured(config)
     folder = _named_folder(config)
     if buckets.is_remote(folder):
@@ -33,20 +36,18 @@ def _named_folder(config: ml_collections.ConfigDict) -> str:
 
 
 def records_name(config: ml_collections.ConfigDict) -> str:
-    """What the records are called, which changes with everything that decides them."""
+    """Returns the name of the records, which changes with every setting that they depend on."""
     return f"{config.builder}/{_configured(config)[1].name}"
 
 
 def builder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What all builders ask for and what `config.builder` alone does."""
-    return (
-        config.settings.to_dict()
-        | config.get(config.builder, ml_collections.ConfigDict()).to_dict()
-    )
+    """Returns the settings of all builders, and those of `config.builder` alone."""
+    own_settings = config.get(config.builder, ml_collections.ConfigDict())
+    return config.settings.to_dict() | own_settings.to_dict()
 
 
 def _configured(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
-    """The builder's module, and its own configuration. Raises InputError."""
+    """Returns the builder's module and its own configuration. Raises InputError."""
     try:
         module = importlib.import_module(
             f"data_builders.{config.builder}.{config.builder}_dataset_builder"
@@ -79,21 +80,24 @@ def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
     for name, value in builder_settings(config).items():
         if name in built and built[name] != value:
             raise InputError(
-                f"{where} was built with {name}={built[name]!r}, not {value!r}; remove it or set data.data_dir to another folder"
+                f"{where} was built with {name}={built[name]!r}, not {value!r}; remove it or set "
+                "data.data_dir to another folder"
             )
     return builder
 
 
 def _build(config: ml_collections.ConfigDict) -> None:
     """Builds records on a local disk, unless they are there. Raises InputError if it is full."""
-    builder, why = open_builder(config), None
+    builder = open_builder(config)
+    reason = None
     try:
         builder.download_and_prepare(file_format="array_record")
     except (OSError, RuntimeError) as error:
-        if not (why := _unwritable(error)):
+        reason = _unwritable(error)
+        if reason is None:
             raise
-    if why:  # out of the handler, which keeps the progress line open
-        raise InputError(f"{builder.data_path}: the records can't be written ({why})")
+    if reason:  # outside of the handler, which keeps the progress line open
+        raise InputError(f"{builder.data_path}: the records can't be written ({reason})")
 
 
 def _mirrored(config: ml_collections.ConfigDict) -> pathlib.PurePath:
@@ -126,17 +130,17 @@ def _mirrored(config: ml_collections.ConfigDict) -> pathlib.PurePath:
 
 
 def _check_files(config: ml_collections.ConfigDict, remote: pathlib.PurePath) -> None:
-    """Raises InputError where a file does not hold the records that its data set has in it."""
+    """Raises InputError if a file does not hold as many records as its data set says."""
     builder = open_builder(config)
     for split in builder.info.splits.values():
         for name, count in zip(sorted(split.filenames), split.shard_lengths, strict=True):
-            held = _record_count(builder.data_path / name)
-            if held != count:
-                what = "is damaged" if held is None else f"holds {held} records"
+            present = _record_count(builder.data_path / name)
+            if present != count:
+                problem = "is damaged" if present is None else f"holds {present} records"
                 if not (builder.data_path / name).exists():
-                    what = "is missing"
+                    problem = "is missing"
                 raise InputError(
-                    f"{remote / name}: {what}; {mirror.MARKER} counts {count} records in it. "
+                    f"{remote / name}: {problem}; {mirror.MARKER} counts {count} records in it. "
                     f"Remove {remote} to build them again."
                 )
 
@@ -153,15 +157,18 @@ def _record_count(path: pathlib.Path) -> int | None:
 
 
 def _unwritable(error: OSError | RuntimeError) -> str | None:
-    """Why records can't be written; None where something else is wrong. ArrayRecord's writer raises a RuntimeError."""
+    """Returns why records can't be written; None if the error says something else.
+
+    ArrayRecord's writer raises a RuntimeError.
+    """
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    told = re.match(r"write\(\) failed: ([^;]+)", str(error))
-    return told and told[1]
+    message = re.match(r"write\(\) failed: ([^;]+)", str(error))
+    return message[1] if message else None
 
 
 def _alone(path: str) -> contextlib.AbstractContextManager:
-    """Runs on one machine that start together write records once."""
+    """Returns a lock, with which runs that start together on one machine write records once."""
     folder = pathlib.Path(path).parent
     folder.parent.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder.with_name(f".{folder.name}.lock"))

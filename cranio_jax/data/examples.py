@@ -13,9 +13,9 @@ from cranio_jax.data.splits import read_split
 
 
 class Examples:
-    """A random-access source of examples: `images` as uint8, the prompt as token ids, the rest as Python values.
+    """A random-access source of examples.
 
-    With `numbered`, the subjects of the split, an example says which of them is its own: `subject_index`.
+    Pictures are uint8, the prompt is token ids, everything else is Python values.
     """
 
     def __init__(
@@ -26,6 +26,18 @@ class Examples:
         images: tuple[str, ...] = ("xray", "face"),
         numbered: Sequence[str] = (),
     ):
+        """Opens a split.
+
+        Args:
+          builder: of the records.
+          split: its name.
+          config: of the run; `prompt` and `data.validation_subjects` count.
+          images: the pictures to decode.
+          numbered: subjects; an example then has the place of its own among them, `subject_index`.
+
+        Raises:
+          InputError: the split is empty, or the prompts can't be what the template says.
+        """
         self._images = images
         self._source, self._rows = read_split(builder, split, config, images)
         self._unread, _ = read_split(builder, split, config, images=())
@@ -41,43 +53,38 @@ class Examples:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self._source[self._rows[int(index)]]
-        text = lambda name: record[name].decode()
-        example = {name: text(name) for name in ("id", "subject", "xray_view", "face_view", "sex")}
-        example |= {"age": float(record["age"]), "bmi_change": float(record["bmi_change"])}
+        names = ("id", "subject", "xray_view", "face_view", "sex")
+        example: dict[str, Any] = {name: record[name].decode() for name in names}
+        example["age"] = float(record["age"])
+        example["bmi_change"] = float(record["bmi_change"])
+        example |= {name: record[name] for name in self._images if name in record}
+        is_frontal = example["face_view"] == "frontal"
         if "face_landmarks" in record:
-            # Eyes, nose tip, mouth corners: the order of alignment.TEMPLATE, which is a frontal face's.
-            known = example["face_view"] == "frontal"
-            example["landmarks"] = np.asarray(
-                record["face_landmarks"][:5] if known else np.full((5, 2), np.nan), np.float32
-            )
+            # Eyes, nose tip, mouth corners: the order of alignment.TEMPLATE, a frontal face's.
+            landmarks = record["face_landmarks"][:5] if is_frontal else np.full((5, 2), np.nan)
+            example["landmarks"] = np.asarray(landmarks, np.float32)
         if self._numbers:
             example["subject_index"] = self._numbers[example["subject"]]
-        return example | {
-            **{name: record[name] for name in self._images if name in record},
-            "index": int(index),
-            "prompt_ids": self.prompt_ids(
-                example["face_view"], example["sex"], example["age"], example["bmi_change"]
-            ),
-            "id_hash": np.uint32(zlib.crc32(example["id"].encode())),
-            "mask": np.float32(1.0),
-            "frontal": np.float32(example["face_view"] == "frontal"),
-        }
+        example["index"] = int(index)
+        example["prompt_ids"] = self.prompt_ids(
+            example["face_view"], example["sex"], example["age"], example["bmi_change"]
+        )
+        example["id_hash"] = np.uint32(zlib.crc32(example["id"].encode()))
+        example["mask"] = np.float32(1.0)
+        example["frontal"] = np.float32(is_frontal)
+        return example
 
     def conditions(self) -> list[tuple[str, float, float]]:
-        """View, age and BMI change of each example's face; no picture is decoded."""
-        read = lambda record: (
-            record["face_view"].decode(),
-            float(record["age"]),
-            float(record["bmi_change"]),
-        )
-        return [read(self._unread[self._rows[i]]) for i in range(len(self))]
+        """Returns view, age and BMI change of each example's face; no picture is decoded."""
+        records = (self._unread[row] for row in self._rows)
+        return [
+            (record["face_view"].decode(), float(record["age"]), float(record["bmi_change"]))
+            for record in records
+        ]
 
     def prompt_ids(self, view: str, sex: str, age: float, bmi_change: float) -> np.ndarray:
-        """Token ids `(length,)` of a profile."""
-        return self._tokenize(
-            [
-                make_prompt(
-                    self._prompt.template, view, sex, age, bmi_change, self._prompt.known_ages
-                )
-            ]
-        )[0]
+        """Returns the token ids `(length,)` of a profile."""
+        prompt = make_prompt(
+            self._prompt.template, view, sex, age, bmi_change, self._prompt.known_ages
+        )
+        return self._tokenize([prompt])[0]

@@ -21,60 +21,16 @@ CLIP_LENGTH = 77
 
 VIEWS = ("frontal", "lateral")
 SEXES = ("female", "male")
-# What the packaged tokenizer knows: enough for the demo's template, and small enough to learn from scratch.
+# The packaged tokenizer's vocabulary: enough for the demo's template, and small enough to learn
+# from scratch.
 WORDS = (
-    (
-        "<pad>",
-        "<start>",
-        "<end>",
-        "<unknown>",
-        ",",
-        "-",
-        "a",
-        "an",
-        "of",
-        "the",
-        "with",
-        "at",
-        "and",
-        "in",
-        "photo",
-        "portrait",
-    )
-    + (
-        "face",
-        "head",
-        "person",
-        "man",
-        "woman",
-        "male",
-        "female",
-        "view",
-        "frontal",
-        "lateral",
-        "year",
-        "years",
-        "old",
-        "aged",
-    )
-    + (
-        "weight",
-        "bmi",
-        "percent",
-        "less",
-        "usual",
-        "more",
-        "below",
-        "above",
-        "change",
-        "skull",
-        "x",
-        "ray",
-        "none",
-    )
-    + tuple(str(n) for n in range(201))
+    *("<pad>", "<start>", "<end>", "<unknown>"),
+    *(",", "-", "a", "an", "of", "the", "with", "at", "and", "in"),
+    *("photo", "portrait", "face", "head", "person", "man", "woman", "male", "female"),
+    *("view", "frontal", "lateral", "year", "years", "old", "aged", "weight", "bmi"),
+    *("percent", "less", "usual", "more", "below", "above", "change", "skull", "x", "ray", "none"),
+    *(str(n) for n in range(201)),
 )
-
 
 # Two profiles that differ in one attribute alone.
 _CONTRASTS = {

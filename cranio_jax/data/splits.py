@@ -13,7 +13,10 @@ from cranio_jax.errors import InputError
 
 
 def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
-    """SHA-256 over the content of all records: the same for builds of the same records, whose files may differ in bytes."""
+    """Returns the SHA-256 of the content of all records.
+
+    Builds of the same records have the same one, though their files may differ in bytes.
+    """
     digest = hashlib.sha256()
     for split in sorted(builder.info.splits):
         for record in _records(builder, split, images=()):
@@ -29,45 +32,60 @@ def read_split(
     split: str,
     config: ml_collections.ConfigDict,
     images: tuple[str, ...],
-):
-    """`(records, rows)` of a split: a random-access source, and which of its places belong to the split.
+) -> tuple[Sequence[dict[str, Any]], Sequence[int]]:
+    """Returns `(records, rows)`: a random-access source, and its places that belong to the split.
 
-    Without a split of that name, 'validation' is `data.validation_subjects` of the training subjects, whom 'train' then
-    lacks: always the same ones, whatever the seed. Raises InputError where a split is empty.
+    Without a split of that name, 'validation' is `data.validation_subjects` of the training
+    subjects, which 'train' then lacks. They are always the same ones, whatever the seed.
+
+    Args:
+      builder: of the records.
+      split: its name.
+      config: of the run; `data.validation_subjects` counts.
+      images: the pictures to decode.
+
+    Raises:
+      InputError: the split is empty.
     """
-    held_out, splits = config.data.validation_subjects, builder.info.splits
+    held_out = config.data.validation_subjects
+    splits = builder.info.splits
+    name = builder.info.full_name
     if held_out and "validation" in splits:
         raise InputError(
-            f"{builder.info.full_name} has validation subjects of its own; set data.validation_subjects=0"
+            f"data.validation_subjects={held_out}: {name} has validation subjects of its own. "
+            "Set it to 0."
         )
     where = "train" if split == "validation" and held_out else split
     if where not in splits or not splits[where].num_examples:
-        remedy = (
-            "set data.validation_subjects" if split == "validation" else "more subjects are needed"
-        )
-        raise InputError(f"split {split!r} of {builder.info.full_name} is empty; {remedy}")
+        remedy = "more subjects are needed"
+        if split == "validation":
+            remedy = "set data.validation_subjects"
+        raise InputError(f"split {split!r} of {name} is empty; {remedy}")
     records = _records(builder, where, images)
     if not held_out or where != "train":
         return records, range(len(records))
+
+    # Subjects in an order that depends on their names alone; the first are held out.
     names = split_subjects(builder, "train")
     order = sorted(set(names), key=lambda name: (zlib.crc32(name.encode()), name))
     if not 0 < held_out < len(order):
         raise InputError(
-            f"data.validation_subjects={held_out} leaves nobody to train on; there are {len(order)} training subjects"
+            f"data.validation_subjects={held_out} leaves nobody to train on; there are "
+            f"{len(order)} training subjects"
         )
     kept = set(order[:held_out] if split == "validation" else order[held_out:])
     return records, [row for row, name in enumerate(names) if name in kept]
 
 
 def split_subjects(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
-    """The subject of each record of a split on disk; no picture is decoded."""
+    """Returns the subject of each record of a split on disk; no picture is decoded."""
     return [record["subject"].decode() for record in _records(builder, split, images=())]
 
 
 def _records(
     builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, ...]
 ) -> Sequence[dict[str, Any]]:
-    """A split's records, of whose pictures only `images` are decoded."""
+    """Returns a split's records; only the pictures in `images` are decoded."""
     pictures = [
         name
         for name, feature in builder.info.features.items()
@@ -81,10 +99,11 @@ def _records(
 
 
 class _Readable(Sequence):
-    """Records, where what can't be read is told in a sentence."""
+    """Records that raise InputError, naming the split, if one can't be read."""
 
     def __init__(self, source: Sequence[dict[str, Any]], where: str):
-        self._source, self._where = source, where
+        self._source = source
+        self._where = where
 
     def __len__(self) -> int:
         return len(self._source)
@@ -97,13 +116,14 @@ class _Readable(Sequence):
         except Exception as error:  # whatever a library says of damaged bytes
             reason = str(error).partition("\n")[0]
             raise InputError(
-                f"{self._where}: record {index} is damaged ({reason}); remove the folder, and it is built again"
+                f"{self._where}: record {index} is damaged ({reason}); remove the folder, and it is "
+                "built again"
             ) from None
 
 
 def subjects(
     builder: tfds.core.DatasetBuilder, split: str, config: ml_collections.ConfigDict
 ) -> list[str]:
-    """The subjects of a split, sorted."""
+    """Returns the subjects of a split, sorted."""
     records, rows = read_split(builder, split, config, images=())
     return sorted({records[row]["subject"].decode() for row in rows})
