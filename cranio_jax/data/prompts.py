@@ -85,7 +85,8 @@ def make_prompt(
         return template.format(view=view, sex=sex, noun=noun, age=round(age), bmi=amount)
     except (KeyError, IndexError, ValueError) as error:
         raise InputError(
-            f"prompt.template={template!r} names a field other than view, sex, noun, age, bmi ({error})"
+            f"prompt.template={template!r} names a field other than view, sex, noun, age, bmi"
+            f" ({error})"
         ) from None
 
 
@@ -152,7 +153,8 @@ class PromptTokenizer:
                 if self._unknown in self._encode([w], False)[0]
             ]
             raise InputError(
-                f"{field}: the tokenizer doesn't know {', '.join(map(repr, words or [text]))}. Use other words, or a pretrained tokenizer."
+                f"{field}: the tokenizer doesn't know {', '.join(map(repr, words or [text]))}. Use"
+                " other words, or a pretrained tokenizer."
             )
 
 
@@ -207,7 +209,8 @@ def make_tokenizer(config: ml_collections.ConfigDict) -> PromptTokenizer:
         folder = open_pipeline(config.pretrained).folders["tokenizer"]
     elif name != "words":
         raise InputError(
-            f"prompt.tokenizer={name!r}: expected 'words', or 'pretrained' with pretrained.model set"
+            f"prompt.tokenizer={name!r}: expected 'words', or 'pretrained' with"
+            " pretrained.model set"
         )
     p = config.prompt
     if foreign := set(p.omits) - set(_CONTRASTS):
@@ -230,8 +233,8 @@ def _checked(
         alike = make_prompt(template, *one, known_ages) == make_prompt(template, *other, known_ages)
         if alike and attribute not in omits:
             raise InputError(
-                f"prompt.template={template!r}: faces that differ in {attribute} alone get the same "
-                f"prompt. Add {{{attribute}}}, or name it in prompt.omits to leave it out."
+                f"prompt.template={template!r}: faces that differ in {attribute} alone get the same"
+                f" prompt. Add {{{attribute}}}, or name it in prompt.omits to leave it out."
             )
         if attribute in omits and not alike:
             raise InputError(
@@ -244,7 +247,8 @@ def _checked(
         other = first.setdefault(ids.tobytes(), text)
         if other != text:
             raise InputError(
-                f"prompt.template: {other!r} and {text!r} have the same token ids. Change it, so that the tokenizer tells them apart."
+                f"prompt.template: {other!r} and {text!r} have the same token ids. Change it, so"
+                " that the tokenizer tells them apart."
             )
     return tokenizer
 

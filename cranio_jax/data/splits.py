@@ -116,8 +116,8 @@ class _Readable(Sequence):
         except Exception as error:  # whatever a library says of damaged bytes
             reason = str(error).partition("\n")[0]
             raise InputError(
-                f"{self._where}: record {index} is damaged ({reason}); remove the folder, and it is "
-                "built again"
+                f"{self._where}: record {index} is damaged ({reason}); remove the folder, and it is"
+                " built again"
             ) from None
 
 

@@ -113,7 +113,8 @@ def _check_alike(name: str, first: Results, other_name: str, other: Results) -> 
         wrong = "networks"
     if wrong:
         raise InputError(
-            f"{name} and {other_name} were scored on different {wrong}; they can't stand in one table"
+            f"{name} and {other_name} were scored on different {wrong}; they can't stand in one"
+            " table"
         )
 
 

@@ -24,7 +24,8 @@ def mean_faces(examples: Examples) -> Callable[[dict], np.ndarray]:
         if kind not in means:
             if not len(alike := np.flatnonzero(views == kind[0])):
                 raise InputError(
-                    f"no training face is {kind[0]}, as a test face is; there is no mean face of that view"
+                    f"no training face is {kind[0]}, as a test face is; there is no mean face of"
+                    " that view"
                 )
             distance = np.abs(ages[alike] - kind[1]) + np.abs(changes[alike] - kind[2])
             near = alike[distance <= np.sort(distance)[:FEWEST][-1]]
@@ -58,7 +59,8 @@ def shuffled_xrays(examples: list[dict], seed: int) -> list[dict]:
                 if (name, e["xray_view"]) in xrays:
                     return str(name)
         raise InputError(
-            f"one test subject alone has a {e['xray_view']} X-ray, so X-rays can't be shuffled; more test subjects are needed"
+            f"one test subject alone has a {e['xray_view']} X-ray, so X-rays can't be shuffled;"
+            " more test subjects are needed"
         )
 
     others = [other(e) for e in examples]

@@ -32,7 +32,10 @@ from cranio_jax.runs.log import Writer
 from cranio_jax.runs.provenance import provenance
 from cranio_jax.runs.state import restore
 
-RESIZING = "pictures are compared at their own size; the Inception scales them as TensorFlow 1 did (bilinear, corners alike, no smoothing)"
+RESIZING = (
+    "pictures are compared at their own size; the Inception scales them as TensorFlow 1 did"
+    " (bilinear, corners alike, no smoothing)"
+)
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
@@ -84,7 +87,8 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
     known = {view for view, *_ in data.Examples(builder, "train", config, ()).conditions()}
     if unknown := {w["view"] for w in who} - known:
         raise InputError(
-            f"no training face is {min(unknown)}, as a test face is; there is no mean face of that view"
+            f"no training face is {min(unknown)}, as a test face is; there is no mean face of that"
+            " view"
         )
 
 
@@ -102,11 +106,13 @@ def _features(
         check_protocols(config, who)
     if features.distributions and not 2 <= c.kernel_subset <= count:
         raise InputError(
-            f"evaluate.kernel_subset={c.kernel_subset} images don't fit in the {count} that are scored"
+            f"evaluate.kernel_subset={c.kernel_subset} images don't fit in the {count} that are"
+            " scored"
         )
     if features.has_inception and not 1 <= c.inception_splits <= count:
         raise InputError(
-            f"evaluate.inception_splits={c.inception_splits} can't be made of the {count} images that are scored"
+            f"evaluate.inception_splits={c.inception_splits} can't be made of the {count} images"
+            " that are scored"
         )
     # What a method was trained to please can't be its judge.
     in_loss = config.method.get("losses", {}).get("embedder_file", "")
@@ -120,8 +126,8 @@ def _features(
             )
             if embedder.sha256 == trained.sha256 or alike:
                 raise InputError(
-                    f"evaluate.weights: {embedder.file.name} is what method.losses.embedder_file was trained to please, or its twin; "
-                    "score with another network"
+                    f"evaluate.weights: {embedder.file.name} is what method.losses.embedder_file"
+                    " was trained to please, or its twin; score with another network"
                 )
     return features
 
@@ -414,8 +420,10 @@ def assemble(
 
     # Metrics of pairs and of sets, and the headline's differences to the controls.
     rows = {
-        name: {metric: interval(values) for metric, values in scores.pairs.items()}
-        | _of_sets(config, truth, scores)
+        name: (
+            {metric: interval(values) for metric, values in scores.pairs.items()}
+            | _of_sets(config, truth, scores)
+        )
         for name, scores in scored.items()
     }
     differences = {

@@ -39,7 +39,8 @@ def check_finite(finite: np.ndarray, names: Sequence[str]) -> None:
     for good, name in zip(finite, names, strict=False):
         if not good:
             raise InputError(
-                f"the face generated for {name} holds values that are not numbers: the checkpoint has diverged, and nothing is scored"
+                f"the face generated for {name} holds values that are not numbers: the checkpoint"
+                " has diverged, and nothing is scored"
             )
 
 

@@ -55,7 +55,8 @@ def protocols(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
         view, _, gallery = name.partition("/")
         if view not in r.VIEWS or gallery not in GALLERIES:
             raise InputError(
-                f"evaluate.retrieval.protocols names {name!r}; expected {' or '.join(r.VIEWS)}, a slash, {' or '.join(GALLERIES)}"
+                f"evaluate.retrieval.protocols names {name!r}; expected {' or '.join(r.VIEWS)}, a"
+                f" slash, {' or '.join(GALLERIES)}"
             )
         found.append((view, gallery))
     return found

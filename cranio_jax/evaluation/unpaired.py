@@ -90,9 +90,9 @@ def read_sets(c: ml_collections.ConfigDict, features: Features) -> tuple[Picture
         features.check_size(*min(sizes))
     elif not features.has_inception:
         raise InputError(
-            f"evaluate.weights={c.weights!r}: pictures are of {len(sizes)} sizes, from {min(sizes)} "
-            f"to {max(sizes)}, which only the Inception's features allow for. Name "
-            "pt_inception-2015-12-05-6726825d.pth, or scale the pictures to one size."
+            f"evaluate.weights={c.weights!r}: pictures are of {len(sizes)} sizes, from {min(sizes)}"
+            f" to {max(sizes)}, which only the Inception's features allow for. Name"
+            " pt_inception-2015-12-05-6726825d.pth, or scale the pictures to one size."
         )
     for pictures in sets:
         pictures.scaled = len(sizes) > 1
@@ -104,8 +104,8 @@ def read_sets(c: ml_collections.ConfigDict, features: Features) -> tuple[Picture
         )
     if features.has_inception and not 1 <= c.inception_splits <= len(ours):
         raise InputError(
-            f"evaluate.inception_splits={c.inception_splits} can't be made of {len(ours)} generated "
-            f"images. Set 1 to {len(ours)}."
+            f"evaluate.inception_splits={c.inception_splits} can't be made of {len(ours)} generated"
+            f" images. Set 1 to {len(ours)}."
         )
     return ours, theirs
 

@@ -28,7 +28,8 @@ class Validation:
         method = make_method(config)
         if not hasattr(method, "generate"):
             raise InputError(
-                f"validation.every={v.every}: {config.method.name} generates no faces to look at; set it to 0"
+                f"validation.every={v.every}: {config.method.name} generates no faces to look at;"
+                " set it to 0"
             )
         source = data.Examples(builder, "validation", config, ("xray", "face", "head_mask"))
         chosen = np.linspace(0, len(source) - 1, min(v.examples, len(source))).astype(int)

@@ -155,7 +155,8 @@ def _check_number(name: str, value: Any, like: str = "") -> None:
     if most < math.inf:
         words += f" and {'less than' if kind in _BELOW_MOST else 'at most'} {most:g}"
     raise InputError(
-        f"{name}={value}: it is out of range. Set it to {words if least > -math.inf else 'a number'}."
+        f"{name}={value}: it is out of range. Set it to"
+        f" {words if least > -math.inf else 'a number'}."
     )
 
 
@@ -167,7 +168,8 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
     share = t.batch_size // mesh.size
     if share % t.accumulate:
         raise InputError(
-            f"train.accumulate={t.accumulate}: it does not divide the {share} examples of each device. Use one that does."
+            f"train.accumulate={t.accumulate}: it does not divide the {share} examples of each"
+            " device. Use one that does."
         )
     if config.validation.every:
         Features(config.evaluate.weights, config.evaluate.crop)

@@ -30,11 +30,13 @@ def check_export(config: ml_collections.ConfigDict) -> None:
             raise InputError(f"export.{name}={value!r} is not one of {', '.join(known)}")
     if config.method.name != "cranio_diff":
         raise InputError(
-            f"job=export writes a diffusers pipeline, which {config.method.name} is not; an embedder's file is written by job=evaluate"
+            f"job=export writes a diffusers pipeline, which {config.method.name} is not; an"
+            " embedder's file is written by job=evaluate"
         )
     if not config.pretrained.model:
         raise InputError(
-            "job=export writes a diffusers pipeline, whose tokenizer and autoencoder come from pretrained.model; set it"
+            "job=export writes a diffusers pipeline, whose tokenizer and autoencoder come from"
+            " pretrained.model; set it"
         )
 
 
@@ -99,16 +101,19 @@ def _write(folder: pathlib.Path, method: Any, params: dict[str, Any], dtype: str
     write_json(
         folder / _INDEX,
         index
-        | {"_class_name": "StableDiffusionControlNetPipeline", "requires_safety_checker": False},
+        | {
+            "_class_name": "StableDiffusionControlNetPipeline",
+            "requires_safety_checker": False,
+        },
     )
 
 
 def _sampling(s: ml_collections.ConfigDict, scheduler: dict[str, Any]) -> str:
     """How the scored faces were sampled: settings that a diffusers user passes to the call."""
     line = (
-        f"- sampled with {s.num_steps} steps of {s.sampler} (`scheduler/`: {scheduler['_class_name']}), "
-        f"guidance {s.guidance_scale:g}, weight of the ControlNet {s.controlnet_scale:g}, "
-        f"temperature {s.temperature:g}"
+        f"- sampled with {s.num_steps} steps of {s.sampler} (`scheduler/`:"
+        f" {scheduler['_class_name']}), guidance {s.guidance_scale:g}, weight of the ControlNet"
+        f" {s.controlnet_scale:g}, temperature {s.temperature:g}"
     )
     usual = {"eta": 0.0, "clip": 0.0, "clip_skip": 0, "guidance_rescale": 0.0}
     usual |= {"control_start": 0.0, "control_end": 1.0, "negative_prompt": ""}
@@ -123,13 +128,21 @@ def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any,
     lines = [
         "# A face from a skull X-ray",
         f"**{NOTICE}**",
-        f"Trained with cranio_jax {__version__} (JAX {jax.__version__}), configuration `{config.name}`, after Cranio-Diff "
-        "(arXiv 2606.09699).",
+        (
+            f"Trained with cranio_jax {__version__} (JAX {jax.__version__}), configuration"
+            f" `{config.name}`, after Cranio-Diff (arXiv 2606.09699)."
+        ),
         f"- started from {method.pipeline.name}; trained: {', '.join(method.trained)}",
         f"- data: {data.records_name(config.data)}",
-        f"- step {step} of {t.num_steps}, batches of {t.batch_size}, AdamW at {t.learning_rate:g} ({t.schedule}), weight decay "
-        f"{t.weight_decay:g}, EMA {t.ema_decay:g}; weights here: {config.export.weights}, {config.export.dtype}",
-        f"- prompt: `{config.prompt.template}`; the X-ray, bone bright, in three equal channels, is the ControlNet's picture",
+        (
+            f"- step {step} of {t.num_steps}, batches of {t.batch_size}, AdamW at"
+            f" {t.learning_rate:g} ({t.schedule}), weight decay {t.weight_decay:g}, EMA"
+            f" {t.ema_decay:g}; weights here: {config.export.weights}, {config.export.dtype}"
+        ),
+        (
+            f"- prompt: `{config.prompt.template}`; the X-ray, bone bright, in three equal"
+            " channels, is the ControlNet's picture"
+        ),
         *(
             ["- the U-Net's additions are apart: `pipeline.load_lora_weights(FOLDER)`"]
             if "unet_lora" in method.trained

@@ -164,8 +164,9 @@ def _odd_alone(seen: Exposure) -> list[str]:
     """What is odd about an X-ray, whatever the others are like."""
     words = {
         "bright at the rim: inverted?": seen.rim > 128 and seen.rim > seen.mean,
-        "squeezed into few greys: padding, or a wrong window?": seen.used < SQUEEZED
-        or seen.greys < GREYS,
+        "squeezed into few greys: padding, or a wrong window?": (
+            seen.used < SQUEEZED or seen.greys < GREYS
+        ),
         "burned out: a wrong window?": seen.white > BURNED_OUT,
         "its file has fewer pixels than the record": seen.enlarged,
     }
@@ -220,9 +221,13 @@ def _counts(entries: Sequence[Entry], xrays: Sequence[Entry]) -> dict[str, Any]:
             for what, splits in by.items()
         },
         "sizes": dict(zip(("smallest", "median", "largest"), sizes, strict=bool(sizes))),
-        "missing": missing
-        | (
-            {"face": faceless} if (faceless := sum(entry.face is None for entry in entries)) else {}
+        "missing": (
+            missing
+            | (
+                {"face": faceless}
+                if (faceless := sum(entry.face is None for entry in entries))
+                else {}
+            )
         ),
     }
 
@@ -230,7 +235,8 @@ def _counts(entries: Sequence[Entry], xrays: Sequence[Entry]) -> dict[str, Any]:
 def text(found: dict[str, Any]) -> str:
     """For a terminal."""
     lines = [
-        f"{found['data']}: {found['pairs']} pairs of {found['xrays']} X-rays of {found['subjects']} subjects"
+        f"{found['data']}: {found['pairs']} pairs of {found['xrays']} X-rays of {found['subjects']}"
+        " subjects"
     ]
     for what, splits in found["counts"].items():
         if what != "pairs":
@@ -256,7 +262,8 @@ def remarks(found: dict[str, Any]) -> str:
             + ", ".join(f"{name} in {n} pairs" for name, n in found["missing"].items())
         )
     lines.append(
-        f"  text or markers painted over in {found['painted_over']} X-rays, suspected in {_some(found['suspected_text'])}"
+        f"  text or markers painted over in {found['painted_over']} X-rays, suspected in"
+        f" {_some(found['suspected_text'])}"
     )
     same = [f"{d['first']} and {d['second']}" for d in found["duplicates"]]
     lines.append(f"  near-duplicates of different subjects: {_some(same)}")
@@ -302,10 +309,14 @@ def _thumbnail(png: bytes, boxes: Sequence[Sequence[float]] = ()) -> str:
 
 def _figures(pictures: Sequence[tuple[str, str]]) -> str:
     parts = "".join(
-        f'<figure><img src="{source}" alt="{html.escape(words)}"><figcaption>{html.escape(words)}</figcaption></figure>'
+        f'<figure><img src="{source}"'
+        f' alt="{html.escape(words)}"><figcaption>{html.escape(words)}</figcaption></figure>'
         for source, words in pictures
     )
-    return f'<div class=faces style="grid-template-columns:repeat(auto-fill,minmax(9rem,1fr))">{parts}</div>'
+    return (
+        "<div class=faces"
+        f' style="grid-template-columns:repeat(auto-fill,minmax(9rem,1fr))">{parts}</div>'
+    )
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:
@@ -353,8 +364,8 @@ def _page(
             for e in sorted(painted, key=lambda e: -(e.masked or 0))[:SHOWN]
         ]
         words = (
-            f"{len(painted)} X-rays, the most painted first. Outlined is what was found and painted "
-            "over; nothing of it must be legible."
+            f"{len(painted)} X-rays, the most painted first. Outlined is what was found and painted"
+            " over; nothing of it must be legible."
         )
         parts.append(section("Text painted over", words, pictures))
     if suspects:
@@ -365,7 +376,8 @@ def _page(
         parts.append(
             section(
                 "Text suspected",
-                f"{len(suspects)} X-rays as they would be trained on; outlined is what looks like text.",
+                f"{len(suspects)} X-rays as they would be trained on; outlined is what looks like"
+                " text.",
                 pictures,
             )
         )

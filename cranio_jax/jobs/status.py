@@ -50,15 +50,24 @@ def status(workdir: pathlib.Path) -> str:
 
 
 def _life(run: dict[str, Any], sign: float, rate: float | None) -> str:
-    where = f"{run['processes']} process{'es' if run['processes'] > 1 else ''}, {run['devices']} device{'s' if run['devices'] > 1 else ''}"
+    where = (
+        f"{run['processes']} process{'es' if run['processes'] > 1 else ''}, {run['devices']}"
+        f" device{'s' if run['devices'] > 1 else ''}"
+    )
     when = f"{datetime.datetime.fromtimestamp(run['time']):%Y-%m-%d %H:%M}"
     if run["state"] != "training":
         return f"{run['state']} at {when}" + (f": {run['why']}" if "why" in run else "")
     silent = time.time() - sign
     if run["host"] == platform.node():
         if not _exists(run["pid"]):
-            return f"DEAD: its process ended without a word, at most {_duration(silent)} ago; start it again to go on"
-        return f"alive: process {run['pid']} of this machine, last line {_duration(silent)} ago ({where})"
+            return (
+                f"DEAD: its process ended without a word, at most {_duration(silent)} ago; start it"
+                " again to go on"
+            )
+        return (
+            f"alive: process {run['pid']} of this machine, last line {_duration(silent)} ago"
+            f" ({where})"
+        )
     usual = run["log_every"] * run["batch_size"] / rate if rate else 0.0
     if silent > max(_LATE * usual, _LATE_S):
         return f"PROBABLY DEAD: no line for {_duration(silent)} ({where} of another machine)"

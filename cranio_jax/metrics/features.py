@@ -214,8 +214,10 @@ class Features:
     def too_small(height: int, width: int) -> dict[str, str]:
         """Returns what the main metrics that can't be had at that size would need, by their names."""
         return {
-            metric.name: f"pictures of at least {metric.least_side} x {metric.least_side} pixels, "
-            f"not {height} x {width}"
+            metric.name: (
+                f"pictures of at least {metric.least_side} x {metric.least_side} pixels, "
+                f"not {height} x {width}"
+            )
             for metric in of_kind(PairMetric)
             if metric.main and min(height, width) < metric.least_side
         }

@@ -270,7 +270,7 @@ def latex(results: Scored) -> str:
         caption = f"{_escaped(table.title)}. {_escaped('; '.join(table.notes))}."
         parts.append(
             f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n"
-            f"\\resizebox{{\\linewidth}}{{!}}{{%\n"
+            "\\resizebox{\\linewidth}{!}{%\n"
             f"\\begin{{tabular}}{{l{'r' * len(table.head)}}}\n\\toprule\n"
             f"{body}\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}\n"
         )

@@ -135,7 +135,8 @@ class Checkpoints:
                 return step, restored["state"], restored["data"]
             self._damaged.add(step)
             cluster.say(
-                f"the checkpoint of step {step} in {self._folder} is damaged ({why}); the one before it is tried"
+                f"the checkpoint of step {step} in {self._folder} is damaged ({why}); the one"
+                " before it is tried"
             )
         raise InputError(
             f"no checkpoint in {self._folder} is whole; remove the folder to begin anew"

@@ -123,7 +123,8 @@ def _compare(where: str, name: str, theirs: dict[str, Any], ours: dict[str, Any]
         if sides[0] != sides[1]:
             there, here = ("lacking" if side is None else f"{side}" for side in sides)
             raise InputError(
-                f"{FIELD}={where}: {path!r} of {name} is {there} there and {here} in this run. Give both the same networks."
+                f"{FIELD}={where}: {path!r} of {name} is {there} there and {here} in this run. Give"
+                " both the same networks."
             )
 
 

@@ -50,8 +50,10 @@ def provenance(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {
         "config": public_config(config),
         "seed": config.seed,
-        "versions": {name: importlib.metadata.version(name) for name in names}
-        | {"python": platform.python_version()},
+        "versions": (
+            {name: importlib.metadata.version(name) for name in names}
+            | {"python": platform.python_version()}
+        ),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "commit": _commit(),
     }

@@ -63,9 +63,11 @@ def identity(config: ml_collections.ConfigDict, method: Method) -> dict[str, Any
     fields["weights"] = method.weight_hashes()
     # What published files say of themselves; names with an underscore are notes of their writer.
     fields["settings"] = {
-        part: {n: v for n, v in own.items() if not n.startswith("_")}
-        if isinstance(own, dict)
-        else own
+        part: (
+            {n: v for n, v in own.items() if not n.startswith("_")}
+            if isinstance(own, dict)
+            else own
+        )
         for part, own in method.settings.items()
     }
     return json.loads(json.dumps(fields))
@@ -122,11 +124,13 @@ def check(
     for name, old, new in changes:
         if name.startswith("weights."):
             raise InputError(
-                f"{workdir} was trained with other weights of {name.partition('.')[2]}. Put those back, or choose another --workdir."
+                f"{workdir} was trained with other weights of {name.partition('.')[2]}. Put those"
+                " back, or choose another --workdir."
             )
         if name not in _ADJUSTABLE:
             raise InputError(
-                f"{workdir} holds another experiment ({name} is {old!r} there and {new!r} here); choose another --workdir"
+                f"{workdir} holds another experiment ({name} is {old!r} there and {new!r} here);"
+                " choose another --workdir"
             )
     return changes
 
@@ -156,7 +160,8 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, method: Meth
         time.sleep(1.0)
     if not cluster.all_agree(path.exists()):
         raise InputError(
-            f"--workdir={workdir} is not one folder for all {jax.process_count()} processes; name one that they share"
+            f"--workdir={workdir} is not one folder for all {jax.process_count()} processes; name"
+            " one that they share"
         )
 
 

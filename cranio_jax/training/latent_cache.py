@@ -107,9 +107,9 @@ def _rows(
         except OSError as error:
             size = count * shape.size * shape.dtype.itemsize / 2**30
             raise InputError(
-                f"{folder} can't take the {size:.2g} GB of encoded records ({error.strerror or error}); "
-                "make room, name another data.data_dir (or data.cache_dir, for records in a bucket), "
-                "or set data.cached_variants=0"
+                f"{folder} can't take the {size:.2g} GB of encoded records"
+                f" ({error.strerror or error}); make room, name another data.data_dir (or"
+                " data.cache_dir, for records in a bucket), or set data.cached_variants=0"
             ) from None
     return _mapped(path, count, shape)
 
