@@ -1,45 +1,63 @@
-"""What a method is held against: the mean face, which needs no X-ray, and other people's X-rays."""
+"""Controls: the mean face, which needs no X-ray, and faces from other people's X-rays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from cranio_jax.data import Examples
 from cranio_jax.errors import InputError
 
-MEAN_FACE, SHUFFLED = "mean face", "shuffled X-rays"
-FEWEST = 20  # faces that make a mean
+MEAN_FACE = "mean face"
+SHUFFLED = "shuffled X-rays"
+# How many faces a mean has at least.
+FEWEST = 20
+
+Example = dict[str, Any]
 
 
-def mean_faces(examples: Examples) -> Callable[[dict], np.ndarray]:
-    """The mean training face of a view, age and BMI change: what somebody would draw who never saw the X-ray.
+def mean_faces(examples: Examples) -> Callable[[Example], UInt8[np.ndarray, "h w 3"]]:
+    """Returns a function from an example to the mean training face of its view, age and BMI change.
 
-    Where fewer than FEWEST faces have an age and BMI change, those next to it count too (ten years as much as ten percent).
+    That is what somebody would draw who never saw the X-ray. Where fewer than FEWEST faces have an
+    age and BMI change, the nearest ones count too; ten years are as far as ten percent.
+
+    The function raises InputError if no training face has the example's view.
     """
     views, ages, changes = (np.array(column) for column in zip(*examples.conditions(), strict=True))
     means: dict[tuple[str, float, float], np.ndarray] = {}
 
-    def mean_face(example):
+    def mean_face(example: Example) -> UInt8[np.ndarray, "h w 3"]:
         kind = (example["face_view"], example["age"], example["bmi_change"])
         if kind not in means:
-            if not len(alike := np.flatnonzero(views == kind[0])):
-                raise InputError(
-                    f"no training face is {kind[0]}, as a test face is; there is no mean face of"
-                    " that view"
-                )
+            alike = np.flatnonzero(views == kind[0])
             distance = np.abs(ages[alike] - kind[1]) + np.abs(changes[alike] - kind[2])
-            near = alike[distance <= np.sort(distance)[:FEWEST][-1]]
-            total = sum(examples[i]["face"].astype(np.float64) for i in near)
-            means[kind] = np.round(total / len(near)).astype(np.uint8)
+            means[kind] = _mean(examples, _nearest(alike, distance, kind[0]))
         return means[kind]
 
     return mean_face
 
 
-def shuffled_xrays(examples: list[dict], seed: int) -> list[dict]:
-    """The same examples with the X-ray of somebody else, `xray_of`, of the same view, and the same sex if there is one.
+def _nearest(rows: np.ndarray, distance: np.ndarray, view: str) -> np.ndarray:
+    """Returns the rows of the FEWEST smallest distances, and all others that are as near."""
+    if not len(rows):
+        raise InputError(
+            f"no training face is {view}, as a test face is; there is no mean face of that view"
+        )
+    return rows[distance <= np.sort(distance)[:FEWEST][-1]]
 
-    Nobody keeps their own.
+
+def _mean(examples: Examples, rows: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+    total = sum(examples[i]["face"].astype(np.float64) for i in rows)
+    return np.round(total / len(rows)).astype(np.uint8)
+
+
+def shuffled_xrays(examples: Sequence[Example], seed: int) -> list[Example]:
+    """Returns the examples, each with the X-ray of another person, who is named in `xray_of`.
+
+    That X-ray has the same view, and is of the same sex if there is one. Nobody keeps their own.
+    Raises InputError if only one subject has an X-ray of a view.
     """
     rng = np.random.default_rng([seed, 15485863])
     xrays = {(e["subject"], e["xray_view"]): e["xray"] for e in examples}
@@ -51,20 +69,21 @@ def shuffled_xrays(examples: list[dict], seed: int) -> list[dict]:
     }
     everybody = list(sex_of)
 
-    def other(e: dict) -> str:
-        """Who comes next in the cycle and has such an X-ray: of all the same view, one cycle is a derangement."""
-        for cycle in (cycles[e["sex"]], everybody):
-            place = cycle.index(e["subject"])
+    def other_person(example: Example) -> str:
+        """Returns who comes next in a cycle and has such an X-ray, so that nobody gets their own."""
+        for cycle in (cycles[example["sex"]], everybody):
+            place = cycle.index(example["subject"])
             for name in cycle[place + 1 :] + cycle[:place]:
-                if (name, e["xray_view"]) in xrays:
+                if (name, example["xray_view"]) in xrays:
                     return str(name)
         raise InputError(
-            f"one test subject alone has a {e['xray_view']} X-ray, so X-rays can't be shuffled;"
-            " more test subjects are needed"
+            f"one test subject alone has a {example['xray_view']} X-ray, so X-rays can't be "
+            "shuffled; more test subjects are needed"
         )
 
-    others = [other(e) for e in examples]
-    return [
-        e | {"xray": xrays[name, e["xray_view"]], "xray_of": name}
-        for e, name in zip(examples, others, strict=True)
-    ]
+    shuffled = []
+    for example in examples:
+        name = other_person(example)
+        xray = xrays[name, example["xray_view"]]
+        shuffled.append(example | {"xray": xray, "xray_of": name})
+    return shuffled

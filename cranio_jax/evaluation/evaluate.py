@@ -1,4 +1,4 @@
-"""From a checkpoint, or two folders of pictures, to numbers with their uncertainty: results.json and its table."""
+"""Evaluation of a checkpoint, or of two folders of pictures: results.json."""
 
 import json
 import pathlib
@@ -9,43 +9,52 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 from jax.experimental import multihost_utils
 
 from cranio_jax import data, pretrained
 from cranio_jax.distributed import cluster, sharding
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import generation, unpaired
+from cranio_jax.evaluation.assembly import (
+    RESIZING,
+    assemble,
+    embedding,
+    origin_of,
+    set_metrics,
+)
 from cranio_jax.evaluation.controls import MEAN_FACE, SHUFFLED, mean_faces, shuffled_xrays
-from cranio_jax.evaluation.results import BySubject, Records, Results, write
+from cranio_jax.evaluation.examples import (
+    MeanOf,
+    WithGenerated,
+    keep_pictures,
+    read_test_examples,
+    who_of,
+)
+from cranio_jax.evaluation.results import BySubject, Results, write
 from cranio_jax.evaluation.retrieval import check_protocols, distractor_faces, retrieval
 from cranio_jax.evaluation.scorer import Scorer, Scores
 from cranio_jax.files import buckets
-from cranio_jax.files.atomic import whole_file
-from cranio_jax.files.pictures import PairedFolders, read_face
-from cranio_jax.metrics.estimates import Estimate, mean_interval
+from cranio_jax.files.pictures import PairedFolders
+from cranio_jax.methods import Batch
 from cranio_jax.metrics.features import Features
-from cranio_jax.metrics.registry import PairMetric, SetMetric, of_kind
-from cranio_jax.metrics.resampling import subject_means
-from cranio_jax.metrics.sets import SetOptions
-from cranio_jax.runs.log import Writer
+from cranio_jax.metrics.registry import SetMetric
 from cranio_jax.runs.provenance import provenance
 from cranio_jax.runs.state import restore
-
-RESIZING = (
-    "pictures are compared at their own size; the Inception scales them as TensorFlow 1 did"
-    " (bilinear, corners alike, no smoothing)"
-)
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
     """Scores what the configuration names; writes and returns results.json.
 
-    That is `evaluate.generated` against `evaluate.reference`, two folders made by anything, in
-    pairs or as sets; else the newest checkpoint in `workdir` on the test subjects, where rows are
-    one sample (the headline), the mean of `num_samples` (a picture of its own kind), shuffled
-    X-rays and the mean face; of an embedder, how well it tells real faces apart, and of a matcher,
-    how well it finds a face by its X-ray.
+    If `evaluate.generated` and `evaluate.reference` are set, these two folders of pictures are
+    compared, in pairs or as sets. Otherwise the newest checkpoint in `workdir` is scored on the
+    test subjects:
+
+    - A generator's rows are one sample (the headline), the mean of `num_samples` samples, faces of
+      shuffled X-rays, and the mean face.
+    - An embedder is scored by how well it tells real faces apart.
+    - A matcher is scored by how well it finds a face by its X-ray.
+
+    Raises InputError if that can't be done.
     """
     c = config.evaluate
     if bool(c.generated) != bool(c.reference):
@@ -76,8 +85,8 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
     """
     if config.evaluate.generated:
         return
-    examples = _test_examples(config, builder, images=())
-    who = _who(examples)
+    examples = read_test_examples(config, builder, images=())
+    who = who_of(examples)
     if config.method.name != "arcface":
         shuffled_xrays([e | {"xray": None} for e in examples], config.seed)
     if config.method.name in ("arcface", "siamese"):
@@ -133,176 +142,134 @@ def _features(
 
 
 def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
-    c, generator = config.evaluate, generation.Generator(config, workdir, "evaluate")
+    """Scores a generator's newest checkpoint on the test subjects."""
+    c = config.evaluate
+    generator = generation.Generator(config, workdir, "evaluate")
     builder = data.make_builder(config.data)
-    examples = _test_examples(config, builder)
+    examples = read_test_examples(config, builder)
     size = examples[0]["face"].shape[:2]
-    features = _features(config, _who(examples), size)
+    features = _features(config, who_of(examples), size)
     others = shuffled_xrays(examples, config.seed)
-    mean_face = mean_faces(data.Examples(builder, "train", config))
+    records = data.fingerprint(builder)
+    headline = config.method.name
 
-    headline, records = config.method.name, data.fingerprint(builder)
+    # Faces: kept as files, or generated in the step that scores them.
     kept: dict[str, Sequence[Any]] = {}
+    seconds = None
     if c.keep_faces:
         folder = generator.folder(workdir, records)
-        crossed = zlib.crc32(" ".join(e["xray_of"] for e in others).encode())
-        samples = [
-            generator.keep(
-                folder / f"sample_{draw}",
-                examples,
-                draw,
-                f"faces, sample {draw + 1} of {c.num_samples}",
-            )
-            for draw in range(c.num_samples)
-        ]
-        kept[headline] = samples[0]
-        if c.num_samples > 1:
-            kept[f"{headline}, mean of {c.num_samples} samples"] = [
-                MeanOf(files) for files in zip(*samples, strict=True)
-            ]
+        kept = _kept_faces(generator, folder, examples, others, headline, c.num_samples)
         timed = folder / "sample_0_seconds.json"
-        kept[SHUFFLED] = generator.keep(
-            folder / f"shuffled_{crossed:08x}", others, 0, "faces of shuffled X-rays"
-        )
-    kept[MEAN_FACE] = [mean_face(e) for e in examples]
+        if timed.exists():
+            seconds = json.loads(timed.read_text())
+    mean_face = mean_faces(data.Examples(builder, "train", config))
+    kept[MEAN_FACE] = [mean_face(example) for example in examples]
     fresh = () if c.keep_faces else (headline, SHUFFLED)
 
-    def draw_both(given, batch):
-        # One program for both X-rays.
-        one = lambda xray: generation.quantised(
-            generator.method, config.seed, *given, batch | {"xray": xray}, jnp.uint32(0)
-        )
-        return jax.lax.map(one, jnp.stack([batch["xray"], batch["other_xray"]]))
+    def generate_both(given: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Returns faces from the person's own X-ray and from another's; one program for both."""
+        params, frozen = given
 
+        def generate(xray: jax.Array) -> tuple[jax.Array, jax.Array]:
+            own = batch | {"xray": xray}
+            return generation.quantised(
+                generator.method, config.seed, params, frozen, own, jnp.uint32(0)
+            )
+
+        return jax.lax.map(generate, jnp.stack([batch["xray"], batch["other_xray"]]))
+
+    # Score them.
     scorer = Scorer(
         features,
         generator.mesh,
-        (*fresh, *kept),
-        size,
-        len(examples),
-        c.inception_splits,
+        kinds=(*fresh, *kept),
+        size=size,
+        count=len(examples),
+        splits=c.inception_splits,
         masked="head_mask" in examples[0],
-        generate=draw_both if fresh else None,
+        generate=generate_both if fresh else None,
     )
-    beside = Beside(examples, kept, others if fresh else None)
+    with_faces = WithGenerated(examples, kept, others if fresh else None)
     given = (generator.params, generator.frozen) if fresh else None
-    truth, scored = scorer.run(
-        beside, c.batch_size, "scoring" if c.keep_faces else "generating and scoring", given
-    )
+    title = "generating and scoring" if fresh else "scoring"
+    truth, scored = scorer.run(with_faces, c.batch_size, title, given)
 
-    seconds = json.loads(timed.read_text()) if c.keep_faces and timed.exists() else None
     results = assemble(
         config,
         features,
         generator.mesh,
-        _who(examples),
+        who_of(examples),
         truth,
         scored,
         headline,
         controls=(MEAN_FACE, SHUFFLED),
         size=size,
         seconds_per_face=seconds,
-        **_origin(generator.method, generator.step, builder, records),
+        **origin_of(generator.method, generator.step, builder, records),
     )
-    _keep_pictures(workdir, generator.step, beside, kept, c.pictures)
+    keep_pictures(workdir, generator.step, with_faces, list(kept), c.pictures)
     return results
 
 
-def _test_examples(
-    config: ml_collections.ConfigDict,
-    builder: Any,
-    images: tuple[str, ...] = ("xray", "face", "head_mask"),
-) -> list[dict[str, Any]]:
-    source = data.Examples(builder, "test", config, images)
-    examples = sorted((source[i] for i in range(len(source))), key=lambda e: e["id"])
-    if limit := config.evaluate.max_subjects:
-        kept = sorted({e["subject"] for e in examples})[:limit]
-        examples = [e for e in examples if e["subject"] in kept]
-    return examples
-
-
-def _who(examples: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """What retrieval must know of each example."""
-    return [
-        {
-            "subject": e["subject"],
-            "view": e["face_view"],
-            "variant": f"{e['age']:g} {e['bmi_change']:+g}",
-        }
-        for e in examples
+def _kept_faces(
+    generator: generation.Generator,
+    folder: pathlib.Path,
+    examples: Sequence[dict[str, Any]],
+    others: Sequence[dict[str, Any]],
+    headline: str,
+    num_samples: int,
+) -> dict[str, Sequence[Any]]:
+    """Returns files of the headline's samples and of faces from shuffled X-rays, by row."""
+    samples = [
+        generator.keep(
+            folder / f"sample_{draw}", examples, draw, f"faces, sample {draw + 1} of {num_samples}"
+        )
+        for draw in range(num_samples)
     ]
-
-
-class MeanOf(tuple):
-    """Files whose mean picture counts."""
-
-
-class Beside(Sequence):
-    """Examples with faces of several kinds beside the true one, read when asked for."""
-
-    def __init__(
-        self,
-        examples: Sequence[dict[str, Any]],
-        kinds: dict[str, Sequence[Any]],
-        others: Sequence[dict[str, Any]] | None = None,
-    ):
-        """`kinds`: of each example an array, a file, or a `MeanOf` files; `others`: the examples with another's X-ray."""
-        self._examples, self._kinds, self._others = examples, kinds, others
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        example = self._examples[index] | {
-            "generated": np.stack([_picture(faces[index]) for faces in self._kinds.values()])
-        }
-        return (
-            example
-            if self._others is None
-            else example | {"other_xray": self._others[index]["xray"]}
-        )
-
-
-def _picture(face: Any) -> np.ndarray:
-    if isinstance(face, MeanOf):
-        return np.round(np.mean([read_face(file) for file in face], 0, dtype=np.float64)).astype(
-            np.uint8
-        )
-    return read_face(face) if isinstance(face, pathlib.PurePath) else face
+    rows: dict[str, Sequence[Any]] = {headline: samples[0]}
+    if num_samples > 1:
+        means = [MeanOf(files) for files in zip(*samples, strict=True)]
+        rows[f"{headline}, mean of {num_samples} samples"] = means
+    # Which X-ray each person got is in the folder's name.
+    names = zlib.crc32(" ".join(e["xray_of"] for e in others).encode())
+    rows[SHUFFLED] = generator.keep(
+        folder / f"shuffled_{names:08x}", others, 0, "faces of shuffled X-rays"
+    )
+    return rows
 
 
 def _folders(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Results:
     """Scores two folders of pictures that pair by their names."""
     c = config.evaluate
-    folder = lambda name: pathlib.Path(c[name]).expanduser()
-    pairs = PairedFolders(folder("generated"), folder("reference"), c.names)
+    folders = (pathlib.Path(name).expanduser() for name in (c.generated, c.reference))
+    pairs = PairedFolders(*folders, c.names)
     features = _features(config, pairs.who, pairs.size)
     scorer = Scorer(features, mesh, ("generated",), pairs.size, len(pairs), c.inception_splits)
     truth, scored = scorer.run(pairs, c.batch_size, "scoring")
     return assemble(config, features, mesh, pairs.who, truth, scored, "generated", size=pairs.size)
 
 
-def _sets(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, why: str) -> Results:
-    """Scores two folders as sets, by what compares no pairs; `why` says why they do not pair."""
+def _sets(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, reason: str) -> Results:
+    """Scores two folders as sets; `reason` says why they are not compared in pairs."""
     c = config.evaluate
     features = Features(c.weights, c.crop)
     # Check both folders before anything is computed.
     ours, theirs = unpaired.read_sets(c, features)
-    cluster.say(why)
-    # Describe each, then compare.
-    sets = (ours, theirs)
-    made, truth = unpaired.describe_sets(sets, features, mesh, c.batch_size, c.inception_splits)
+    cluster.say(reason)
+    scores, truth = unpaired.describe_sets(
+        (ours, theirs), features, mesh, c.batch_size, c.inception_splits
+    )
+    needs_pairs = {"psnr, ssim, lpips and identity": unpaired.NEEDS_PAIRS}
     return Results(
-        rows={"generated": _of_sets(config, truth, made)},
+        rows={"generated": set_metrics(config, truth, scores)},
         differences={},
         by_subject=BySubject(subjects=[], rows={}),
         retrieval={},
         images=len(ours),
         reference_images=len(theirs),
-        unpaired=why,
+        unpaired=reason,
         networks=features.sha256,
-        not_computed={"psnr, ssim, lpips and identity": unpaired.NEEDS_PAIRS}
-        | features.missing(SetMetric),
+        not_computed=needs_pairs | features.missing(SetMetric),
         resizing=unpaired.SCALING if ours.scaled else RESIZING,
         **provenance(config),
     )
@@ -310,206 +277,68 @@ def _sets(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, why: str) 
 
 def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
     """Writes embedder.safetensors, and scores that file on the real faces of the test subjects."""
+    # Write the file.
     method, mesh, state, _, step = restore(config, workdir)
-    path, m = workdir / "embedder.safetensors", config.method
+    path = workdir / "embedder.safetensors"
+    crop = config.method.crop
     params = multihost_utils.process_allgather(method.generation_params(state), tiled=True)
     if cluster.is_first():
-        pretrained.save_embedder(path, params, method.settings, m.crop, config.seed)
+        pretrained.save_embedder(path, params, method.settings, crop, config.seed)
     cluster.wait_for_all("embedder")
+
+    # Score it as any other file of weights.
     config = config.copy_and_resolve_references()
     config.evaluate.weights = str(buckets.local_file(path))
-    features = Features(config.evaluate.weights, m.crop)
+    features = Features(config.evaluate.weights, crop)
     builder = data.make_builder(config.data)
-    examples = _test_examples(config, builder)
-    found = data.collected(
-        _embedding(features, mesh), examples, config.evaluate.batch_size, mesh, "embedding"
-    )
-    truth = Scores({}, {name: found[name] for name in features.embedders}, {})
-    origin = _origin(method, step, builder, data.fingerprint(builder))
-    return assemble(config, features, mesh, _who(examples), truth, {}, "", **origin)
-
-
-def _embedding(features: Features, mesh: jax.sharding.Mesh):
-    """The jitted function from a batch to vectors of its faces, by embedder."""
-    params = features.load(mesh)
-    embed = jax.jit(
-        lambda params, batch: features.embed(params, batch["face"]),
-        out_shardings=sharding.replicated(mesh),
-    )
-    return lambda batch: embed(params, batch)
+    examples = read_test_examples(config, builder)
+    embed = embedding(features, mesh)
+    vectors = data.collected(embed, examples, config.evaluate.batch_size, mesh, "embedding")
+    truth = Scores({}, {name: vectors[name] for name in features.embedders}, {})
+    origin = origin_of(method, step, builder, data.fingerprint(builder))
+    return assemble(config, features, mesh, who_of(examples), truth, {}, "", **origin)
 
 
 def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
-    """Retrieval in the method's own space: X-rays, and for comparison other people's, as queries, real faces as the gallery."""
+    """Scores retrieval in the method's own space.
+
+    Queries are X-rays, and other people's X-rays as the control; the gallery is real faces.
+    """
     method, mesh, state, frozen, step = restore(config, workdir)
-    builder, name, size = (
-        data.make_builder(config.data),
-        config.method.name,
-        config.evaluate.batch_size,
-    )
-    examples = _test_examples(config, builder)
-    check_protocols(config, _who(examples))
+    builder = data.make_builder(config.data)
+    name = config.method.name
+    size = config.evaluate.batch_size
+    examples = read_test_examples(config, builder)
+    check_protocols(config, who_of(examples))
+
+    # Embed X-rays and faces.
     params = method.generation_params(state)
     jitted = jax.jit(method.embed, out_shardings=sharding.replicated(mesh))
-    embed = lambda batch: jitted(params, frozen, batch)
-    own = data.collected(embed, examples, size, mesh, "embedding")
-    crossed = data.collected(
-        embed, shuffled_xrays(examples, config.seed), size, mesh, "embedding shuffled X-rays"
-    )
-    others = distractor_faces(config, lambda batch: {name: embed(batch)["face"]}, mesh)
-    queries = {name: own["xray"], SHUFFLED: crossed["xray"]}
-    found = {name: retrieval(config, _who(examples), own["face"], queries, others.get(name), name)}
+
+    def embed(batch: Batch) -> dict[str, jax.Array]:
+        return jitted(params, frozen, batch)
+
+    def embed_faces(batch: Batch) -> dict[str, jax.Array]:
+        return {name: embed(batch)["face"]}
+
+    vectors = data.collected(embed, examples, size, mesh, "embedding")
+    shuffled = shuffled_xrays(examples, config.seed)
+    others = data.collected(embed, shuffled, size, mesh, "embedding shuffled X-rays")
+    distractors = distractor_faces(config, embed_faces, mesh).get(name)
+
+    queries = {name: vectors["xray"], SHUFFLED: others["xray"]}
+    protocols = retrieval(config, who_of(examples), vectors["face"], queries, distractors, name)
     subjects = sorted({e["subject"] for e in examples})
     return Results(
         rows={},
         differences={},
         by_subject=BySubject(subjects=subjects, rows={}),
-        retrieval=found,
+        retrieval={name: protocols},
         images=len(examples),
         subjects=len(subjects),
         networks={},
         not_computed={},
         resizing=RESIZING,
-        **_origin(method, step, builder, data.fingerprint(builder)),
+        **origin_of(method, step, builder, data.fingerprint(builder)),
         **provenance(config),
     )
-
-
-def _origin(method: Any, step: int, builder: Any, records: str) -> dict[str, Any]:
-    """Returns what a checkpoint's numbers come from; `records` is the fingerprint of the data."""
-    return {
-        "step": step,
-        "parameters": method.parameter_count(),
-        "weights_sha256": method.weight_hashes(),
-        "data": Records(name=builder.info.full_name, sha256=records),
-    }
-
-
-def assemble(
-    config: ml_collections.ConfigDict,
-    features: Features,
-    mesh: jax.sharding.Mesh,
-    who: Sequence[dict[str, str]],
-    truth: Scores,
-    scored: dict[str, Scores],
-    headline: str,
-    *,
-    controls: Sequence[str] = (),
-    size: tuple[int, int] | None = None,
-    **origin: Any,
-) -> Results:
-    """Returns numbers with their intervals.
-
-    Args:
-      config: of the run.
-      features: the networks.
-      mesh: to embed distractors on.
-      who: `subject`, `view` and `variant` of each example.
-      truth: scores of the true faces.
-      scored: scores by kind of faces.
-      headline: the kind that is compared with the `controls`.
-      controls: other kinds.
-      size: height and width of the pictures; None if no metric of pictures was asked for.
-      **origin: further fields of `Results`.
-    """
-    c = config.evaluate
-    subjects = [w["subject"] for w in who]
-
-    def interval(values: np.ndarray) -> Estimate:
-        return mean_interval(values, subjects, c.bootstrap, config.seed)
-
-    # Metrics of pairs and of sets, and the headline's differences to the controls.
-    rows = {
-        name: (
-            {metric: interval(values) for metric, values in scores.pairs.items()}
-            | _of_sets(config, truth, scores)
-        )
-        for name, scores in scored.items()
-    }
-    differences = {
-        f"{headline} minus {control}": {
-            metric: interval(values - scored[control].pairs[metric])
-            for metric, values in scored[headline].pairs.items()
-        }
-        for control in controls
-    }
-    values_of_subjects = {
-        name: {
-            metric: subject_means(values, subjects).tolist()
-            for metric, values in scores.pairs.items()
-        }
-        for name, scores in scored.items()
-    }
-
-    # Retrieval with each embedder.
-    found = {}
-    if features.embedders:
-        others = distractor_faces(config, _embedding(features, mesh), mesh)
-        for name in features.embedders:
-            kinds = {row: scores.rows[name] for row, scores in scored.items()}
-            found[name] = retrieval(
-                config, who, truth.rows[name], kinds, others.get(name), headline
-            )
-
-    not_computed = features.missing(SetMetric, PairMetric) if scored else {}
-    return Results(
-        rows=rows,
-        differences=differences,
-        by_subject=BySubject(subjects=sorted(set(subjects)), rows=values_of_subjects),
-        retrieval=found,
-        images=len(who),
-        subjects=len(set(subjects)),
-        networks=features.sha256,
-        not_computed=not_computed | (features.too_small(*size) if size else {}),
-        resizing=RESIZING,
-        **provenance(config),
-        **origin,
-    )
-
-
-def _of_sets(
-    config: ml_collections.ConfigDict, truth: Scores, scores: Scores
-) -> dict[str, Estimate]:
-    """Returns the metrics that compare all faces with all true ones, by their keys in results."""
-    c = config.evaluate
-    options = SetOptions(c.kernel_subset, c.kernel_rounds, config.seed)
-    found = {}
-    for network, theirs in truth.sets.items():
-        for metric in of_kind(SetMetric):
-            key = metric.key_of(network)
-            value = metric.compute(scores.sets[network], theirs, options) if key else None
-            if key and value:
-                found[key] = value
-    return found
-
-
-def _keep_pictures(
-    workdir: pathlib.Path, step: int, beside: Beside, kinds: Sequence[str], count: int
-) -> None:
-    """Saves a spread of test examples with their faces, for the report and for TensorBoard."""
-    if count < 1 or not cluster.is_first():
-        return
-    examples = [beside[int(i)] for i in np.unique(np.linspace(0, len(beside) - 1, count).round())]
-    xrays, truth, faces = (
-        np.stack([e[name] for e in examples]) for name in ("xray", "face", "generated")
-    )
-    captions = [
-        f"{e['sex']}, {e['age']:.0f} years, BMI {e['bmi_change']:+.0f} %, {e['face_view']}"
-        for e in examples
-    ]
-    with whole_file(workdir / "pictures.npz", "wb") as file:
-        np.savez_compressed(
-            file,
-            rows=np.array(list(kinds)),
-            captions=np.array(captions),
-            xray=xrays,
-            face=truth,
-            faces=faces,
-        )
-    lines = np.concatenate([np.repeat(xrays, 3, -1)[:, None], truth[:, None], faces], 1)
-    with Writer(workdir) as writer:
-        writer.image(
-            step,
-            "X-ray, truth, " + ", ".join(kinds),
-            np.concatenate([np.concatenate(list(line), 1) for line in lines]),
-        )

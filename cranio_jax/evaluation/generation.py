@@ -1,4 +1,4 @@
-"""Faces from a trained method: in memory, or kept as PNG files that no change of a metric makes anew."""
+"""Faces from a trained method: in memory, or kept as PNG files that metrics reuse."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Array, Bool, UInt8
+from jaxtyping import Array, Bool, UInt8, UInt32
 
 import cranio_jax
 from cranio_jax import data
@@ -27,68 +27,81 @@ from cranio_jax.runs.state import restore
 def quantised(
     method: Method, seed: int, params: Any, frozen: Any, batch: Batch, draw: Array
 ) -> tuple[UInt8[Array, "b h w 3"], Bool[Array, "b"]]:
-    """Faces as they would be stored, and whether each was made of numbers: kept faces and fresh ones must score alike."""
-    faces = method.generate(
-        params, frozen, batch, jax.random.fold_in(jax.random.key(seed + 2), draw)
-    )
+    """Returns faces as they would be stored, and whether each holds finite numbers only.
+
+    Kept faces and fresh ones are rounded alike, so that they score alike.
+
+    Args:
+      method: a generator.
+      seed: of the run.
+      params, frozen: of the method.
+      batch: the examples.
+      draw: the number of the sample.
+    """
+    key = jax.random.fold_in(jax.random.key(seed + 2), draw)
+    faces = method.generate(params, frozen, batch, key)
     return jnp.round((faces + 1.0) * 127.5).astype(jnp.uint8), jnp.isfinite(faces).all((1, 2, 3))
 
 
-def check_finite(finite: np.ndarray, names: Sequence[str]) -> None:
-    """Raises InputError where a face is not made of numbers."""
-    for good, name in zip(finite, names, strict=False):
-        if not good:
+def check_finite(finite: Bool[np.ndarray, "n"], names: Sequence[str]) -> None:
+    """Raises InputError, with the name of the example, if a face holds values that aren't finite."""
+    for is_finite, name in zip(finite, names, strict=False):
+        if not is_finite:
             raise InputError(
-                f"the face generated for {name} holds values that are not numbers: the checkpoint"
-                " has diverged, and nothing is scored"
+                f"the face generated for {name} holds values that are not numbers: the checkpoint "
+                "has diverged, and nothing is scored"
             )
 
 
 @jax.jit
-def digests(tree: Any) -> list[Array]:
-    """Two 32-bit sums over the bits of each leaf, the same on any mesh."""
+def digests(tree: Any) -> list[UInt32[Array, "2"]]:
+    """Returns two 32-bit sums over the bits of each leaf, the same on any mesh."""
 
-    def one(leaf: Array) -> Array:
+    def digest(leaf: Array) -> UInt32[Array, "2"]:
         bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32).reshape(-1)
         place = jax.lax.iota(jnp.uint32, bits.size)
-        return jnp.stack(
-            [
-                (bits * (place * jnp.uint32(k) | 1)).sum(dtype=jnp.uint32)
-                for k in (2654435761, 2246822519)
-            ]
-        )
+        sums = [
+            (bits * (place * jnp.uint32(factor) | 1)).sum(dtype=jnp.uint32)
+            for factor in (2654435761, 2246822519)
+        ]
+        return jnp.stack(sums)
 
-    return [one(leaf) for leaf in jax.tree.leaves(tree)]  # XLA takes minutes for what adds them up
+    # A list, since XLA takes minutes to compile a program that adds them up.
+    return [digest(leaf) for leaf in jax.tree.leaves(tree)]
 
 
 class Generator:
-    """The newest checkpoint's faces.
+    """Generates faces with the newest checkpoint.
 
     Attributes:
-      method, mesh, params, frozen, step: what is generated with.
+      method, mesh, params, frozen: what it generates with.
+      step: of the checkpoint.
+      batch_size: of the job, rounded up to divide over the devices.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, job: str):
-        """Takes its batches from the section of `config` that is named as the job.
+        """Restores the newest checkpoint of `workdir`.
 
-        Raises InputError where there is no checkpoint, or a batch holds nothing.
+        The batch size is that of the section of `config` with the job's name. Raises InputError if
+        there is no checkpoint, or a batch holds nothing.
         """
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         self.batch_size = sharding.padded_batch(config[job].batch_size, mesh, f"{job}.batch_size")
         self.method, self.mesh, state, self.frozen, self.step = restore(config, workdir)
         self.params = self.method.generation_params(state)
         self._config = config
-        draw = lambda params, frozen, batch, draw: quantised(
-            self.method, config.seed, params, frozen, batch, draw
-        )
-        self._generate = jax.jit(draw, out_shardings=sharding.replicated(self.mesh))
+
+        def generate(params: Any, frozen: Any, batch: Batch, draw: Array):
+            return quantised(self.method, config.seed, params, frozen, batch, draw)
+
+        self._generate = jax.jit(generate, out_shardings=sharding.replicated(self.mesh))
 
     def _faces(
-        self, examples: Sequence[dict], draw: int, say: str
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """`(start, faces)` of each batch, without what filled it up."""
+        self, examples: Sequence[dict[str, Any]], draw: int, title: str
+    ) -> Iterator[tuple[int, UInt8[np.ndarray, "n h w 3"]]]:
+        """Yields `(start, faces)` of each batch, without what filled it up."""
         number = jax.device_put(np.uint32(draw), sharding.replicated(self.mesh))
-        for places, batch in data.device_batches(examples, self.batch_size, self.mesh, say):
+        for places, batch in data.device_batches(examples, self.batch_size, self.mesh, title):
             if not places.start:
                 self._generate = cluster.compiled(
                     self._generate, self.params, self.frozen, batch, number
@@ -98,21 +111,21 @@ class Generator:
             yield places.start, faces[: len(places)]
 
     def draw(
-        self, examples: Sequence[dict], draw: int = 0, say: str = "generating"
+        self, examples: Sequence[dict[str, Any]], draw: int = 0, title: str = "generating"
     ) -> UInt8[np.ndarray, "n h w 3"]:
-        """A face of each example; `draw` numbers the sample."""
-        return np.concatenate([faces for _, faces in self._faces(examples, draw, say)])
+        """Returns a face of each example; `draw` is the number of the sample."""
+        return np.concatenate([faces for _, faces in self._faces(examples, draw, title)])
 
     def folder(self, workdir: pathlib.Path, records: str) -> pathlib.Path:
-        """Where faces of this checkpoint and these settings are kept: its name is the hash of all they depend on.
+        """Returns the folder for faces of this checkpoint and these settings.
 
-        `records` is the fingerprint of the data.
+        Its name is the hash of everything that the faces depend on. `records` is the fingerprint of
+        the data.
         """
         c = self._config
+        sums = np.array(jax.device_get(digests((self.params, self.frozen))))
         made_by = {
-            "parameters": zlib.crc32(
-                np.array(jax.device_get(digests((self.params, self.frozen)))).tobytes()
-            ),
+            "parameters": zlib.crc32(sums.tobytes()),
             "method": c.method.name,
             "sampling": c.sampling.to_dict(),
             "prompt": c.prompt.to_dict(),
@@ -128,26 +141,35 @@ class Generator:
         return folder
 
     def keep(
-        self, folder: pathlib.Path, examples: Sequence[dict], draw: int, say: str
+        self, folder: pathlib.Path, examples: Sequence[dict[str, Any]], draw: int, title: str
     ) -> list[pathlib.Path]:
-        """The files `folder`/ID.png of the examples' faces; only those that are missing are generated, batch by batch."""
+        """Returns the files `folder`/ID.png of the examples' faces.
+
+        Only those that are missing are generated, batch by batch; the seconds of a face are written
+        beside the folder.
+        """
         files = [folder / f"{e['id']}.png" for e in examples]
-        # One listing: in a bucket each question takes its time.
+        # One listing, since each request to a bucket takes its time. All processes use the first
+        # one's.
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         exist = cluster.of_first(np.array([file.name in names for file in files], bool))
-        missing = [i for i, there in enumerate(exist) if not there]
-        if missing:
-            began, made = 0.0, 0
-            for start, faces in self._faces([examples[i] for i in missing], draw, say):
-                made, began = (
-                    (made + len(faces), began) if began else (0, time.monotonic())
-                )  # the first batch compiles
-                for i, face in zip(missing[start:], faces, strict=False):
-                    if cluster.is_first():
-                        write_png(files[i], face)
-            if made and cluster.is_first():
-                write_json(
-                    folder.parent / f"{folder.name}_seconds.json", (time.monotonic() - began) / made
-                )
-            cluster.wait_for_all(f"faces in {folder.name}")
+        missing = [i for i, exists in enumerate(exist) if not exists]
+        if not missing:
+            return files
+
+        began = 0.0
+        timed = 0
+        for start, faces in self._faces([examples[i] for i in missing], draw, title):
+            # The first batch compiles, and is not timed.
+            if began:
+                timed += len(faces)
+            else:
+                began = time.monotonic()
+            for i, face in zip(missing[start:], faces, strict=False):
+                if cluster.is_first():
+                    write_png(files[i], face)
+        if timed and cluster.is_first():
+            seconds = (time.monotonic() - began) / timed
+            write_json(folder.parent / f"{folder.name}_seconds.json", seconds)
+        cluster.wait_for_all(f"faces in {folder.name}")
         return files

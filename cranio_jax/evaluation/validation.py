@@ -1,4 +1,4 @@
-"""How good are faces of people held out, while the method still trains?"""
+"""Scores of held-out faces during training."""
 
 from typing import Any
 
@@ -17,54 +17,56 @@ from cranio_jax.metrics.features import Features
 
 
 class Validation:
-    """Generates and scores, in one step, faces of the validation subjects with few sampling steps."""
+    """Generates faces of the validation subjects with few sampling steps, and scores them, in one step.
+
+    Attributes:
+      every: how many training steps lie between two validations.
+    """
 
     def __init__(self, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, builder: Any):
-        """Raises InputError where there are no validation subjects, or the method generates nothing."""
+        """Raises InputError if there are no validation subjects, or the method generates nothing."""
         v, c = config.validation, config.evaluate
-        sharding.padded_batch(c.batch_size, mesh, "evaluate.batch_size")
+        self.every = v.every
+        self._batch_size = sharding.padded_batch(c.batch_size, mesh, "evaluate.batch_size")
         config = config.copy_and_resolve_references()
         config.sampling.num_steps = v.num_steps
-        method = make_method(config)
+        self._method = method = make_method(config)
         if not hasattr(method, "generate"):
             raise InputError(
-                f"validation.every={v.every}: {config.method.name} generates no faces to look at;"
-                " set it to 0"
+                f"validation.every={v.every}: {config.method.name} generates no faces to look at; "
+                "set it to 0"
             )
+
+        # A spread of the validation examples.
         source = data.Examples(builder, "validation", config, ("xray", "face", "head_mask"))
-        chosen = np.linspace(0, len(source) - 1, min(v.examples, len(source))).astype(int)
-        self._examples, self._batch_size, self.every = (
-            [source[int(i)] for i in chosen],
-            c.batch_size,
-            v.every,
-        )
+        count = min(v.examples, len(source))
+        chosen = np.linspace(0, len(source) - 1, count).astype(int)
+        self._examples = [source[int(i)] for i in chosen]
 
-        def draw(given, batch):
-            return jax.tree.map(
-                lambda a: a[None],
-                generation.quantised(method, config.seed, *given, batch, jnp.uint32(0)),
+        def generate(given: tuple[Any, Any], batch: data.Batch) -> tuple[jax.Array, jax.Array]:
+            """Returns faces of one kind, and whether each holds finite numbers only."""
+            params, frozen = given
+            faces, finite = generation.quantised(
+                method, config.seed, params, frozen, batch, jnp.uint32(0)
             )
+            return faces[None], finite[None]
 
-        self._method = method
-        size = self._examples[0]["face"].shape[:2]
-        splits = min(c.inception_splits, len(chosen))
-        masked = "head_mask" in self._examples[0]
         self._scorer = Scorer(
             Features(c.weights, c.crop),
             mesh,
-            ("validation",),
-            size,
-            len(chosen),
-            splits,
-            masked,
-            draw,
+            kinds=("validation",),
+            size=self._examples[0]["face"].shape[:2],
+            count=count,
+            splits=min(c.inception_splits, count),
+            masked="head_mask" in self._examples[0],
+            generate=generate,
         )
 
     def __call__(self, state: Any, frozen: Any) -> dict[str, float]:
-        """Means over the examples, by metric."""
+        """Returns means over the examples, by "validation/METRIC"."""
         given = (self._method.generation_params(state), frozen)
-        _, scored = self._scorer.run(self._examples, self._batch_size, None, given)
+        _, scores = self._scorer.run(self._examples, self._batch_size, None, given)
         return {
             f"validation/{metric}": float(values.mean())
-            for metric, values in scored["validation"].pairs.items()
+            for metric, values in scores["validation"].pairs.items()
         }

@@ -128,7 +128,7 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
             example | {"id": f"X-ray {digest:08x}", "id_hash": np.uint32((digest + k) % 2**32)}
             for k in range(r.num_samples)
         ]
-        faces = generator.draw(examples, say=f"X-ray {number + 1} of {len(xrays)}")
+        faces = generator.draw(examples, title=f"X-ray {number + 1} of {len(xrays)}")
         mean = faces.mean(0, dtype=np.float64)
         spread = (faces / 255.0).std(0).mean(-1)
         folder = (
