@@ -1,4 +1,4 @@
-"""Results of several methods and seeds as one: means over seeds, intervals over subjects, differences paired by subject."""
+"""Comparison of methods: means over seeds, intervals over subjects, paired differences."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -146,7 +146,10 @@ def _retrieval(
     compared: Sequence[str],
     interval: Interval,
 ) -> dict[str, Retrieval]:
-    """Returns each protocol's rows, by the judge `embedder`; matchers, which judge themselves, are added."""
+    """Returns each protocol's rows, by the judge `embedder`.
+
+    Matchers, which judge themselves, are added.
+    """
     protocols: dict[str, Retrieval] = {}
     values: dict[str, dict[str, Values]] = {}
     for name, results in runs.items():
@@ -189,7 +192,7 @@ def _retrieval(
 def _differences(
     values: Mapping[str, Values], headline: str, baselines: Sequence[str], interval: Interval
 ) -> tuple[Rows, dict[str, str]]:
-    """Returns the headline minus each baseline and minus the best one, and the best one by metric."""
+    """Returns the headline minus each baseline and minus the best one, and which one that is."""
     differences: Rows = {}
     present = [name for name in baselines if name in values]
     for name in present:

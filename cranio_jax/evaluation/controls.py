@@ -70,7 +70,7 @@ def shuffled_xrays(examples: Sequence[Example], seed: int) -> list[Example]:
     everybody = list(sex_of)
 
     def other_person(example: Example) -> str:
-        """Returns who comes next in a cycle and has such an X-ray, so that nobody gets their own."""
+        """Returns the next person of a cycle who has such an X-ray: nobody gets their own."""
         for cycle in (cycles[example["sex"]], everybody):
             place = cycle.index(example["subject"])
             for name in cycle[place + 1 :] + cycle[:place]:

@@ -64,8 +64,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.padded_batch(c.batch_size, mesh, "evaluate.batch_size")
     if c.generated:
-        why = unpaired.why_unpaired(c)
-        results = _sets(config, mesh, why) if why else _folders(config, mesh)
+        reason = unpaired.why_unpaired(c)
+        results = _sets(config, mesh, reason) if reason else _folders(config, mesh)
     elif config.method.name == "arcface":
         results = _embedder(config, workdir)
     elif config.method.name == "siamese":
@@ -104,9 +104,9 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
 def _features(
     config: ml_collections.ConfigDict, who: Sequence[dict[str, str]], size: tuple[int, int]
 ) -> Features:
-    """The networks, after what can be checked before faces are made. Raises InputError.
+    """Returns the networks, after all checks that need no generated faces.
 
-    `size` is the height and width of all faces.
+    `size` is the height and width of all faces. Raises InputError.
     """
     c, count = config.evaluate, len(who)
     features = Features(c.weights, c.crop)

@@ -44,7 +44,7 @@ def quantised(
 
 
 def check_finite(finite: Bool[np.ndarray, "n"], names: Sequence[str]) -> None:
-    """Raises InputError, with the name of the example, if a face holds values that aren't finite."""
+    """Raises InputError, with the example's name, if a face holds values that aren't finite."""
     for is_finite, name in zip(finite, names, strict=False):
         if not is_finite:
             raise InputError(

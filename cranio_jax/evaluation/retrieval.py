@@ -29,9 +29,12 @@ def distractor_faces(
     embed: Callable[[Batch], dict[str, jax.Array]],
     mesh: jax.sharding.Mesh,
 ) -> dict[str, r.Faces]:
-    """Faces of people that nobody asks for, from the records of `evaluate.retrieval.distractors`; perhaps none.
+    """Returns faces of people that no query asks for, by embedder; empty if none are set.
 
-    `embed` is jitted, and makes vectors of a batch's faces, by embedder.
+    Args:
+      config: of the run; `evaluate.retrieval.distractors` names their records.
+      embed: the jitted function from a batch to vectors of its faces, by embedder.
+      mesh: where batches lie.
     """
     d = config.evaluate.retrieval.distractors
     if not d.builder:
@@ -49,7 +52,7 @@ def distractor_faces(
 
 
 def protocols(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
-    """`(view, gallery)` of each protocol. Raises InputError where one is none."""
+    """Returns `(view, gallery)` of each protocol. Raises InputError if one is unknown."""
     found = []
     for name in config.evaluate.retrieval.protocols:
         view, _, gallery = name.partition("/")
@@ -63,7 +66,10 @@ def protocols(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
 
 
 def check_protocols(config: ml_collections.ConfigDict, who: Sequence[dict[str, str]]) -> None:
-    """Raises InputError where `evaluate.retrieval` asks of the examples what these can't give: what `retrieval` would say later."""
+    """Raises InputError if the examples are too few for `evaluate.retrieval`.
+
+    That is what `retrieval` would say later.
+    """
     names = sorted({w["subject"] for w in who})
     perfect = np.eye(len(names))[[names.index(w["subject"]) for w in who]]
     once = config.copy_and_resolve_references()
@@ -72,7 +78,7 @@ def check_protocols(config: ml_collections.ConfigDict, who: Sequence[dict[str, s
 
 
 def chance(same: Float[Array, "q g"], allowed: Float[Array, "q g"], k: int) -> float:
-    """The expected recall@k of a list in random order."""
+    """Returns the expected recall@k of a list in random order."""
     sizes = zip(allowed.sum(1).tolist(), (same & allowed).sum(1).tolist(), strict=True)
     return float(np.mean([1.0 - comb(n - own, k) / comb(n, k) for n, own in sizes]))
 

@@ -17,14 +17,14 @@ from cranio_jax.metrics.features import Features
 
 
 class Validation:
-    """Generates faces of the validation subjects with few sampling steps, and scores them, in one step.
+    """Generates faces of validation subjects with few sampling steps and scores them, in one step.
 
     Attributes:
       every: how many training steps lie between two validations.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, builder: Any):
-        """Raises InputError if there are no validation subjects, or the method generates nothing."""
+        """Raises InputError if there are no such subjects, or the method generates nothing."""
         v, c = config.validation, config.evaluate
         self.every = v.every
         self._batch_size = sharding.padded_batch(c.batch_size, mesh, "evaluate.batch_size")

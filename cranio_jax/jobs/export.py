@@ -41,10 +41,10 @@ def check_export(config: ml_collections.ConfigDict) -> None:
 
 
 def export(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """Writes the newest checkpoint as a StableDiffusionControlNetPipeline, with a model card; returns the folder.
+    """Writes the newest checkpoint as a StableDiffusionControlNetPipeline, with a model card.
 
-    What was not trained is copied from the published files, tensor for tensor. Raises InputError where the model
-    is not of Stable Diffusion's making, or the folder exists.
+    What was not trained is copied from the published files, tensor for tensor. Returns the folder.
+    Raises InputError if the model does not derive from Stable Diffusion, or the folder exists.
     """
     check_export(config)
     e = config.export
@@ -69,6 +69,8 @@ def export(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
 
 
 def _write(folder: pathlib.Path, method: Any, params: dict[str, Any], dtype: str) -> None:
+    """Writes the networks, the tokenizer, the scheduler and the index."""
+    # Networks: trained ones from the state, others from the published files.
     published = method.pipeline.folders
     for part in (name for name in method.networks if name in method.settings):
         write_json(folder / part / "config.json", method.settings[part])
@@ -79,52 +81,54 @@ def _write(folder: pathlib.Path, method: Any, params: dict[str, Any], dtype: str
             pretrained.save(folder / part, part, pretrained.tensors_of(params[part]), dtype)
     if "unet_lora" in params:
         pretrained.save(folder, "unet_lora", pretrained.tensors_of(params["unet_lora"]), dtype)
-    shutil.copytree(
-        published["tokenizer"], folder / "tokenizer", ignore=shutil.ignore_patterns(".*")
-    )
+
+    # Tokenizer, scheduler, index.
+    hidden = shutil.ignore_patterns(".*")
+    shutil.copytree(published["tokenizer"], folder / "tokenizer", ignore=hidden)
     scheduler = method.scheduler_config
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    kinds = {
-        "controlnet": "ControlNetModel",
-        "unet": "UNet2DConditionModel",
-        "vae": "AutoencoderKL",
-    }
-    index = {part: ["diffusers", kind] for part, kind in kinds.items()}
-    index |= {
+    index = {
+        "controlnet": ["diffusers", "ControlNetModel"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "_class_name": "StableDiffusionControlNetPipeline",
+        "requires_safety_checker": False,
     }
-    index |= {"scheduler": ["diffusers", scheduler["_class_name"]]}
-    index |= {
-        part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")
-    }
-    write_json(
-        folder / _INDEX,
-        index
-        | {
-            "_class_name": "StableDiffusionControlNetPipeline",
-            "requires_safety_checker": False,
-        },
-    )
+    write_json(folder / _INDEX, index)
+
+
+# Sampling settings that the card names where they differ from these values.
+_USUAL = {
+    "eta": 0.0,
+    "clip": 0.0,
+    "clip_skip": 0,
+    "guidance_rescale": 0.0,
+    "control_start": 0.0,
+    "control_end": 1.0,
+    "negative_prompt": "",
+}
 
 
 def _sampling(s: ml_collections.ConfigDict, scheduler: dict[str, Any]) -> str:
-    """How the scored faces were sampled: settings that a diffusers user passes to the call."""
+    """Returns how the scored faces were sampled, for users of diffusers to pass to the call."""
     line = (
         f"- sampled with {s.num_steps} steps of {s.sampler} (`scheduler/`:"
         f" {scheduler['_class_name']}), guidance {s.guidance_scale:g}, weight of the ControlNet"
         f" {s.controlnet_scale:g}, temperature {s.temperature:g}"
     )
-    usual = {"eta": 0.0, "clip": 0.0, "clip_skip": 0, "guidance_rescale": 0.0}
-    usual |= {"control_start": 0.0, "control_end": 1.0, "negative_prompt": ""}
-    return line + "".join(
-        f", {name} `{s[name]}`" for name, value in usual.items() if s[name] != value
-    )
+    changed = [f", {name} `{s[name]}`" for name, value in _USUAL.items() if s[name] != value]
+    return line + "".join(changed)
 
 
 def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any, step: int) -> str:
-    """How the model came about, for whoever finds the folder."""
-    t, results = config.train, workdir / "results.json"
+    """Returns the model card."""
+    t = config.train
     lines = [
         "# A face from a skull X-ray",
         f"**{NOTICE}**",
@@ -143,15 +147,13 @@ def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any,
             f"- prompt: `{config.prompt.template}`; the X-ray, bone bright, in three equal"
             " channels, is the ControlNet's picture"
         ),
-        *(
-            ["- the U-Net's additions are apart: `pipeline.load_lora_weights(FOLDER)`"]
-            if "unet_lora" in method.trained
-            else []
-        ),
-        _sampling(config.sampling, method.scheduler_config),
     ]
-    if results.exists():
-        scores = read_results(results)
-        lines.append(f"Scores at step {scores.step}, on people it never saw:")
-        lines.append(tables.markdown(scores))
+    if "unet_lora" in method.trained:
+        lines.append("- the U-Net's additions are apart: `pipeline.load_lora_weights(FOLDER)`")
+    lines.append(_sampling(config.sampling, method.scheduler_config))
+    path = workdir / "results.json"
+    if path.exists():
+        results = read_results(path)
+        lines.append(f"Scores at step {results.step}, on people it never saw:")
+        lines.append(tables.markdown(results))
     return "\n\n".join(lines).replace("\n\n- ", "\n- ") + "\n"

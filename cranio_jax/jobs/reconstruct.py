@@ -1,4 +1,4 @@
-"""X-ray files and a biometric profile to faces, their mean, their spread and a record."""
+"""Job `reconstruct`: from X-ray files and a profile to faces, their mean and their spread."""
 
 import glob
 import os
@@ -7,9 +7,11 @@ import sys
 import unicodedata
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
+from jaxtyping import Float, Int32, UInt8
 
 from cranio_jax.data.prompts import check_profile, make_prompt, make_tokenizer
 from cranio_jax.errors import InputError
@@ -22,9 +24,15 @@ from data_builders.images.prepare import PreparedXray, prepare_xray
 
 
 def read_xray(path: pathlib.Path, size: int, inverted: bool = False) -> PreparedXray:
-    """An X-ray of any kind of file, text painted over, padded to a square of `size` pixels.
+    """Reads an X-ray from any kind of file, paints over text, and pads it to a square.
 
-    Raises InputError, naming the file, where it is missing, unreadable or no X-ray.
+    Args:
+      path: of the file.
+      size: of the square, in pixels.
+      inverted: True if bone is dark in the file.
+
+    Raises:
+      InputError: the file is missing, unreadable or no X-ray; the message names it.
     """
     try:
         return prepare_xray(path, size, inverted)
@@ -33,9 +41,10 @@ def read_xray(path: pathlib.Path, size: int, inverted: bool = False) -> Prepared
 
 
 def find_xrays(listed: str) -> list[pathlib.Path]:
-    """Files of a comma-separated list of paths and glob patterns.
+    """Returns the files of a comma-separated list of paths and glob patterns.
 
-    What is there under its literal name is taken by it, commas and brackets included. Raises InputError.
+    A part that is the name of a file means that file, even if it holds commas or brackets. Raises
+    InputError if a part names no file.
     """
     parts = listed.split(",")
     paths: list[pathlib.Path] = []
@@ -56,7 +65,7 @@ def find_xrays(listed: str) -> list[pathlib.Path]:
 
 
 def _literal(name: str) -> pathlib.Path | None:
-    """The file of that name, its umlauts composed or not; None where there is none."""
+    """Returns the file of that name, with its accents composed or not; None if there is none."""
     for form in ("NFC", "NFD"):
         for spelling in (name, unicodedata.normalize(form, name)):
             path = pathlib.Path(spelling).expanduser()
@@ -66,93 +75,122 @@ def _literal(name: str) -> pathlib.Path | None:
 
 
 def _matches(pattern: str) -> list[pathlib.Path]:
-    """The files that a pattern finds. Raises InputError where there is none."""
+    """Returns the files that a pattern matches. Raises InputError if there is none."""
     if pathlib.Path(pattern).expanduser().is_dir():
         raise InputError(
             f"reconstruct.xrays: {pattern} is a folder; name files, or {pattern.rstrip('/')}/*.png"
         )
-    found = [
-        path
-        for path in map(pathlib.Path, sorted(glob.glob(os.path.expanduser(pattern))))
-        if path.is_file()
-    ]
-    if not found:
+    paths = map(pathlib.Path, sorted(glob.glob(os.path.expanduser(pattern))))
+    files = [path for path in paths if path.is_file()]
+    if not files:
         raise InputError(f"{pattern}: no such X-ray")
-    return found
+    return files
 
 
-def heat(spread: np.ndarray) -> np.ndarray:
-    """A spread in [0, 1] as black-red-yellow-white, uint8; white is a quarter of the range."""
+def heat(spread: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns a spread in [0, 1] as black-red-yellow-white; white is a quarter of the range."""
     level = np.clip(spread * 4.0, 0.0, 1.0)[..., None]
-    return np.round(
-        255 * np.clip(level * np.array([3.0, 3.0, 3.0]) - np.array([0.0, 1.0, 2.0]), 0, 1)
-    ).astype(np.uint8)
+    colours = level * np.array([3.0, 3.0, 3.0]) - np.array([0.0, 1.0, 2.0])
+    return np.round(255 * np.clip(colours, 0, 1)).astype(np.uint8)
 
 
 def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Reconstructs faces from `config.reconstruct.xrays`; returns a folder for each X-ray, under workdir/reconstructions.
+    """Reconstructs faces from `config.reconstruct.xrays`.
 
-    A folder holds `face_K.png`, `mean.png`, `spread.png` (standard deviation of each pixel over the samples),
-    `sheet.png` and `record.json`. It is named by the profile and the pixels, not by the file, whose name may be a
-    patient's: the same job writes the same folder again, any other job a folder of its own.
+    Returns a folder for each X-ray, under workdir/reconstructions. It holds `face_K.png`,
+    `mean.png`, `spread.png` (the standard deviation of each pixel over the samples), `sheet.png`
+    and `record.json`. It is named by the profile and the pixels, not by the file, whose name may be
+    a patient's. The same job writes the same folder again, any other job a folder of its own.
+
+    Raises InputError if a file or a setting is wrong.
     """
+    # Read all X-rays before anything is generated.
     r = config.reconstruct
     check_profile(r.view, r.sex, r.age, r.bmi_change)
     if r.num_samples < 1:
         raise InputError(f"reconstruct.num_samples={r.num_samples} must be 1 or more")
     paths = find_xrays(r.xrays)
-    size = config.data.settings.size
-    prepared = [read_xray(path, size, r.inverted) for path in paths]
-    xrays = [made.square[..., None] for made in prepared]
-    if painted := sum(made.masked > 0 for made in prepared):
-        print(f"text or markers painted over in {painted} of {len(paths)} X-rays", file=sys.stderr)
-    for words, count in Counter(words for made in prepared for words in made.remarks).items():
-        print(f"{count} of {len(paths)} X-rays: {words}", file=sys.stderr)
+    prepared = [read_xray(path, config.data.settings.size, r.inverted) for path in paths]
+    _print_remarks(prepared)
+
+    # Reconstruct one after the other.
     generator = Generator(config, workdir, "reconstruct")
-    prompt = make_prompt(
-        config.prompt.template, r.view, r.sex, r.age, r.bmi_change, config.prompt.known_ages
-    )
+    profile = (r.view, r.sex, r.age, r.bmi_change)
+    prompt = make_prompt(config.prompt.template, *profile, config.prompt.known_ages)
     ids = make_tokenizer(config)([prompt])[0]
-    nothing = np.zeros((size, size, 3), np.uint8)
     folders = []
-    for number, xray in enumerate(xrays):
-        # The pixels decide the noise, so the same X-ray gives the same faces wherever it lies.
-        digest = zlib.crc32(xray.tobytes())
-        example = {
-            "xray": xray,
-            "face": nothing,
-            "prompt_ids": ids,
-            "frontal": np.float32(r.view == "frontal"),
-        }
-        examples = [
-            example | {"id": f"X-ray {digest:08x}", "id_hash": np.uint32((digest + k) % 2**32)}
-            for k in range(r.num_samples)
-        ]
-        faces = generator.draw(examples, title=f"X-ray {number + 1} of {len(xrays)}")
-        mean = faces.mean(0, dtype=np.float64)
-        spread = (faces / 255.0).std(0).mean(-1)
-        folder = (
-            workdir
-            / "reconstructions"
-            / f"{r.view}_{r.sex}_{r.age:g}_{r.bmi_change:+g}_{digest:08x}"
-        )
-        pictures = {f"face_{k}": face for k, face in enumerate(faces)}
-        pictures |= {
-            "xray": np.repeat(xray, 3, -1),
-            "mean": np.round(mean).astype(np.uint8),
-            "spread": heat(spread),
-        }
-        order = ["xray", "mean", "spread", *(f"face_{k}" for k in range(len(faces)))]
-        pictures["sheet"] = np.concatenate([pictures[name] for name in order], 1)
-        for name, picture in pictures.items():
-            write_png(folder / f"{name}.png", picture)
-        for old in set(folder.glob("face_*.png")) - {folder / f"{name}.png" for name in pictures}:
-            old.unlink()  # of an earlier job with more samples
-        record = {
-            "notice": NOTICE, "xray_crc32": f"{digest:08x}", "view": r.view, "sex": r.sex, "age": r.age,
-            "bmi_change": r.bmi_change, "prompt": prompt, "samples": r.num_samples, "step": generator.step, "seed": config.seed,
-            "mean_spread": float(spread.mean()), "sheet": order,
-        }  # fmt: skip
-        write_json(folder / "record.json", record)
-        folders.append(folder)
+    for number, xray in enumerate(prepared):
+        title = f"X-ray {number + 1} of {len(prepared)}"
+        folders.append(_one(config, workdir, generator, xray.square[..., None], prompt, ids, title))
     return folders
+
+
+def _print_remarks(prepared: Sequence[PreparedXray]) -> None:
+    """Tells what was changed in the X-rays when they were read."""
+    painted = sum(xray.masked > 0 for xray in prepared)
+    if painted:
+        print(
+            f"text or markers painted over in {painted} of {len(prepared)} X-rays", file=sys.stderr
+        )
+    counts = Counter(remark for xray in prepared for remark in xray.remarks)
+    for remark, count in counts.items():
+        print(f"{count} of {len(prepared)} X-rays: {remark}", file=sys.stderr)
+
+
+def _one(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    generator: Generator,
+    xray: UInt8[np.ndarray, "h w 1"],
+    prompt: str,
+    ids: Int32[np.ndarray, "length"],
+    title: str,
+) -> pathlib.Path:
+    """Reconstructs the faces of one X-ray; returns its folder."""
+    r = config.reconstruct
+    # The pixels decide the noise, so the same X-ray gives the same faces from any place.
+    digest = zlib.crc32(xray.tobytes())
+    example = {
+        "xray": xray,
+        "face": np.zeros((*xray.shape[:2], 3), np.uint8),
+        "prompt_ids": ids,
+        "frontal": np.float32(r.view == "frontal"),
+    }
+    examples = [
+        example | {"id": f"X-ray {digest:08x}", "id_hash": np.uint32((digest + k) % 2**32)}
+        for k in range(r.num_samples)
+    ]
+    faces = generator.draw(examples, title=title)
+
+    # Pictures.
+    mean = faces.mean(0, dtype=np.float64)
+    spread = (faces / 255.0).std(0).mean(-1)
+    pictures = {f"face_{k}": face for k, face in enumerate(faces)}
+    order = ["xray", "mean", "spread", *pictures]
+    pictures["xray"] = np.repeat(xray, 3, -1)
+    pictures["mean"] = np.round(mean).astype(np.uint8)
+    pictures["spread"] = heat(spread)
+    pictures["sheet"] = np.concatenate([pictures[name] for name in order], 1)
+    name = f"{r.view}_{r.sex}_{r.age:g}_{r.bmi_change:+g}_{digest:08x}"
+    folder = workdir / "reconstructions" / name
+    for name, picture in pictures.items():
+        write_png(folder / f"{name}.png", picture)
+    for old in set(folder.glob("face_*.png")) - {folder / f"{name}.png" for name in pictures}:
+        old.unlink()  # an earlier job had more samples
+
+    record = {
+        "notice": NOTICE,
+        "xray_crc32": f"{digest:08x}",
+        "view": r.view,
+        "sex": r.sex,
+        "age": r.age,
+        "bmi_change": r.bmi_change,
+        "prompt": prompt,
+        "samples": r.num_samples,
+        "step": generator.step,
+        "seed": config.seed,
+        "mean_spread": float(spread.mean()),
+        "sheet": order,
+    }
+    write_json(folder / "record.json", record)
+    return folder

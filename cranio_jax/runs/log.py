@@ -5,9 +5,10 @@ import json
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from jaxtyping import UInt8
 
 from cranio_jax.distributed import cluster
 from cranio_jax.errors import InputError
@@ -22,18 +23,19 @@ def logged(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 
 class _Lines:
-    """A file that grows by lines; in a bucket, where none can, it is written anew with each."""
+    """A file that grows by lines. In a bucket, where files can't grow, each line writes it whole."""
 
     def __init__(self, path: pathlib.Path):
-        self._path, self._file = path, None
-        if not buckets.is_remote(path):
-            self._file = path.open("ab+")
-            self._file.seek(0)
-            self._file.truncate(
-                self._file.read().rfind(b"\n") + 1
-            )  # a full disk, or a kill, leaves half a line
-        else:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._text = ""
+        if buckets.is_remote(path):
             self._text = path.read_text() if path.exists() else ""
+            return
+        self._file = path.open("ab+")
+        # A full disk or a kill leaves half a line.
+        self._file.seek(0)
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
     def add(self, line: str) -> None:
         if self._file:
@@ -49,30 +51,33 @@ class _Lines:
 
 
 class Writer:
-    """Scalars and pictures of a run; silent on every process but the first. A bucket gets the lines and no TensorBoard.
+    """Logs scalars and pictures of a run; silent on every process but the first.
 
-    Raises InputError where they can't be written.
+    In a bucket it writes the lines and no TensorBoard. Raises InputError if they can't be written.
     """
 
     def __init__(self, workdir: pathlib.Path):
-        self._workdir, self._board, self._lines = workdir, None, None
+        self._workdir = workdir
+        self._board: Any = None
+        self._lines: _Lines | None = None
         if cluster.is_first():
             with self._written():
                 workdir.mkdir(parents=True, exist_ok=True)
                 self._lines = _Lines(workdir / "metrics.jsonl")
                 if not buckets.is_remote(workdir):
-                    # Imported here: where torch is installed, it imports that, which takes seconds.
+                    # tensorboardX imports torch where that is installed, which takes seconds.
                     from tensorboardX.event_file_writer import EventsWriter
 
-                    # Not SummaryWriter: its thread dies of a full disk, and whoever logs then waits for it for ever.
+                    # Not SummaryWriter: a full disk ends its thread, for which the next call
+                    # would wait for ever.
                     (workdir / "tensorboard").mkdir(exist_ok=True)
                     self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
 
     def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, kind: type | None, *exc) -> None:
-        # An error on the way is worth more than one at the end.
+    def __exit__(self, kind: type | None, *exc: object) -> None:
+        # The first error says more than one of closing would.
         with contextlib.suppress(OSError) if kind else self._written():
             for part in (self._lines, self._board):
                 if part:
@@ -82,16 +87,15 @@ class Writer:
         """Logs numbers of a step."""
         with self._written():
             if self._lines:
-                self._lines.add(
-                    json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n"
-                )
+                line = {"step": step, "time": round(time.time(), 1), **values}
+                self._lines.add(json.dumps(line) + "\n")
             if self._board:
                 from tensorboardX import summary
 
                 self._event(step, *(summary.scalar(name, value) for name, value in values.items()))
 
-    def image(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Logs a picture `(height, width, 3)`, uint8."""
+    def image(self, step: int, name: str, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Logs a picture."""
         with self._written():
             if self._board:
                 from tensorboardX import summary
@@ -101,8 +105,9 @@ class Writer:
     def _event(self, step: int, *summaries: Any) -> None:
         from tensorboardX.proto import event_pb2
 
-        for told in summaries:
-            self._board.write_event(event_pb2.Event(wall_time=time.time(), step=step, summary=told))
+        for summary in summaries:
+            event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+            self._board.write_event(event)
         self._board.flush()
 
     @contextlib.contextmanager
