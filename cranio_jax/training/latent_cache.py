@@ -1,6 +1,6 @@
-"""What frozen networks make of the records, computed once and kept beside them: latents of faces, contexts of prompts."""
+"""The latent cache: frozen networks' outputs for all records, computed once and kept beside them."""
 
-import functools
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -22,96 +22,142 @@ from cranio_jax.methods import Method
 
 
 def training_examples(
-    config: ml_collections.ConfigDict, method: Method, mesh: jax.sharding.Mesh, frozen: Any, builder
-):
-    """`(examples, prepare)` to train on: `prepare` augments, and adds what frozen networks make of an example.
+    config: ml_collections.ConfigDict,
+    method: Method,
+    mesh: jax.sharding.Mesh,
+    frozen: Any,
+    builder: Any,
+) -> tuple[data.Examples, data.Prepare]:
+    """Returns `(examples, prepare)` to train on.
 
-    That comes from `encoded/` in the records' own folder, which is the local copy of records in a
-    bucket; a file's name is the hash of all that its content depends on
-    (records, weights, settings, augmentation, seed), so that a change of any makes a new file, and files may be removed
-    at any time. Of each pair `data.cached_variants` augmented variants are encoded; a step draws one of them, and new
-    exposure and erasing of its X-ray. With 0 variants nothing is kept. Raises InputError where files can't be written.
+    `prepare` augments an example, and adds what frozen networks make of it: latents of the face,
+    the context of the prompt. That comes from files in `encoded/`, in the records' own folder
+    (the local copy of records in a bucket). A file's name is the hash of everything its content
+    depends on: records, weights, settings, augmentation, seed. So any change makes a new file, and
+    files may be removed at any time.
+
+    Of each pair `data.cached_variants` augmented variants are encoded. A step draws one of them,
+    and exposes and erases its X-ray anew. With 0 variants nothing is kept.
+
+    Raises InputError if files can't be written.
     """
-    variants, c = config.data.cached_variants, config.augment
+    variants = config.data.cached_variants
     fields = method.encodable() if variants else {}
-    rows = functools.partial(
-        _rows,
-        pathlib.Path(str(builder.data_dir)) / "encoded",
-        method,
-        mesh,
-        frozen,
-        config.train.batch_size,
-    )
-    variant_rng = lambda index, variant: np.random.default_rng([config.seed, index, variant])
-    contexts, latents = None, None
+    folder = pathlib.Path(str(builder.data_dir)) / "encoded"
+    cache = _Cache(folder, method, mesh, frozen, config.train.batch_size)
+    contexts = None
+    latents = None
     if "context" in fields:
-        plain = data.Examples(builder, "train", config, images=())
-        prompts = np.unique([plain[i]["prompt_ids"] for i in range(len(plain))], axis=0)
-        key = fields["context"] | {"prompts": prompts.tolist()}
-        found = rows("context", key, len(prompts), lambda row: {"prompt_ids": prompts[row]})
-        contexts = {
-            prompt.tobytes(): context for prompt, context in zip(prompts, found, strict=True)
-        }
+        contexts = _contexts(config, cache, builder, fields["context"])
     if "latents" in fields:
-        faces = data.Examples(builder, "train", config, images=("face",))
-        key = fields["latents"] | {name: c[name] for name in data.GEOMETRY}
-        key |= {"records": data.fingerprint(builder), "seed": config.seed, "variants": variants}
-        key |= {"held_out": config.data.validation_subjects}
-        face = lambda index, variant: data.move(faces[index], variant_rng(index, variant), c)[
-            "face"
-        ]
-        latents = rows(
-            "latents",
-            key,
-            len(faces) * variants,
-            lambda row: {"face": face(*divmod(row, variants))},
-        )
+        latents = _latents(config, cache, builder, fields["latents"])
 
     def prepare(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         if contexts:
             example = example | {"context": contexts[example["prompt_ids"].tobytes()]}
         if latents is None:
-            return data.augment(example, rng, c)
+            return data.augment(example, rng, config.augment)
         index, variant = example["index"], int(rng.integers(variants))
-        example = data.move(example, variant_rng(index, variant), c)
-        return data.expose(example, rng, c) | {"latents": latents[index * variants + variant]}
+        example = data.move(example, _variant_rng(config.seed, index, variant), config.augment)
+        example = data.expose(example, rng, config.augment)
+        return example | {"latents": latents[index * variants + variant]}
 
-    images = ("xray",) if latents is not None and not method.needs_faces else ("xray", "face")
+    needs_faces = latents is None or method.needs_faces
+    images = ("xray", "face") if needs_faces else ("xray",)
     numbered = data.subjects(builder, "train", config) if method.needs_subjects else ()
     return data.Examples(builder, "train", config, images, numbered), prepare
 
 
-def _rows(
-    folder: pathlib.Path,
-    method: Method,
-    mesh,
-    frozen,
-    batch_size: int,
-    field: str,
-    key: dict,
-    count: int,
-    make: Callable,
-):
-    """`(count, ...)` rows of `field`, mapped from a file; `make(row)` gives the fields of a batch that they are made of."""
-    name = hashlib.sha256(
-        json.dumps(key | {"cranio_jax": cranio_jax.__version__}, sort_keys=True).encode()
-    ).hexdigest()
-    path = folder / f"{field}_{name[:32]}.npy"
-    shape = jax.eval_shape(
-        method.encode, frozen, {name: value[None] for name, value in make(0).items()}
-    )[field]
-    # Hosts with folders of their own may disagree, and encoding is done by all or by none.
-    if not np.all(multihost_utils.process_allgather(np.array(path.exists()))):
-        try:
-            _write(path, method, mesh, frozen, batch_size, field, count, make, shape)
-        except OSError as error:
-            size = count * shape.size * shape.dtype.itemsize / 2**30
-            raise InputError(
-                f"{folder} can't take the {size:.2g} GB of encoded records"
-                f" ({error.strerror or error}); make room, name another data.data_dir (or"
-                " data.cache_dir, for records in a bucket), or set data.cached_variants=0"
-            ) from None
-    return _mapped(path, count, shape)
+def _variant_rng(seed: int, index: int, variant: int) -> np.random.Generator:
+    """Returns the random numbers that move a variant of an example, when encoded and later."""
+    return np.random.default_rng([seed, index, variant])
+
+
+def _contexts(
+    config: ml_collections.ConfigDict, cache: "_Cache", builder: Any, key: dict[str, Any]
+) -> dict[bytes, np.ndarray]:
+    """Returns the context of each prompt, by the bytes of its token ids."""
+    examples = data.Examples(builder, "train", config, images=())
+    prompts = np.unique([examples[i]["prompt_ids"] for i in range(len(examples))], axis=0)
+
+    def fields_of(row: int) -> dict[str, Any]:
+        return {"prompt_ids": prompts[row]}
+
+    key = key | {"prompts": prompts.tolist()}
+    contexts = cache.rows("context", key, len(prompts), fields_of)
+    return {prompt.tobytes(): context for prompt, context in zip(prompts, contexts, strict=True)}
+
+
+def _latents(
+    config: ml_collections.ConfigDict, cache: "_Cache", builder: Any, key: dict[str, Any]
+) -> np.ndarray:
+    """Returns latents of the faces, `(examples x variants, h, w, d)`."""
+    variants = config.data.cached_variants
+    faces = data.Examples(builder, "train", config, images=("face",))
+
+    def fields_of(row: int) -> dict[str, Any]:
+        index, variant = divmod(row, variants)
+        rng = _variant_rng(config.seed, index, variant)
+        return {"face": data.move(faces[index], rng, config.augment)["face"]}
+
+    key = key | {name: config.augment[name] for name in data.GEOMETRY}
+    key |= {"records": data.fingerprint(builder), "seed": config.seed, "variants": variants}
+    key |= {"held_out": config.data.validation_subjects}
+    return cache.rows("latents", key, len(faces) * variants, fields_of)
+
+
+@dataclasses.dataclass
+class _Cache:
+    """Files of encoded rows.
+
+    Attributes:
+      folder: where they are.
+      method, frozen: what encodes.
+      mesh: where batches lie.
+      batch_size: of encoding.
+    """
+
+    folder: pathlib.Path
+    method: Method
+    mesh: jax.sharding.Mesh
+    frozen: Any
+    batch_size: int
+
+    def rows(
+        self,
+        field: str,
+        key: dict[str, Any],
+        count: int,
+        fields_of: Callable[[int], dict[str, Any]],
+    ) -> np.ndarray:
+        """Returns `(count, ...)` rows of a field, mapped from a file that is written if need be.
+
+        Args:
+          field: of `method.encode`.
+          key: everything that the rows depend on, as JSON.
+          count: of the rows.
+          fields_of: from the number of a row to the fields of a batch that it is made of.
+
+        Raises:
+          InputError: the file can't be written, or is damaged.
+        """
+        content = json.dumps(key | {"cranio_jax": cranio_jax.__version__}, sort_keys=True)
+        name = hashlib.sha256(content.encode()).hexdigest()[:32]
+        path = self.folder / f"{field}_{name}.npy"
+        one = {name: value[None] for name, value in fields_of(0).items()}
+        shape = jax.eval_shape(self.method.encode, self.frozen, one)[field]
+        # Hosts with folders of their own may disagree, and encoding is done by all or by none.
+        if not np.all(multihost_utils.process_allgather(np.array(path.exists()))):
+            try:
+                _write(self, path, field, count, fields_of, shape)
+            except OSError as error:
+                size = count * shape.size * shape.dtype.itemsize / 2**30
+                raise InputError(
+                    f"{self.folder} can't take the {size:.2g} GB of encoded records"
+                    f" ({error.strerror or error}); make room, name another data.data_dir (or"
+                    " data.cache_dir, for records in a bucket), or set data.cached_variants=0"
+                ) from None
+        return _mapped(path, count, shape)
 
 
 def _mapped(path: pathlib.Path, count: int, shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -121,17 +167,28 @@ def _mapped(path: pathlib.Path, count: int, shape: jax.ShapeDtypeStruct) -> np.n
         raise InputError(f"{path} is damaged; remove it") from None
 
 
-def _write(path, method, mesh, frozen, batch_size, field, count, make, shape):
-    encode = jax.jit(
-        lambda frozen, batch: method.encode(frozen, batch)[field],
-        out_shardings=sharding.replicated(mesh),
-    )
-    rows = grain.MapDataset.range(count).map(lambda row: make(int(row)))
-    kind = np.dtype(f"u{shape.dtype.itemsize}")  # numpy's files know no bfloat16
+def _write(
+    cache: _Cache,
+    path: pathlib.Path,
+    field: str,
+    count: int,
+    fields_of: Callable[[int], dict[str, Any]],
+    shape: jax.ShapeDtypeStruct,
+) -> None:
+    """Encodes all rows and writes them; `shape` is that of a batch of one."""
+
+    def encode(frozen: Any, batch: data.Batch) -> jax.Array:
+        return cache.method.encode(frozen, batch)[field]
+
+    encode_fn = jax.jit(encode, out_shardings=sharding.replicated(cache.mesh))
+    rows = grain.MapDataset.range(count).map(lambda row: fields_of(int(row)))
+    # numpy's files have no bfloat16, so the bits are written as unsigned integers.
+    bits = np.dtype(f"u{shape.dtype.itemsize}")
     with whole_file(path, "wb") as file:
-        header = {"descr": kind.str, "fortran_order": False, "shape": (count, *shape.shape[1:])}
+        header = {"descr": bits.str, "fortran_order": False, "shape": (count, *shape.shape[1:])}
         np.lib.format.write_array_header_1_0(file, header)
-        for places, batch in data.device_batches(rows, batch_size, mesh, f"encoding, {field}"):
+        title = f"encoding, {field}"
+        for places, batch in data.device_batches(rows, cache.batch_size, cache.mesh, title):
             batch.pop("mask")
-            values = jax.device_get(encode(frozen, batch))[: len(places)]
-            file.write(values.view(kind).tobytes())
+            values = jax.device_get(encode_fn(cache.frozen, batch))[: len(places)]
+            file.write(values.view(bits).tobytes())

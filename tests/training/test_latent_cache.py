@@ -66,7 +66,7 @@ def written(monkeypatch, cache):
     """Names of the files that would be written; content is not computed."""
     made = []
 
-    def write(path, *args):
+    def write(_, path, *args):
         made.append(path.name)
         path.parent.mkdir(exist_ok=True)
         path.touch()
