@@ -1,4 +1,7 @@
-"""python -m cranio_jax.main --config=configs/demo.py --workdir=DIR: flags, configuration, which job."""
+"""The program: flags, configuration, and which job to run.
+
+python -m cranio_jax.main --config=configs/demo.py --workdir=DIR
+"""
 
 import ast
 import contextlib
@@ -13,6 +16,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from cranio_jax import __version__
 from cranio_jax.distributed import cluster
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import evaluate
@@ -23,38 +27,43 @@ from cranio_jax.reporting.notice import NOTICE
 from cranio_jax.training import loop
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
-JOBS = (
-    "train_and_evaluate",
-    "train",
-    "evaluate",
-    "reconstruct",
-    "report",
-    "status",
-    "export",
-    "inspect",
-)
+JOBS = {
+    "train_and_evaluate": "trains, then scores the result and writes report.html (the default)",
+    "train": "trains; started again, it goes on from the newest checkpoint",
+    "evaluate": "scores the newest checkpoint, or two folders of pictures",
+    "reconstruct": "makes faces from X-ray files",
+    "report": "writes report.html from what is there",
+    "status": "tells how far a training is",
+    "export": "writes the model as a diffusers pipeline",
+    "inspect": "looks at the data and writes inspect.html, before any training",
+}
+# The fields that most users set; configs/common.py explains all.
+FIELDS = {
+    "job": "what to do, see above",
+    "data.builder": "the kind of records: cranio_phantom, skull_face, ct_heads, iit_mandi_s2f",
+    "data.data_dir": "folder of the records",
+    "data.settings.size": "side of the pictures, in pixels",
+    "pretrained.model": "Stable Diffusion: a folder, a file or a hub id",
+    "train.num_steps": "how long to train",
+    "train.batch_size": "examples of a step, on all devices together",
+    "train.learning_rate": "of AdamW",
+    "evaluate.weights": "files of feature networks, for FID, LPIPS and ArcFace",
+    "reconstruct.xrays": "X-ray files, with commas or wildcards",
+}
 # Blocks whose fields are the user's to add, with what a field holds: text, a number, or anything.
 OPEN: dict[str, type] = {"method.files": str, "method.learning_rates": float}
 OPEN |= dict.fromkeys(("method.scheduler", "method.unet", "method.controlnet"), object)
 OPEN |= dict.fromkeys(("method.vae", "method.text_encoder"), object)
 _OVERRIDE = re.compile(r"--?(no)?config\.(.+)\.(\w+)")
-# What is parsed: ml_collections looks for overrides here, and otherwise in sys.argv.
+# The arguments; ml_collections looks for overrides here, and otherwise in sys.argv.
 _ARGUMENTS: list[str] = []
-TOGETHER = (
-    "train_and_evaluate",
-    "train",
-    "evaluate",
-)  # by all processes; the others by one, beside a training perhaps
-# What ends in a sentence.
+# Jobs that all processes do together. The others are one process's, perhaps beside a training.
+TOGETHER = ("train_and_evaluate", "train", "evaluate")
+# Errors that end the program with a sentence and no traceback.
 EXPECTED = (InputError, loop.NonFiniteLossError, cluster.Preempted)
-# Of errors of collectives and of the coordinator, when a process is gone.
+# Words in the errors of collectives and of the coordinator when another process is gone.
 _OF_OTHERS = (
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-    "ABORTED",
-    "Gloo",
-    "NCCL",
-    "closed by peer",
+    *("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "Gloo", "NCCL", "closed by peer"),
     "heartbeat",
 )
 
@@ -68,8 +77,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, results
 
 
 def find_config(arguments: list[str]) -> list[str]:
-    """Points --config at the checkout's file where the current folder has none of that name."""
-    found = []
+    """Points --config at the checkout's file if the current folder has none of that name."""
+    resolved = []
     for argument in arguments:
         flag, _, value = argument.partition("=")
         path, colon, variant = value.partition(":")
@@ -79,8 +88,8 @@ def find_config(arguments: list[str]) -> list[str]:
                     f"--config={path}: no such file in the current folder or the checkout"
                 )
             argument = f"{flag}={CHECKOUT / path}{colon}{variant}"
-        found.append(argument)
-    return found
+        resolved.append(argument)
+    return resolved
 
 
 def take_open(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -164,8 +173,27 @@ def _read(text: str, kind: type, present: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def run(config, workdir: pathlib.Path) -> None:
-    """Does `config.job`."""
+def usage() -> str:
+    """Returns what --help prints."""
+    jobs = "\n".join(f"  {name:<20}{words}" for name, words in JOBS.items())
+    fields = "\n".join(f"  {name:<22}{words}" for name, words in FIELDS.items())
+    return f"""\
+usage: python -m cranio_jax.main --config=FILE[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
+
+--config is one of configs/, such as configs/demo.py or configs/demo.py:smoke. --workdir is the
+folder for checkpoints, results and pages; it may be gs://BUCKET/FOLDER.
+
+Jobs, --config.job=
+{jobs}
+
+Fields that matter most, --config.FIELD=VALUE (configs/common.py explains all of them)
+{fields}
+
+--version prints the version, --helpfull all flags of all libraries."""
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Does `config.job`. Raises InputError if a setting is wrong, before anything is built."""
     if config.job not in JOBS:
         raise InputError(f"job={config.job!r} is not one of {', '.join(JOBS)}")
     checks.check(config)
@@ -194,12 +222,12 @@ def run(config, workdir: pathlib.Path) -> None:
 
 def main(_) -> None:
     """Runs the job that the flags ask for."""
-    logging.set_verbosity(
-        logging.FATAL
-    )  # Orbax and TFDS tell pages; a progress line is enough, and what fails is raised too
+    # Orbax and TFDS log pages. The progress line is enough, and failures are raised too.
+    logging.set_verbosity(logging.FATAL)
     workdir = buckets.open_folder(_WORKDIR.value, "--workdir")
     if jax.config.jax_compilation_cache_dir is None:
-        # A second start then compiles little. JAX keeps what took a second, and small programs are many.
+        # The next start then compiles little. By default JAX caches what took a second, which
+        # leaves out many small programs.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if _CONFIG.value.job in TOGETHER:
@@ -214,7 +242,7 @@ def main(_) -> None:
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """Parses the flags; ml_collections' words on a misspelt or mistyped override become the error."""
+    """Parses the flags. Raises InputError if one is unknown, missing or of the wrong type."""
     try:
         _ARGUMENTS[:], taken = take_open(find_config(arguments))
         rest = flags.FLAGS(_ARGUMENTS)
@@ -223,22 +251,18 @@ def parse(arguments: list[str]) -> list[str]:
         return rest
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise InputError("--config: " + " ".join(str(error.args[0]).split())) from None
-    except (
-        flags.Error
-    ) as error:  # a flag that is none, one that is missing, an override that comes before --config
+    except flags.Error as error:
         raise InputError(" ".join(str(error).split())) from None
 
 
 def _leave(error: Exception) -> None:
-    """Ends one of several processes, which does not wait for the others: they may wait for it."""
+    """Ends one of several processes. It can't wait for the others, which may wait for it."""
     who = f"cranio_jax, process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, cluster.Preempted):
         cluster.leave(f"{who}: {error}", cluster.START_AGAIN)
     elif isinstance(error, EXPECTED):
         cluster.leave(f"{who}: {error}", 1)
-    elif isinstance(error, jax.errors.JaxRuntimeError) and any(
-        word in str(error) for word in _OF_OTHERS
-    ):
+    elif _is_of_others(error):
         reason = str(error).splitlines()[0][:200]
         cluster.leave(
             f"{who}: another process is gone ({reason}); start all again", cluster.START_AGAIN
@@ -247,8 +271,25 @@ def _leave(error: Exception) -> None:
         cluster.leave("".join(traceback.format_exception(error)) + f"{who}: failed, see above", 1)
 
 
+def _is_of_others(error: Exception) -> bool:
+    """Returns True if an error says that another process is gone."""
+    words = str(error)
+    is_runtime = isinstance(error, jax.errors.JaxRuntimeError)
+    return is_runtime and any(word in words for word in _OF_OTHERS)
+
+
 def cli() -> None:
-    """Runs; wrong input ends in one sentence and an exit code that is not 0, a notice of preemption in cluster.START_AGAIN."""
+    """Runs the program.
+
+    Wrong input ends in one sentence and exit code 1, a notice of preemption in
+    `cluster.START_AGAIN`.
+    """
+    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+        print(usage())
+        return
+    if "--version" in sys.argv[1:]:
+        print(f"cranio_jax {__version__}")
+        return
     sys.path.append(str(CHECKOUT))  # a configuration may import its neighbours in configs/
     flags.mark_flags_as_required(["config", "workdir"])
     try:

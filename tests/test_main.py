@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cranio_jax
+from configs import common
+from cranio_jax import main
 from cranio_jax.data.prompts import check_profile, make_prompt
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import controls
@@ -279,3 +282,25 @@ def test_wrong_command_is_one_sentence(arguments, words, tmp_path):
     assert done.returncode not in (0, None)
     assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not (tmp_path / "w").exists()
+
+
+def test_help_is_short_and_true(capsys, monkeypatch):
+    """It names every job, and fields that there are."""
+    monkeypatch.setattr("sys.argv", ["main", "--help"])
+    main.cli()
+    words = capsys.readouterr().out
+    assert len(words.splitlines()) < 35 and all(job in words for job in main.JOBS)
+    config = common.get_config()
+    for name in main.FIELDS:
+        assert name in words
+        *path, leaf = name.split(".")
+        block = config
+        for part in path:
+            block = block[part]
+        assert leaf in block
+
+
+def test_version(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["main", "--version"])
+    main.cli()
+    assert capsys.readouterr().out == f"cranio_jax {cranio_jax.__version__}\n"

@@ -4,6 +4,7 @@ from cranio_jax.data.augmentation import GEOMETRY, augment, displacement, expose
 from cranio_jax.data.batches import (
     READING,
     Batch,
+    Prepare,
     TrainingBatches,
     collected,
     device_batches,
@@ -19,6 +20,7 @@ __all__ = [
     "READING",
     "Batch",
     "Examples",
+    "Prepare",
     "TrainingBatches",
     "augment",
     "builder_settings",

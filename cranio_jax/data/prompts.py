@@ -69,8 +69,8 @@ def make_prompt(
       sex: one of SEXES.
       age: years.
       bmi_change: percent of the person's own body mass index.
-      known_ages: if given, the nearest of these stands for the age (for a text encoder trained from scratch,
-        which has no idea of the ages between).
+      known_ages: if given, the nearest of these stands for the age: a text encoder that is
+        trained from scratch can't interpolate between ages.
     """
     check_profile(view, sex, age, bmi_change)
     if known_ages:

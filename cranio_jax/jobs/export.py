@@ -23,7 +23,7 @@ _INDEX = "model_index.json"
 
 
 def check_export(config: ml_collections.ConfigDict) -> None:
-    """Raises InputError if `config.export` is wrong, or the model is not of Stable Diffusion's making."""
+    """Raises InputError if `config.export` is wrong, or the model isn't Stable Diffusion's."""
     e = config.export
     for name, value, known in (("weights", e.weights, WEIGHTS), ("dtype", e.dtype, TYPES)):
         if value not in known:

@@ -1,4 +1,4 @@
-"""Where a run stands, told from its folder alone."""
+"""Job `status`: how far a training is, from its folder alone."""
 
 import datetime
 import json
@@ -13,65 +13,73 @@ import orbax.checkpoint as ocp
 from cranio_jax.errors import InputError
 from cranio_jax.runs.log import logged
 
-# A run logs at known times; one that is late by so many of them, or so many seconds, gives no sign of life.
-_LATE, _LATE_S = 10, 300.0
+# A run logs at known times. It is probably dead when it is late by so many of them, and by so many
+# seconds.
+_LATE = 10
+_LATE_SECONDS = 300.0
 
 
 def status(workdir: pathlib.Path) -> str:
-    """What `workdir` tells: the step, the rate, the time left, the newest metrics and checkpoint, and whether it lives.
+    """Returns how far a training is: step, rate, time left, metrics, checkpoint, whether it runs.
 
-    Raises InputError where no run was begun.
+    Raises InputError if none was begun in `workdir`.
     """
     path = workdir / "run.json"
     if not path.exists():
         raise InputError(f"{workdir} holds no run.json: no training was begun here")
     run = json.loads(path.read_text())
-    lines = logged(workdir)
-    training = [line for line in lines if "loss" in line]
-    validated = [line for line in lines if any(name.startswith("validation/") for name in line)]
+    log = logged(workdir)
+    training = [line for line in log if "loss" in line]
+    validation = [line for line in log if any(name.startswith("validation/") for name in line)]
     step = training[-1]["step"] if training else 0
     rate = training[-1].get("images_per_second") if training else None
 
-    words = [f"step {step:,} of {run['num_steps']:,} ({100 * step / run['num_steps']:.0f} %)"]
-    words[0] += f", {rate:.3g} images/s" if rate else ""
-    left = (run["num_steps"] - step) * run["batch_size"] / rate if rate else None
-    words[0] += f", {_duration(left)} left" if left and run["state"] == "training" else ""
-    words.append(
-        _life(run, max([run["time"], *(line["time"] for line in lines if "time" in line)]), rate)
-    )
-    words += [_metrics("training", line) for line in training[-1:]] + [
-        _metrics("validation", line) for line in validated[-1:]
-    ]
-    kept = workdir / "checkpoints"
-    # In a bucket those that are being written have the same names.
-    steps = ocp.utils.checkpoint_steps(kept) if kept.is_dir() else []
-    words.append(f"newest checkpoint: step {max(steps):,}" if steps else "no checkpoint yet")
-    return "\n".join(words)
+    # Progress.
+    total = run["num_steps"]
+    progress = f"step {step:,} of {total:,} ({100 * step / total:.0f} %)"
+    if rate:
+        progress += f", {rate:.3g} images/s"
+        seconds = (total - step) * run["batch_size"] / rate
+        if seconds and run["state"] == "training":
+            progress += f", {_duration(seconds)} left"
+
+    # Whether it runs; its last sign of life may be a line of the log.
+    last_sign = max([run["time"], *(line["time"] for line in log if "time" in line)])
+    lines = [progress, _life(run, last_sign, rate)]
+
+    # Metrics and checkpoint.
+    lines += [_metrics("training", line) for line in training[-1:]]
+    lines += [_metrics("validation", line) for line in validation[-1:]]
+    checkpoints = workdir / "checkpoints"
+    # In a bucket, checkpoints that are being written have the same names.
+    steps = ocp.utils.checkpoint_steps(checkpoints) if checkpoints.is_dir() else []
+    lines.append(f"newest checkpoint: step {max(steps):,}" if steps else "no checkpoint yet")
+    return "\n".join(lines)
 
 
-def _life(run: dict[str, Any], sign: float, rate: float | None) -> str:
-    where = (
-        f"{run['processes']} process{'es' if run['processes'] > 1 else ''}, {run['devices']}"
-        f" device{'s' if run['devices'] > 1 else ''}"
-    )
-    when = f"{datetime.datetime.fromtimestamp(run['time']):%Y-%m-%d %H:%M}"
+def _plural(count: int, word: str, ending: str) -> str:
+    return f"{count} {word}{ending if count > 1 else ''}"
+
+
+def _life(run: dict[str, Any], last_sign: float, rate: float | None) -> str:
+    """Returns whether the training runs, as far as that can be told from here."""
+    processes = _plural(run["processes"], "process", "es")
+    where = f"{processes}, {_plural(run['devices'], 'device', 's')}"
     if run["state"] != "training":
-        return f"{run['state']} at {when}" + (f": {run['why']}" if "why" in run else "")
-    silent = time.time() - sign
+        when = f"{datetime.datetime.fromtimestamp(run['time']):%Y-%m-%d %H:%M}"
+        reason = f": {run['why']}" if "why" in run else ""
+        return f"{run['state']} at {when}{reason}"
+
+    silence = time.time() - last_sign
+    ago = f"{_duration(silence)} ago"
     if run["host"] == platform.node():
-        if not _exists(run["pid"]):
-            return (
-                f"DEAD: its process ended without a word, at most {_duration(silent)} ago; start it"
-                " again to go on"
-            )
-        return (
-            f"alive: process {run['pid']} of this machine, last line {_duration(silent)} ago"
-            f" ({where})"
-        )
+        if _exists(run["pid"]):
+            return f"alive: process {run['pid']} of this machine, last line {ago} ({where})"
+        return f"DEAD: its process ended without a word, at most {ago}; start it again to go on"
     usual = run["log_every"] * run["batch_size"] / rate if rate else 0.0
-    if silent > max(_LATE * usual, _LATE_S):
-        return f"PROBABLY DEAD: no line for {_duration(silent)} ({where} of another machine)"
-    return f"alive: last line {_duration(silent)} ago ({where} of another machine)"
+    if silence > max(_LATE * usual, _LATE_SECONDS):
+        return f"PROBABLY DEAD: no line for {_duration(silence)} ({where} of another machine)"
+    return f"alive: last line {ago} ({where} of another machine)"
 
 
 def _exists(pid: int) -> bool:
@@ -85,11 +93,10 @@ def _exists(pid: int) -> bool:
 
 
 def _metrics(title: str, line: dict[str, float]) -> str:
-    left_out = ("step", "time", "images_per_second")
     values = ", ".join(
         f"{name.removeprefix('validation/')} {value:.4g}"
         for name, value in line.items()
-        if name not in left_out
+        if name not in ("step", "time", "images_per_second")
     )
     return f"{title}, step {line['step']:,}: {values}"
 

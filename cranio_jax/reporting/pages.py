@@ -54,7 +54,7 @@ def read_gallery(path: pathlib.Path) -> Gallery | None:
 
 
 def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """Writes report.html from the results, the log, the pictures and the reconstructions in `workdir`.
+    """Writes report.html from results, log, pictures and reconstructions in `workdir`.
 
     Raises InputError if there are no results.
     """

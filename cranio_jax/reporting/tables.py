@@ -97,7 +97,7 @@ def _columns(rows: Rows, *, signed: bool) -> tuple[list[str], list[tuple[str, li
 
 
 def tables(results: Scored) -> list[Table]:
-    """Returns all tables: pictures, differences, each embedder's and protocol's retrieval, costs."""
+    """Returns all tables: pictures, differences, each protocol's retrieval, costs."""
     parts = []
     if results.rows:
         title = f"Pictures: {counted(results)}"

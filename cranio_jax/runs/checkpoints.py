@@ -21,7 +21,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.files import buckets
 from cranio_jax.files.atomic import write_json
 
-# Sizes and sums of a checkpoint's files, in its own folder.
+# Sizes and check sums of a checkpoint's files, in its own folder.
 _SUMS = "cranio_jax_sums.json"
 # TensorStore's words for a bucket that is there and can't be read.
 _NO_ACCESS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE")
@@ -29,14 +29,19 @@ _NO_ACCESS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE")
 
 @functools.cache
 def _prepare_orbax() -> None:
-    # Devices that hold the same share the writing, by slices of each array; of small ones a slice takes longer than the whole.
+    # Devices that hold the same array share the writing, by slices. A slice of a small array takes
+    # longer than the whole.
     handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
     sys.unraisablehook = _unraisable
 
 
 def _unraisable(what: Any) -> None:
-    """Of a save that fails Orbax raises the first error; arrays that end later find its event loop closed, a traceback each."""
+    """Hides what follows a failed save.
+
+    Orbax raises the first error. Each array that ends later finds its event loop closed, and would
+    print a traceback.
+    """
     if not (
         isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"
     ):
@@ -44,10 +49,10 @@ def _unraisable(what: Any) -> None:
 
 
 class Checkpoints:
-    """Checkpoints in a folder, written in the background; usable in `with`, which waits for the last one.
+    """Checkpoints in a folder, written in the background. Leaving `with` waits for the last one.
 
-    Orbax gives a checkpoint its name when it is complete. Sums of its files are then put beside it, for what happens to them
-    later: what a disk has spoilt is not gone on from.
+    Orbax gives a checkpoint its name when it is complete. Check sums of its files are then written
+    beside it, so that a checkpoint that a disk has damaged later is not used.
     """
 
     def __init__(
@@ -57,15 +62,25 @@ class Checkpoints:
         keep_period: int | None = None,
         clean: bool = False,
     ):
-        """Opens or makes the folder; `clean` removes what a killed run has left half-written.
+        """Opens or makes the folder.
 
-        Raises InputError where the folder can't be written.
+        Args:
+          folder: of the checkpoints.
+          keep: how many of the newest to keep.
+          keep_period: keeps every checkpoint whose step divides by this; None for no others.
+          clean: removes what a killed run has left half-written.
+
+        Raises:
+          InputError: the folder can't be written.
         """
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, keep_period=keep_period or None, cleanup_tmp_directories=clean
         )
-        self._folder, self._damaged, self._sealing = folder, set(), None
-        self._local = not buckets.is_remote(folder)  # a bucket has sums of its own
+        self._folder = folder
+        self._damaged: set[int] = set()
+        self._sealing: threading.Thread | None = None
+        # A bucket has check sums of its own.
+        self._local = not buckets.is_remote(folder)
         _prepare_orbax()
         with self._written():
             self._manager = ocp.CheckpointManager(
@@ -75,8 +90,8 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind: type | None, *exc) -> None:
-        # An error on the way is worth more than one at the end.
+    def __exit__(self, kind: type | None, *exc: object) -> None:
+        # The first error says more than one of closing would.
         with contextlib.suppress(Exception) if kind else self._written():
             self._manager.close()
             self._seal()
@@ -89,11 +104,15 @@ class Checkpoints:
         return max(set(self._manager.all_steps()) - self._damaged, default=None)
 
     def save(self, step: int, state: Any, data_position: dict[str, Any]) -> None:
-        """Starts to write a state and the position in the data. Raises InputError where this or the one before can't be."""
+        """Starts to write a state and the position in the data.
+
+        Raises InputError if this one or the one before can't be written.
+        """
         if self.latest == step:
             return
         with self._written():
-            for damaged in sorted(self._damaged):  # Orbax keeps no step that is older than another
+            # Orbax would not save a step that is older than a damaged one.
+            for damaged in sorted(self._damaged):
                 self._manager.delete(damaged)
             self._damaged.clear()
             self._manager.wait_until_finished()
@@ -101,18 +120,18 @@ class Checkpoints:
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_position)
             )
-            with jax.transfer_guard_device_to_host("allow"):  # the one that is meant
+            with jax.transfer_guard_device_to_host("allow"):
                 self._manager.save(step, args=args, force=True)
 
     def restore(self, state: Any, shardings: Any) -> tuple[int, Any, dict[str, Any]]:
-        """The newest `(step, state, data position)` that is whole, placed as `shardings` says.
+        """Returns the newest `(step, state, data position)` that is whole.
 
         Args:
           state: shapes and types.
-          shardings: one for each leaf.
+          shardings: where each leaf is placed.
 
         Raises:
-          InputError: there are some, and none is whole.
+          InputError: no checkpoint is whole.
         """
         abstract = jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings
@@ -121,14 +140,14 @@ class Checkpoints:
             state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
         )
         while (step := self.latest) is not None:
-            spoilt = _spoilt(self._folder / str(step)) if cluster.is_first() else None
-            restored, why = None, f"{spoilt} is not as it was written"
-            if cluster.of_first(np.array(spoilt is None)):
+            changed = _changed_file(self._folder / str(step)) if cluster.is_first() else None
+            restored = None
+            why = f"{changed} is not as it was written"
+            if cluster.of_first(np.array(changed is None)):
+                # Orbax and TensorStore raise errors of many kinds on a damaged file.
                 try:
                     restored = self._manager.restore(step, args=args)
-                except (
-                    Exception
-                ) as error:  # Orbax and TensorStore raise what they like on a damaged file
+                except Exception as error:
                     why = _reason(error)
                     self._check_access(error)
             if cluster.all_agree(restored is not None):
@@ -139,7 +158,7 @@ class Checkpoints:
                 " before it is tried"
             )
         raise InputError(
-            f"no checkpoint in {self._folder} is whole; remove the folder to begin anew"
+            f"no checkpoint in {self._folder} is whole; remove the folder to start again"
         )
 
     def _check_access(self, error: Exception) -> None:
@@ -153,7 +172,7 @@ class Checkpoints:
             )
 
     def _seal(self) -> None:
-        """Starts to write the sums of the newest step, if they are not there."""
+        """Starts to write the check sums of the newest step, if they are missing."""
         step = self.latest
         if (
             step is None
@@ -169,35 +188,38 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[None]:
+        # The error may come from a thread of Orbax, and be of any kind.
         try:
             yield
-        except Exception as error:  # of a thread of Orbax, perhaps, which raises what it likes
-            kept = self.latest if hasattr(self, "_manager") else None
-            kept = (
-                f"; the newest whole checkpoint there is of step {kept}" if kept is not None else ""
-            )
-            raise InputError(f"{self._folder} can't be written ({_reason(error)}){kept}") from error
+        except Exception as error:
+            latest = self.latest if hasattr(self, "_manager") else None
+            rest = ""
+            if latest is not None:
+                rest = f"; the newest whole checkpoint there is of step {latest}"
+            raise InputError(f"{self._folder} can't be written ({_reason(error)}){rest}") from error
 
 
 def _sum(path: pathlib.Path) -> int:
-    found = 0
+    total = 0
     with path.open("rb") as file:
         while block := file.read(1 << 24):
-            found = zlib.crc32(block, found)
-    return found
+            total = zlib.crc32(block, total)
+    return total
 
 
 def _write_sums(folder: pathlib.Path) -> None:
-    with contextlib.suppress(OSError):  # it may be gone by now; and without sums it is trusted
+    # The checkpoint may be gone by now. Without sums it is trusted.
+    with contextlib.suppress(OSError):
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        write_json(
-            folder / _SUMS,
-            {str(path.relative_to(folder)): [path.stat().st_size, _sum(path)] for path in files},
-        )
+        sums = {str(path.relative_to(folder)): [path.stat().st_size, _sum(path)] for path in files}
+        write_json(folder / _SUMS, sums)
 
 
-def _spoilt(folder: pathlib.Path) -> str | None:
-    """The first file of a checkpoint that is not as it was written; None where all are, or nothing tells."""
+def _changed_file(folder: pathlib.Path) -> str | None:
+    """Returns the first file of a checkpoint that is not as it was written.
+
+    None if all are, or if there are no check sums.
+    """
     if not (folder / _SUMS).exists():
         return None
     for name, (size, total) in json.loads((folder / _SUMS).read_text()).items():
@@ -208,7 +230,7 @@ def _spoilt(folder: pathlib.Path) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """Why, in a few words: those of the OSError at the root, if there is one."""
+    """Returns why, in a few words: those of the OSError at the root, if there is one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

@@ -16,14 +16,14 @@ from cranio_jax.files import buckets
 
 
 def logged(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl, in the order of writing; of a last one that is half-written, nothing."""
+    """Returns lines of a run's metrics.jsonl, without a half-written last one."""
     path = workdir / "metrics.jsonl"
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 class _Lines:
-    """A file that grows by lines. In a bucket, where files can't grow, each line writes it whole."""
+    """A file that grows by lines. In a bucket, where files can't grow, each line writes it all."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path

@@ -1,4 +1,4 @@
-"""Where numbers come from."""
+"""Provenance: the configuration, versions, machine and commit that numbers come from."""
 
 import importlib.metadata
 import pathlib
@@ -10,64 +10,60 @@ from typing import Any
 import jax
 import ml_collections
 
+# Libraries whose versions are noted.
+_LIBRARIES = (
+    *("jax", "flax", "optax", "orbax-checkpoint", "clu", "grain", "tensorflow-datasets"),
+    *("numpy", "pillow"),
+)
+
 
 def public_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """A configuration without paths: they say more of the user than of the run."""
-
-    def nameless(part: str) -> str:
-        if "://" in part:
-            return part.rstrip("/").rpartition("/")[2]
-        path = pathlib.Path(part).expanduser()
-        return (
-            path.name if path.is_absolute() or path.exists() else part
-        )  # absolute ones are patterns, perhaps, or gone by now
-
-    def bare(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: bare(v) for name, v in value.items()}
-        if not isinstance(value, str):
-            return value
-        return ",".join(nameless(part) for part in value.split(","))
-
-    public = bare(config.to_dict())
-    public["data"]["data_dir"] = public["reconstruct"]["xrays"] = ""
+    """Returns a configuration without paths: they say more of the user than of the run."""
+    public = _without_paths(config.to_dict())
+    public["data"]["data_dir"] = ""
+    public["reconstruct"]["xrays"] = ""
     return public
 
 
+def _without_paths(value: Any) -> Any:
+    """Returns a copy in which each path is its last part; texts may hold several with commas."""
+    if isinstance(value, dict):
+        return {name: _without_paths(part) for name, part in value.items()}
+    if not isinstance(value, str):
+        return value
+    return ",".join(_last_part(part) for part in value.split(","))
+
+
+def _last_part(text: str) -> str:
+    if "://" in text:
+        return text.rstrip("/").rpartition("/")[2]
+    path = pathlib.Path(text).expanduser()
+    # An absolute path may be a pattern, or gone by now.
+    return path.name if path.is_absolute() or path.exists() else text
+
+
 def provenance(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Configuration, seed, versions, machine, commit."""
-    names = (
-        "jax",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "clu",
-        "grain",
-        "tensorflow-datasets",
-        "numpy",
-        "pillow",
-    )
+    """Returns `config`, `seed`, `versions`, `devices` and `commit`, as fields of results."""
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     return {
         "config": public_config(config),
         "seed": config.seed,
-        "versions": (
-            {name: importlib.metadata.version(name) for name in names}
-            | {"python": platform.python_version()}
-        ),
+        "versions": versions | {"python": platform.python_version()},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "commit": _commit(),
     }
 
 
 def _commit() -> str:
-    """Of the checkout; 'unknown' where there is no git, or no checkout."""
-    checkout = pathlib.Path(__file__).resolve().parents[2]
-    git = lambda *a: subprocess.run(
-        ["git", "-C", str(checkout), *a], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    """Returns the commit of the checkout; "unknown" without git or without a checkout."""
     if not shutil.which("git"):
         return "unknown"
-    commit = git("rev-parse", "HEAD") or "unknown"
-    return commit + (
-        " with uncommitted changes" if git("status", "--porcelain", "--untracked-files=no") else ""
-    )
+    commit = _git("rev-parse", "HEAD") or "unknown"
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return f"{commit} with uncommitted changes" if changed else commit
+
+
+def _git(*arguments: str) -> str:
+    checkout = pathlib.Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(checkout), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -1,6 +1,7 @@
-"""A method's state on the mesh: from our newest checkpoint, from published weights, or from scratch."""
+"""A method's state on the mesh: from a checkpoint, from published weights, or from scratch."""
 
 import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -13,10 +14,26 @@ from cranio_jax.runs.checkpoints import Checkpoints
 from cranio_jax.runs.workdir import check, read_identity
 
 
-def shardings_of(method: Method, mesh: jax.sharding.Mesh):
-    """`(shapes, shardings)`, each of `(state, frozen)`."""
+def shardings_of(method: Method, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
+    """Returns `(shapes, shardings)`, each of `(state, frozen)`."""
     shapes = jax.eval_shape(method.init, jax.eval_shape(lambda: jax.random.key(0)))
     return shapes, sharding.state_sharding(shapes, mesh)
+
+
+class Restored(NamedTuple):
+    """A state to go on from.
+
+    Attributes:
+      state: of the method.
+      frozen: parameters that are not trained.
+      step: how many steps are done.
+      position: of the batches; None at the start.
+    """
+
+    state: Any
+    frozen: Any
+    step: int
+    position: dict[str, int] | None
 
 
 def restore_or_init(
@@ -25,51 +42,62 @@ def restore_or_init(
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
     checkpoints: Checkpoints,
-):
-    """Returns `(state, frozen, step, position)`.
+) -> Restored:
+    """Returns the state of our newest checkpoint.
 
-    The state is that of our newest checkpoint, else it begins with another run's weights
-    (`train.init_from`), published ones or fresh ones. `position` is that of the batches, None at
-    the start.
+    Without one, the state begins with another run's weights (`train.init_from`), with published
+    ones, or with fresh ones. Raises InputError if weights can't be read or do not fit.
     """
     shapes, shardings = shardings_of(method, mesh)
-    fresh = checkpoints.latest is None
-    loaded = method.load(mesh, frozen_only=not fresh)
+    is_fresh = checkpoints.latest is None
+
+    # Weights that the state does not hold.
+    loaded = method.load(mesh, frozen_only=not is_fresh)
     if config.train.init_from:
-        began = read_identity(workdir)["weights"][initial.FIELD]
-        others = initial.load(config.train.init_from, began, shapes, shardings, not fresh)
+        mark = read_identity(workdir)["weights"][initial.FIELD]
+        others = initial.load(config.train.init_from, mark, shapes, shardings, not is_fresh)
         for name, params in others.items():
             network = name.removesuffix("_lora")
             loaded[network] = loaded.get(network, {}) | params
+
+    # `init` runs once. A CPU compiles it in half the time with few optimisations, to the same
+    # numbers; most of a small network's start is that.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    quickly = {"xla_backend_optimization_level": 1} if on_cpu else None
     key = sharding.random_key(config.seed, mesh)
-    # Run once: on a CPU the same numbers, compiled in half the time, which a small network's start is mostly spent on.
-    quickly = (
-        {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
-    )
-    compiled = lambda f, placed: jax.jit(
-        f, out_shardings=placed, donate_argnums=1, compiler_options=quickly
-    )
-    if fresh:
-        return *compiled(method.init, shardings)(key, loaded), 0, None
+    if is_fresh:
+        init = jax.jit(
+            method.init, out_shardings=shardings, donate_argnums=1, compiler_options=quickly
+        )
+        return Restored(*init(key, loaded), 0, None)
+
+    def init_frozen(key: jax.Array, loaded: Any) -> Any:
+        return method.init(key, loaded)[1]
+
     step, state, position = checkpoints.restore(shapes[0], shardings[0])
-    frozen = compiled(lambda key, loaded: method.init(key, loaded)[1], shardings[1])(key, loaded)
-    return state, frozen, step, position
+    init = jax.jit(
+        init_frozen, out_shardings=shardings[1], donate_argnums=1, compiler_options=quickly
+    )
+    return Restored(state, init(key, loaded), step, position)
 
 
-def restore(config: ml_collections.ConfigDict, workdir: pathlib.Path):
-    """`(method, mesh, state, frozen, step)` of the newest checkpoint. Raises InputError where there is none."""
+def restore(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> tuple[Method, jax.sharding.Mesh, Any, Any, int]:
+    """Returns `(method, mesh, state, frozen, step)` of the newest checkpoint.
+
+    Raises InputError if there is none, or it is another experiment's.
+    """
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     method = make_method(config)
     check(workdir, config, method)
-    if not (workdir / "checkpoints").is_dir():
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
         raise InputError(
             f"{workdir} holds no checkpoint; run job=train first, or name another --workdir"
         )
-    with Checkpoints(
-        workdir / "checkpoints", config.train.keep, config.train.keep_period
-    ) as checkpoints:
+    with Checkpoints(folder, config.train.keep, config.train.keep_period) as checkpoints:
         if checkpoints.latest is None:
-            raise InputError(
-                f"{workdir / 'checkpoints'} holds no complete checkpoint; run job=train first"
-            )
-        return method, mesh, *restore_or_init(method, mesh, config, workdir, checkpoints)[:3]
+            raise InputError(f"{folder} holds no complete checkpoint; run job=train first")
+        restored = restore_or_init(method, mesh, config, workdir, checkpoints)
+    return method, mesh, restored.state, restored.frozen, restored.step

@@ -1,4 +1,4 @@
-"""Which experiment a folder holds."""
+"""The experiment that a folder holds: what may change while it goes on, and what may not."""
 
 import copy
 import json
@@ -74,7 +74,7 @@ def identity(config: ml_collections.ConfigDict, method: Method) -> dict[str, Any
 
 
 def read_identity(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns the identity of the experiment in a folder, and its history; empty if there is none."""
+    """Returns the identity of the experiment in a folder with its history; empty without one."""
     path = workdir / "config.json"
     return json.loads(path.read_text()) if path.exists() else {}
 

@@ -1,4 +1,4 @@
-"""The latent cache: frozen networks' outputs for all records, computed once and kept beside them."""
+"""The latent cache: outputs of frozen networks for all records, kept beside these."""
 
 import dataclasses
 import hashlib

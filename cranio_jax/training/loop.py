@@ -27,7 +27,8 @@ from cranio_jax.runs.status import running
 from cranio_jax.runs.workdir import claim
 from cranio_jax.training import latent_cache
 
-# XLA's CPU compiler would merge what a step with `train.remat` computes twice, and keep it in memory.
+# XLA's CPU compiler would merge what a step with `train.remat` computes twice, and keep it in
+# memory.
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 State = dict[str, Any]

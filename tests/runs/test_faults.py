@@ -215,7 +215,7 @@ def test_no_whole_checkpoint(config, tmp_path):
         if path.is_file():
             path.write_bytes(b"")
     with pytest.raises(
-        InputError, match="no checkpoint in .* is whole; remove the folder to begin anew"
+        InputError, match="no checkpoint in .* is whole; remove the folder to start again"
     ):
         loop.train(config, tmp_path / "run")
 
