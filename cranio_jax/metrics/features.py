@@ -1,4 +1,4 @@
-"""What the user's files of weights let us measure: which networks they hold, and what these say of pictures and pairs."""
+"""Feature networks: which ones the user's files hold, and what they say of pictures and pairs."""
 
 import functools
 import glob
@@ -21,7 +21,10 @@ _UNPUBLISHED = " (unpublished heads)"
 
 
 def in_full_precision(method):
-    """Has the products of arrays that are traced inside computed in float32, where a GPU's own choice is TF32 and a TPU's bfloat16."""
+    """Returns a method whose traced products of arrays are computed in float32.
+
+    By default a GPU would use TF32 and a TPU bfloat16.
+    """
 
     @functools.wraps(method)
     def called(*args, **kwargs):
@@ -32,44 +35,53 @@ def in_full_precision(method):
 
 
 def find_weights(pattern: str) -> list[pathlib.Path]:
-    """Files of a comma-separated list of paths and glob patterns. Raises InputError where a part of it finds none."""
+    """Returns the files of a comma-separated list of paths and glob patterns.
+
+    Raises InputError if a part matches nothing.
+    """
     files = []
     for part in filter(None, (p.strip() for p in pattern.split(","))):
-        found = sorted(glob.glob(str(pathlib.Path(part).expanduser())))
-        if not found:
+        names = sorted(glob.glob(str(pathlib.Path(part).expanduser())))
+        if not names:
             raise InputError(f"evaluate.weights: {part}: no such file")
-        files += [pathlib.Path(name) for name in found if pathlib.Path(name).is_file()]
+        files += [path for path in map(pathlib.Path, names) if path.is_file()]
     return files
 
 
 class Features:
-    """The feature networks of an evaluation, in float32; none where no weights are given.
+    """The feature networks of an evaluation, in float32; none without weights.
 
     Attributes:
-      trunks: of LPIPS, by name; their last features give Frechet and kernel distances.
-      heads: the trunks whose heads are known too, for LPIPS itself.
-      embedders: by the name of their metric.
-      has_inception: whether FID, KID and the Inception score can be had.
+      trunks: names of LPIPS's trunks; their last features give Fréchet and kernel distances.
+      heads: the trunks that have heads too, for LPIPS itself.
+      embedders: by the key of their metric.
+      has_inception: True if FID, KID and the Inception score can be computed.
       sha256: of each file, by what it holds.
     """
 
     def __init__(self, weights: str, crop: tuple[float, float, float, float]):
-        """`weights`: files, comma-separated, with wildcards; `crop`: what published embedders see of a picture.
+        """Recognises the files; nothing is loaded.
 
-        Raises InputError, naming the file, where one is missing, damaged, of nothing known, or a second of its kind.
+        Args:
+          weights: files, with commas and wildcards.
+          crop: (top, left, height, width) of the part that published embedders see, in parts of the
+            picture.
+
+        Raises:
+          InputError: a file is missing, damaged, unknown, or the second of its kind.
         """
         alignment.check_crop(crop, "evaluate.crop")
         self._crop = crop
         self.embedders: dict[str, pretrained.Embedder] = {}
         self.sha256: dict[str, str] = {}
-        # Which files each network is read from, and as what.
+        # The files that each network is read from, and what they hold.
         self._files: dict[str, list[tuple[pathlib.Path, pretrained.Kind]]] = {}
         self._networks: dict[str, Network] = {}
         for file in find_weights(weights):
             digest = pretrained.check_hash(file)
             for kind in pretrained.kinds_of(file):
                 self._add(file, kind, digest)
-        # A file with the heads of all trunks may hold some that no trunk is there for.
+        # A file with the heads of all trunks may hold heads of a trunk that is missing.
         for trunk in set(self._kinds("heads")) - set(self._kinds("trunk")):
             del self.sha256[self._kinds("heads")[trunk].title], self._files[trunk]
         self.has_inception = bool(self._kinds("inception"))
@@ -96,12 +108,12 @@ class Features:
         self._files.setdefault(network, []).append((file, kind))
 
     def _kinds(self, part: str) -> dict[str, pretrained.Kind]:
-        """The networks of which the files hold this part."""
+        """Returns the kinds of files that hold this part, by network."""
         kinds = [kind for held in self._files.values() for _, kind in held]
         return {kind.network: kind for kind in kinds if kind.part == part}
 
     def lpips_part(self, trunk: str) -> str:
-        """Returns what LPIPS of a trunk is called, which says so if the heads are not the published ones."""
+        """Returns the name of LPIPS with a trunk; it tells if the heads are not published ones."""
         return trunk + ("" if self._kinds("heads")[trunk].published else _UNPUBLISHED)
 
     @staticmethod
@@ -114,8 +126,9 @@ class Features:
         return self._networks[name].bind(params[name])
 
     def load(self, mesh: jax.sharding.Mesh) -> dict[str, dict[str, Array]]:
-        """Parameters by network, on every device."""
-        everywhere, loaded = sharding.replicated(mesh), {}
+        """Returns parameters by network, on every device."""
+        everywhere = sharding.replicated(mesh)
+        loaded: dict[str, dict[str, Array]] = {}
         for name, network in self._networks.items():
             loaded[name] = {}
             for file, kind in self._files[name]:
@@ -125,49 +138,48 @@ class Features:
                         shapes, own = pretrained.pick(shapes, own)
                     places = dict.fromkeys(shapes, everywhere)
                     loaded[name] |= pretrained.load(shapes, own, places, file.name)
+            # A trunk may lack heads, which then are not called.
             for path, shape in network.shapes().items():
-                if path not in loaded[name]:  # a trunk without heads, which then are not called
-                    loaded[name][path] = jax.jit(
-                        lambda shape=shape: jnp.zeros(shape), out_shardings=everywhere
-                    )()
+                if path not in loaded[name]:
+                    zeros = functools.partial(jnp.zeros, shape)
+                    loaded[name][path] = jax.jit(zeros, out_shardings=everywhere)()
         return loaded
 
     @property
     def distributions(self) -> dict[str, int]:
-        """The networks whose features make Frechet and kernel distances, and how many features these are."""
-        return ({"inception": 2048} if self.has_inception else {}) | {
-            trunk: models.TRUNKS[trunk][1][-1] for trunk in self.trunks
-        }
+        """The width of the features for Fréchet and kernel distances, by network."""
+        widths = {trunk: models.TRUNKS[trunk][1][-1] for trunk in self.trunks}
+        return {"inception": 2048} | widths if self.has_inception else widths
 
     @in_full_precision
     def embed(self, params: Any, pictures: Num[Array, "b h w 3"]) -> dict[str, Float[Array, "b d"]]:
-        """Each embedder's vectors."""
-        x, found = pictures.astype(jnp.float32) / 127.5 - 1.0, {}
+        """Returns each embedder's vectors of pictures in [0, 255]."""
+        x = pictures.astype(jnp.float32) / 127.5 - 1.0
+        vectors = {}
         for name, embedder in self.embedders.items():
-            network = self._networks[name].bind(params[name])
-            found[name] = network(
-                alignment.crop_face(x, embedder.crop or self._crop, network.height, network.width)
-            )
-        return found
+            network = self.bind(name, params)
+            crop = embedder.crop or self._crop
+            vectors[name] = network(alignment.crop_face(x, crop, network.height, network.width))
+        return vectors
 
     @in_full_precision
     def describe(self, params: Any, pictures: Num[Array, "b h w 3"]) -> dict[str, Any]:
-        """What the networks make of pictures: `(batch, width)` features and vectors by network, `logits`, and `taps` by trunk.
+        """Returns the networks' outputs for pictures in [0, 255].
 
-        Pictures are in [0, 255]. Raises InputError if they are too small for one of the networks.
+        These are `(batch, width)` features and vectors by network, `logits` of the Inception, and
+        `taps` by trunk, for LPIPS. Raises InputError if the pictures are too small for a network.
         """
-        found = self.embed(params, pictures) | {"taps": {}}
+        outputs: dict[str, Any] = self.embed(params, pictures) | {"taps": {}}
         if self.has_inception:
-            found["inception"], found["logits"] = self._networks["inception"].bind(
-                params["inception"]
-            )(pictures)
+            inception = self.bind("inception", params)
+            outputs["inception"], outputs["logits"] = inception(pictures)
         for trunk in self.trunks:
-            network = self._networks[trunk].bind(params[trunk])
+            network = self.bind(trunk, params)
             taps = network.describe(pictures.astype(jnp.float32) / 127.5 - 1.0)
-            found[trunk] = network.summary(taps)
+            outputs[trunk] = network.summary(taps)
             if trunk in self.heads:
-                found["taps"][trunk] = taps
-        return found
+                outputs["taps"][trunk] = taps
+        return outputs
 
     def pair_metrics(
         self, height: int, width: int, masked: bool
@@ -204,7 +216,7 @@ class Features:
         return False
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises InputError if pictures of that many pixels are too small for one of the networks."""
+        """Raises InputError if pictures of that size are too small for one of the networks."""
         for trunk in self.trunks:
             models.check_side(trunk, height, width)
         for embedder in self.embedders.values():
@@ -212,7 +224,7 @@ class Features:
 
     @staticmethod
     def too_small(height: int, width: int) -> dict[str, str]:
-        """Returns what the main metrics that can't be had at that size would need, by their names."""
+        """Returns what the main metrics that are missing at that size need, by their names."""
         return {
             metric.name: (
                 f"pictures of at least {metric.least_side} x {metric.least_side} pixels, "
@@ -226,11 +238,11 @@ class Features:
     def compare(
         self, params: Any, a: Any, b: Any, faces: Any, truth: Any, where: Any = None
     ) -> dict[str, Float[Array, "b"]]:
-        """Each pair's metrics.
+        """Returns each pair's metrics, by their keys in results.
 
         Args:
           params: from `load`.
-          a, b: what `describe` gave of `faces` and `truth`.
+          a, b: what `describe` gives for `faces` and `truth`.
           faces, truth: `(batch, height, width, 3)` uint8.
           where: `(batch, height, width, 1)`, not 0 at the true head, if that is known.
         """
