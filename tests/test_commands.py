@@ -176,12 +176,12 @@ def settings(block, **fields):
     return [f"--config.{block}.{name}={value}" for name, value in fields.items()]
 
 
-def differences(there, here, prefix="--config."):
-    """Yields the flags that turn the configuration `there` into `here`."""
-    for name, value in here.items():
+def differences(source, target, prefix="--config."):
+    """Yields the flags that turn the configuration `source` into `target`."""
+    for name, value in target.items():
         if isinstance(value, ml_collections.ConfigDict):
-            yield from differences(there.get(name, {}), value, f"{prefix}{name}.")
-        elif name != "name" and there.get(name) != value:
+            yield from differences(source.get(name, {}), value, f"{prefix}{name}.")
+        elif name != "name" and source.get(name) != value:
             yield f"{prefix}{name}={value}"
 
 
@@ -236,26 +236,31 @@ def quick_steps(monkeypatch):
 
 
 def test_demo(config, desk, capsys):
+    # Train and score.
     demo = tiny(config, "demo")
     workdir = run("demo", *demo)
     names = {"results.json", "table.md", "table.tex", "report.html", "checkpoints", "faces"}
     assert names <= {path.name for path in workdir.iterdir()}
     assert not json.loads((workdir / "results.json").read_text())["retrieval"]
 
+    # Score again with an embedder.
     embedder = run("embedder", *tiny(config, "arcface", channels=4, height=16, width=16))
     run("score again", *demo)
     assert json.loads((workdir / "results.json").read_text())["retrieval"]
 
+    # Read the state of the run.
     capsys.readouterr()
     run("status", **{"/tmp/two": "cranio"})
     assert "step 6 of 6" in capsys.readouterr().out
 
+    # Reconstruct faces from X-rays.
     (desk / "xrays").mkdir()
     for side in (60, 90):
         Image.linear_gradient("L").resize((70, side)).save(desk / "xrays" / f"{side}.png")
     run("reconstruct", *demo)
     assert len(list(workdir.rglob("sheet.png"))) == 2
 
+    # Score two folders of pictures.
     for folder in ("MADE", "REAL"):
         (desk / folder).mkdir()
         for number, subject in enumerate(("ann", "bob", "eve")):
@@ -512,7 +517,8 @@ def test_a_comparison_again(desk, monkeypatch):
 def tiny_networks(monkeypatch):
     """Gives Stable Diffusion 1.5 few channels and layers."""
     small = dict(layers_per_block=1, block_out_channels=(32, 32))
-    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    down = ("CrossAttnDownBlock2D", "DownBlock2D")
+    up = ("UpBlock2D", "CrossAttnUpBlock2D")
     monkeypatch.setattr(sd15, "UNET", sd15.UNET | small | dict(down_block_types=down))
     monkeypatch.setattr(sd15, "UP", dict(up_block_types=up))
     small["block_out_channels"] *= 2
@@ -645,7 +651,8 @@ def test_an_authors_file_is_where_training_starts(tmp_path, config):
     """Loads a file by the flag of a page, and compares the network's values with the file's."""
     small = tiny(config, "pix2pix", channels=4, discriminator_layers=1)
     method = make_method(read("pix2pix", *small))
-    rng, shapes = np.random.default_rng(0), method.networks["G"].shapes()
+    rng = np.random.default_rng(0)
+    shapes = method.networks["G"].shapes()
     params = {path: rng.random(shape, np.float32) for path, shape in shapes.items()}
     with open(tmp_path / "latest_net_G.pth", "wb") as file:
         tensors = dict(tensors_of(params))
