@@ -1,4 +1,4 @@
-"""Every command of the documentation is covered here, and run with tiny settings behind it."""
+"""Runs every command of the documentation, with tiny settings added to it."""
 
 import ast
 import contextlib
@@ -55,7 +55,8 @@ from tests.pretrained.conftest import write_pipeline
 
 PROGRAM = r"python -m cranio_jax\.main --config=configs/"
 STUDY = r"python launch/study\.py --study=configs/"
-# What is run below, by the name that it has there. Each expression matches one command as a whole.
+# Commands that are run below, by the name that they have there. Each expression matches one command
+# as a whole.
 RUN_HERE = {
     "demo": rf"{PROGRAM}demo\.py --workdir=/tmp/cranio",
     "embedder": rf"{PROGRAM}arcface\.py .*",
@@ -102,10 +103,12 @@ KINDS = {
     "install": r"pip install .*",
     "slurm dry": r"DRY_RUN=1 bash launch/slurm\.sbatch \.\.\.",
 }
-# What is run elsewhere: by continuous integration, or by tests with a storage server of their own,
-# which needs no login and gets its records from the program.
+# Commands that are run elsewhere: by continuous integration, or by tests with a storage server,
+# which needs no login and gets its records from the program. Each has the file and words of it.
 ELSEWHERE = {
     r"python -m pytest -q -n 2": (".ci/run", "<!-- test command -->"),
+    r"ruff check \.": (".ci/run", "ruff check ."),
+    r"ruff format --check \.": (".ci/run", "ruff format --check ."),
     r"gcloud auth application-default login": ("tests/files/test_buckets.py", "def server"),
     r"gcloud storage cp -r records gs://.*": ("tests/files/test_buckets.py", "def published"),
     r"tfds build --data_dir=gs://.*": (
@@ -116,17 +119,18 @@ ELSEWHERE = {
 
 
 @functools.cache
-def found():
-    """Each command of the documentation once."""
+def documented_commands():
+    """Returns each command of the documentation once."""
     return sorted({command for text in pages().values() for command in commands_of(text)})
 
 
 def covered_by(expression):
-    return [text for text in found() if re.fullmatch(expression, text, re.DOTALL)]
+    """Returns the commands that an expression matches as a whole."""
+    return [text for text in documented_commands() if re.fullmatch(expression, text, re.DOTALL)]
 
 
 def command(name):
-    """The command of the documentation that an entry covers."""
+    """Returns the command of the documentation that an entry of RUN_HERE covers."""
     (text,) = covered_by(RUN_HERE[name])
     return text
 
@@ -137,7 +141,7 @@ def test_each_command_is_covered():
     covered = {name: covered_by(expression) for name, expression in entries.items()}
     assert not [name for name, texts in covered.items() if not texts]
     assert not [name for name in RUN_HERE if len(covered[name]) > 1]
-    assert sorted(text for texts in covered.values() for text in texts) == found()
+    assert sorted(text for texts in covered.values() for text in texts) == documented_commands()
     source = pathlib.Path(__file__).read_text()
     assert not [name for name in RUN_HERE | KINDS if source.count(f'"{name}"') < 2]
     for file, words in ELSEWHERE.values():
@@ -145,7 +149,7 @@ def test_each_command_is_covered():
 
 
 def parse(*arguments):
-    """The configuration and the workdir that the program's arguments say."""
+    """Returns the configuration and the workdir that the program's arguments set."""
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
@@ -154,14 +158,14 @@ def parse(*arguments):
 
 
 def run(name, *tiny, **places):
-    """Runs a command of the program here with tiny settings behind it; returns its workdir.
+    """Runs a command of the program with tiny settings added; returns its workdir.
 
-    `places` are put where their names stand in the command.
+    `places` replaces the placeholders of the command, such as DIR, by the values here.
     """
     text = command(name).removeprefix("python -m cranio_jax.main ")
     places = places | {"/tmp/": ""}
     names = "|".join(sorted(places, key=len, reverse=True))
-    text = re.sub(f"=({names})", lambda found: f"={places[found[1]]}", text)
+    text = re.sub(f"=({names})", lambda match: f"={places[match[1]]}", text)
     config, workdir = parse(*shlex.split(text), *tiny)
     folder = buckets.open_folder(workdir, "--workdir")
     main.run(config, folder)
@@ -172,17 +176,20 @@ def settings(block, **fields):
     return [f"--config.{block}.{name}={value}" for name, value in fields.items()]
 
 
-def differences(there, here, prefix="--config."):
-    """Flags that make of the configuration `there` the one that is `here`."""
-    for name, value in here.items():
+def differences(source, target, prefix="--config."):
+    """Yields the flags that turn the configuration `source` into `target`."""
+    for name, value in target.items():
         if isinstance(value, ml_collections.ConfigDict):
-            yield from differences(there.get(name, {}), value, f"{prefix}{name}.")
-        elif name != "name" and there.get(name) != value:
+            yield from differences(source.get(name, {}), value, f"{prefix}{name}.")
+        elif name != "name" and source.get(name) != value:
             yield f"{prefix}{name}={value}"
 
 
 def tiny(config, name, **changes):
-    """Flags for configs/NAME.py at its smallest: what other tests compile is not compiled again."""
+    """Returns flags that make configs/NAME.py as small as the configuration of other tests.
+
+    Programs that those tests compiled are then not compiled again.
+    """
     module = importlib.import_module(f"configs.{name}")
     smallest = config if name == "demo" else module.get_config("smoke")
     smallest.data = config.data
@@ -191,7 +198,7 @@ def tiny(config, name, **changes):
 
 
 def script(monkeypatch, module, text, *more):
-    """Runs the main function of one of launch/ as a command says, with `more` behind."""
+    """Runs the main function of a module in launch/ with a command's flags, and `more` flags."""
     words = shlex.split(text.removeprefix("python "))
     monkeypatch.setattr("sys.argv", [*words, *more])
     module.main()
@@ -199,17 +206,17 @@ def script(monkeypatch, module, text, *more):
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """An empty current folder."""
+    """Changes to an empty folder, and returns it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def quick_steps(monkeypatch):
-    """Steps of training that only count, since compiling real ones takes long; the batches' shapes.
+    """Replaces training steps by ones that only count; returns the shapes of their batches.
 
-    `test_demo` has real ones; the methods' own tests and the smallest study, which continuous
-    integration runs, have those of each method.
+    Compiling real steps takes long. `test_demo` runs real ones; the methods' tests and the
+    smallest study, which continuous integration runs, run those of each method.
     """
     seen = []
 
@@ -229,26 +236,31 @@ def quick_steps(monkeypatch):
 
 
 def test_demo(config, desk, capsys):
+    # Train and score.
     demo = tiny(config, "demo")
     workdir = run("demo", *demo)
     names = {"results.json", "table.md", "table.tex", "report.html", "checkpoints", "faces"}
     assert names <= {path.name for path in workdir.iterdir()}
     assert not json.loads((workdir / "results.json").read_text())["retrieval"]
 
+    # Score again with an embedder.
     embedder = run("embedder", *tiny(config, "arcface", channels=4, height=16, width=16))
     run("score again", *demo)
     assert json.loads((workdir / "results.json").read_text())["retrieval"]
 
+    # Read the state of the run.
     capsys.readouterr()
     run("status", **{"/tmp/two": "cranio"})
     assert "step 6 of 6" in capsys.readouterr().out
 
+    # Reconstruct faces from X-rays.
     (desk / "xrays").mkdir()
     for side in (60, 90):
         Image.linear_gradient("L").resize((70, side)).save(desk / "xrays" / f"{side}.png")
     run("reconstruct", *demo)
     assert len(list(workdir.rglob("sheet.png"))) == 2
 
+    # Score two folders of pictures.
     for folder in ("MADE", "REAL"):
         (desk / folder).mkdir()
         for number, subject in enumerate(("ann", "bob", "eve")):
@@ -265,7 +277,7 @@ def test_demo(config, desk, capsys):
 
 
 def test_processes(monkeypatch, capsys):
-    """What the launcher would start; test_processes.py starts two."""
+    """Parses the commands that the launcher would start; test_processes.py starts two."""
     script(monkeypatch, local_processes, command("processes").replace(" -- ", " --dry-run -- "))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all("device_count=4" in line for line in lines)
@@ -278,7 +290,7 @@ def test_processes(monkeypatch, capsys):
 
 
 def feature_file(title):
-    """Random positive weights of a published network."""
+    """Returns random positive weights with the shapes of a published network."""
     shapes = next(kind.shapes for kind in kinds() if title in kind.title)
     return {key: torch.rand(shape) / 100 for key, shape in shapes.items()}
 
@@ -303,7 +315,7 @@ STABLE_DIFFUSION = [
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with small files by the names that the commands say."""
+    """Returns a folder with small files, which have the names in the commands."""
     folder = tmp_path_factory.mktemp("files")
     write_pipeline(folder / "FOLDER", "1.5", control=False)
     (folder / "FOLDER_OR_HUB_ID").symlink_to(folder / "FOLDER")
@@ -332,7 +344,7 @@ def test_stable_diffusion(files, records, quick_steps, monkeypatch):
 
 
 def drafted(name):
-    """Runs a draft as a shell would, which opens the file first; returns the list."""
+    """Runs a draft as a shell would, which opens the file first; returns the list's path."""
     source, target = command(name).split(" draft ")[-1].split()[-3::2]
     with open(target, "w") as file, contextlib.redirect_stdout(file):
         draft.main(source)
@@ -340,7 +352,7 @@ def drafted(name):
 
 
 def write_people(folder):
-    """Six people's X-rays and photographs, a folder each."""
+    """Writes X-rays and photographs of six people, one folder each."""
     for number in range(6):
         person = folder / f"person{number}"
         person.mkdir(parents=True)
@@ -354,14 +366,14 @@ def write_people(folder):
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory):
-    """A folder with a hospital and its list, as the commands make it."""
+    """Returns a folder with a hospital and its list, as the commands make them."""
     place = tmp_path_factory.mktemp("own")
     write_people(place / "hospital")
     with contextlib.chdir(place):
         people = drafted("draft")
     rows = list(csv.DictReader(people.open() if people.is_absolute() else (place / people).open()))
     assert len(rows) == 12 and not any(row["sex"] for row in rows)
-    # What it could not know is filled in.
+    # Fill in what the draft could not know.
     with open(place / people, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -403,7 +415,7 @@ def test_a_draft_of_another_folder(desk):
 
 
 def test_the_public_set(public_set, quick_text, desk, monkeypatch):  # noqa: F811
-    """Text is looked for in three X-rays only, in this process."""
+    """Searches three X-rays only for text, in this process."""
     monkeypatch.setattr(staging.loky, "ProcessPoolExecutor", futures.ThreadPoolExecutor)
     workdir = run("public set", *settings("data.settings", size=64), FOLDER=public_set)
     assert json.loads((workdir / "inspect.json").read_text())["xrays"] == 102
@@ -411,7 +423,7 @@ def test_the_public_set(public_set, quick_text, desk, monkeypatch):  # noqa: F81
 
 @pytest.fixture
 def rank_promotion():
-    """As data_builders has it."""
+    """Allows rank promotion, as the tests of data_builders do."""
     with jax.numpy_rank_promotion("allow"):
         yield
 
@@ -427,7 +439,7 @@ def test_a_head_to_look_at(desk, rank_promotion, monkeypatch):
 def test_the_builder_in_python(config, records):
     from cranio_jax import data
 
-    data.make_builder(config.data)  # as other tests need them
+    data.make_builder(config.data)  # the records that other tests use too
     text = command("builder")
     ready = f"phantom.make_config(size=32, subjects=24), data_dir={str(records)!r}"
     names = {}
@@ -460,7 +472,7 @@ def test_the_search_for_text(desk, monkeypatch, capsys):
 
 
 def cells_of(name):
-    """The cells of a study's command."""
+    """Returns the cells of a study's command."""
     words = shlex.split(command(name))
     (configuration,) = (word.partition("=")[2] for word in words if word.startswith("--study="))
     more = [word for word in words if word.startswith("--config.")]
@@ -471,7 +483,7 @@ def cells_of(name):
 
 @pytest.mark.parametrize("name", ["study", "study published", "study judge", "study paper"])
 def test_studies(name, desk, monkeypatch, capsys):
-    """The cells are listed, and their flags are known; CI runs the smallest study."""
+    """Lists the cells and parses their flags; CI runs the smallest study."""
     script(monkeypatch, study, command(name).replace("--cell=K", "--cell=1"), "--list")
     lines = capsys.readouterr().out.splitlines()
     cells = cells_of(name)
@@ -503,9 +515,10 @@ def test_a_comparison_again(desk, monkeypatch):
 
 @pytest.fixture
 def tiny_networks(monkeypatch):
-    """Stable Diffusion 1.5 with few channels and layers."""
+    """Gives Stable Diffusion 1.5 few channels and layers."""
     small = dict(layers_per_block=1, block_out_channels=(32, 32))
-    down, up = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    down = ("CrossAttnDownBlock2D", "DownBlock2D")
+    up = ("UpBlock2D", "CrossAttnUpBlock2D")
     monkeypatch.setattr(sd15, "UNET", sd15.UNET | small | dict(down_block_types=down))
     monkeypatch.setattr(sd15, "UP", dict(up_block_types=up))
     small["block_out_channels"] *= 2
@@ -515,7 +528,7 @@ def tiny_networks(monkeypatch):
 
 
 def test_parity(monkeypatch, capsys):
-    """It has no smaller networks; that its flags are known."""
+    """Checks the flags only, because the program has no smaller networks."""
     with pytest.raises(SystemExit) as ended:
         script(monkeypatch, parity, command("parity"), "--size=64", "--help")
     assert ended.value.code == 0 and "--size" in capsys.readouterr().out
@@ -523,7 +536,7 @@ def test_parity(monkeypatch, capsys):
 
 def test_scaling(tiny_networks, monkeypatch, capsys):
     def kept(method, state, frozen, batch):
-        """As if each picture took a gigabyte; test_scaling.py looks at what is counted."""
+        """Pretends that a picture takes a gigabyte; test_scaling.py tests the real count."""
         return 10**9 * len(batch["xray"])
 
     monkeypatch.setattr(scaling, "kept_for_backward", kept)
@@ -543,7 +556,7 @@ def test_scaling(tiny_networks, monkeypatch, capsys):
     ],
 )
 def test_benchmarks(name, small, monkeypatch, desk, capsys):
-    """In this process."""
+    """Measures in this process instead of a child process."""
     monkeypatch.setattr(benchmark, "child", benchmark.measure)
     script(monkeypatch, benchmark, command(name), *small, "--repeats=1", "--output=figures.json")
     lines = json.loads((desk / "figures.json").read_text())
@@ -554,7 +567,7 @@ def test_benchmarks(name, small, monkeypatch, desk, capsys):
 
 
 def started_by(text, **variables):
-    """The configuration and the workdir that a launcher would start the program with."""
+    """Returns the configuration and the workdir with which a launcher would start the program."""
     environment = os.environ | variables
     words = ["bash", "-c", text]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -567,13 +580,13 @@ def test_launchers():
     config, workdir = started_by(command("pod").replace(" -- ", " --dry-run -- "))
     assert (workdir, config.data.data_dir) == ("gs://BUCKET/RUN", "gs://BUCKET/records")
     (dry,) = covered_by(KINDS["slurm dry"])
-    given = command("slurm").partition("slurm.sbatch ")[2]
-    config, workdir = started_by(dry.replace("...", given))
+    arguments = command("slurm").partition("slurm.sbatch ")[2]
+    config, workdir = started_by(dry.replace("...", arguments))
     assert (workdir, config.name) == ("/shared/RUN", "cranio_diff")
 
 
 def test_what_can_be_installed():
-    """Extras that are named exist; CI installs the one of the tests."""
+    """Checks that the extras exist; CI installs the one of the tests."""
     (extras,) = (
         ast.literal_eval(keyword.value)
         for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
@@ -592,7 +605,7 @@ def test_what_can_be_installed():
 
 
 def accepts(name, words):
-    """Whether the flags are known to configs/NAME.py; those without a value only need a field."""
+    """Returns True if configs/NAME.py knows the flags; those without a value only need a field."""
     try:
         config, _ = parse(f"--config=configs/{name}.py", *(w for w in words if not w.endswith("=")))
         for word in words:
@@ -635,15 +648,16 @@ def read(name, *words):
 
 
 def test_an_authors_file_is_where_training_starts(tmp_path, config):
-    """The README's flag, by the values that the network then has."""
+    """Loads a file by the flag of a page, and compares the network's values with the file's."""
     small = tiny(config, "pix2pix", channels=4, discriminator_layers=1)
     method = make_method(read("pix2pix", *small))
-    rng, shapes = np.random.default_rng(0), method.networks["G"].shapes()
+    rng = np.random.default_rng(0)
+    shapes = method.networks["G"].shapes()
     params = {path: rng.random(shape, np.float32) for path, shape in shapes.items()}
     with open(tmp_path / "latest_net_G.pth", "wb") as file:
         tensors = dict(tensors_of(params))
         torch.save({key: torch.tensor(np.asarray(value)) for key, value in tensors.items()}, file)
-    (flag,) = {code for code in inline_of(pages()["README.md"]) if ".files.G=" in code}
+    (flag,) = {code for text in pages().values() for code in inline_of(text) if ".files.G=" in code}
     flag = flag.replace("latest_net_G.pth", str(tmp_path / "latest_net_G.pth"))
     loaded = make_method(read("pix2pix", *small, flag)).load(
         sharding.make_mesh(), frozen_only=False
@@ -676,7 +690,7 @@ def test_a_schedule_from_flags(words, prediction, no_signal):
 
 
 def test_a_rate_of_its_own():
-    """An update of one network is a tenth of the other's."""
+    """Checks that one network's update is a tenth of the other's."""
     for words in (
         ["--config.method.learning_rates.unet=2e-4"],
         ["--config.method.learning_rates.unet", "2e-4"],
@@ -735,5 +749,6 @@ def test_fields_that_can_not_be_set(name, words, message):
 )
 def test_fields_that_can_be_set(name, word, value):
     block, _, field = word.partition("=")[0].removeprefix("method.").rpartition(".")
-    found = read(name, f"--config.{word}").method[block][field]
-    assert found == value and type(found) is type(value)
+    setting = read(name, f"--config.{word}").method[block][field]
+    assert setting == value
+    assert type(setting) is type(value)
