@@ -11,7 +11,6 @@ from data_builders.images import files
 from data_builders.images.dicom_pixels import Form
 from data_builders.images.grey_files import usable_aspect
 
-
 # The most trusted first.
 _ASPECTS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 
