@@ -20,9 +20,7 @@ from data_builders.errors import UnreadableError
 from data_builders.rendering import surface, xray
 from data_builders.rendering.volume import VIEWS, Frame, Volume, voxel_for
 from data_builders.volumes import plausible, reading
-from data_builders.volumes.scan import MAX_VOXELS
-
-AIR = plausible.AIR
+from data_builders.volumes.scan import AIR, MAX_VOXELS
 
 
 class Head(NamedTuple):
@@ -130,7 +128,7 @@ def _isolated(head: Volume) -> Volume:
     # The erosion cuts thin contacts between head and headrest. The dilation restores them only
     # within the head.
     values = np.asarray(head.values)
-    body = ndimage.binary_erosion(values > -300.0, iterations=2)
+    body = ndimage.binary_erosion(values > plausible.BODY, iterations=2)
     labels, count = ndimage.label(body)
     if not count:
         raise UnreadableError("holds nothing but air")
@@ -153,7 +151,7 @@ def boxed(head: Volume) -> Volume:
     """Returns a head in a box of one size for all heads, whose middle a picture shows."""
     # The box, in voxels of the volume.
     spacing = float(head.spacing[0])
-    solid = np.asarray(head.values) > -300.0
+    solid = np.asarray(head.values) > plausible.BODY
     lows = []
     highs = []
     origin = []
