@@ -205,11 +205,11 @@ def _nrrd_scan(header: Mapping[str, Any], values: Array) -> Scan:
     # Without directions of the array's axes.
     directions = header.get("space directions")
     spacings = header.get("spacings")
-    if directions is None and spacings is None:
-        raise UnreadableError(
-            "does not state the size of its voxels (spacings or space directions)"
-        )
     if directions is None:
+        if spacings is None:
+            raise UnreadableError(
+                "does not state the size of its voxels (spacings or space directions)"
+            )
         missing = "`space directions` is absent" if name else "`space` is absent"
         return Scan(values, np.diag([*np.abs(spacings[:3]), 1.0]), [], missing)
 

@@ -2,7 +2,7 @@
 
 import pathlib
 import warnings
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, cast
 
 import nibabel
 import numpy as np
@@ -100,9 +100,10 @@ def _dtype(header: AnalyzeHeader) -> np.dtype:
     """Returns the type of the stored values. Raises UnreadableError for one that no CT has."""
     code = int(header["datatype"])
     try:
-        dtype = header._data_type_codes.dtype[code].newbyteorder(header.endianness)
+        dtype = cast(np.dtype, header._data_type_codes.dtype[code])
     except KeyError:
         raise UnreadableError(f"has a datatype ({code}) that nobody knows") from None
+    dtype = dtype.newbyteorder(header.endianness)
     if dtype.kind not in "iuf" or not dtype.itemsize:
         name = header._data_type_codes.label[code]
         raise UnreadableError(f"holds {name} values in place of CT numbers")
@@ -112,9 +113,11 @@ def _dtype(header: AnalyzeHeader) -> np.dtype:
 def _offset(header: AnalyzeHeader, pair: bool) -> int:
     """Returns the bytes before the values. Raises UnreadableError for an impossible number."""
     offset = float(header["vox_offset"])
-    if not offset and not pair:
-        return header.single_vox_offset
-    lowest = 0 if pair else header.single_vox_offset
+    lowest = 0
+    if isinstance(header, nibabel.Nifti1Header) and not pair:
+        lowest = header.single_vox_offset
+    if not offset:
+        return lowest
     if not np.isfinite(offset) or offset != int(offset) or not lowest <= offset < 1e8:
         raise UnreadableError(f"has a damaged header: vox_offset is {offset:g}")
     return int(offset)
