@@ -59,7 +59,7 @@ def find_text(picture: Float[Array, "h w"], record: int = 512) -> list[Box]:
       record: pixels along the longer side at which the picture will be kept. Text that is legible
         at this size is found.
     """
-    found_boxes: list[Box] = []
+    all_boxes: list[Box] = []
     remaining = picture
     for number in range(_ROUNDS):
         boxes = _words(remaining, record)
@@ -67,22 +67,23 @@ def find_text(picture: Float[Array, "h w"], record: int = 512) -> list[Box]:
             boxes += _lone_letters(remaining)
         if not boxes:
             break
-        found_boxes += boxes
+        all_boxes += boxes
         remaining = paint_over(remaining, boxes)
-    return found_boxes
+    return all_boxes
 
 
 def _words(picture: Float[Array, "h w"], record: int) -> list[Box]:
-    """Returns boxes around the lines of text that pass the tests of `_believed`."""
-    longer, shorter = max(picture.shape), min(picture.shape)
+    """Returns boxes around the lines of text that pass `_is_text`."""
+    longer = max(picture.shape)
+    shorter = min(picture.shape)
     side = max(_READING_SIDE, min(longer, round(_LEGIBLE * record)))
     scale = max(side / longer, _READING_SIDE / 2 / shorter)
     levelled = _levelled(_scaled(picture, scale))
     boxes = []
     for line in read_lines(levelled):
-        if not _believed(line, scale * longer):
+        if not _is_text(line, scale * longer):
             line = _mirrored(line, levelled)
-        if _believed(line, scale * longer):
+        if _is_text(line, scale * longer):
             for part in _parts(_extended(line, levelled)):
                 boxes.append(_box(part / scale, picture.shape))
     return boxes
@@ -107,7 +108,7 @@ def _levelled(picture: Float[Array, "h w"]) -> UInt8[Array, "h w"]:
     return to_bytes(0.5 + 0.2 * detail / (spread + 0.024))
 
 
-def _believed(line: Line, side: float) -> bool:
+def _is_text(line: Line, side: float) -> bool:
     """Returns True if a line is text.
 
     Teeth, a film's notches and whole heads are read as digits and an O.
@@ -125,23 +126,25 @@ def _extended(line: Line, picture: UInt8[Array, "h w"]) -> Float[Array, "4 2"]:
 
     Letters over bone are faint, and the library misses them.
     """
-    corners, words = line.corners, line.words
+    corners = line.corners
+    words = line.words
     along = line.height * (corners[1] - corners[0]) / np.linalg.norm(corners[1] - corners[0])
     for first, second, step in ((1, 2, along), (0, 3, -along)):
         for _ in range(_EXTENSIONS):
             wider = corners.copy()
             wider[[first, second]] += 1.5 * step
-            more, score = read_line(picture, wider)
-            if score < _EXTENDED_SCORE or not _continues(words, more):
+            wider_words, score = read_line(picture, wider)
+            if score < _EXTENDED_SCORE or not _continues(words, wider_words):
                 break
-            corners, words = wider, more
+            corners = wider
+            words = wider_words
     return corners
 
 
-def _continues(words: str, more: str) -> bool:
-    """Returns True if `more` is `words` and a further letter that bone is not mistaken for."""
+def _continues(words: str, longer: str) -> bool:
+    """Returns True if `longer` is `words` and a further letter that bone is not mistaken for."""
     before = "".join(filter(str.isalnum, words))
-    after = "".join(filter(str.isalnum, more))
+    after = "".join(filter(str.isalnum, longer))
     return before in after and bool(set(after.replace(before, "", 1)) - set(_LIKE_BONE))
 
 
@@ -216,7 +219,7 @@ def _letter_shapes(picture: Float[Array, "h w"]) -> list[Box]:
         )
         for label in _letter_sized(statistics, side):
             left, top, width, height = statistics[label, :4]
-            box = Box(top, left, top + height, left + width)
+            box = Box(top=top, left=left, bottom=top + height, right=left + width)
             window = slice(box.top, box.bottom), slice(box.left, box.right)
             crispness = _crispness(labels[window] == label, contrast[window], slope[window])
             if crispness > 0:

@@ -17,7 +17,8 @@ from data_builders.errors import UnreadableError
 from data_builders.images import grey
 from data_builders.images.grey import Grey, Pixels
 
-_DARKEST, _BRIGHTEST = 0.5, 99.8  # percentiles that become black and white
+_DARKEST = 0.5  # percentile that becomes black
+_BRIGHTEST = 99.8  # percentile that becomes white
 _BINS = 256
 _GAP = 0.1  # of the range of values, empty between a frame and the picture
 _GAP_OF_PADDING = 0.25  # so wide that a bright frame of one value is no part of the picture
@@ -45,7 +46,8 @@ def stretched(image: Grey, inverted: bool = False) -> tuple[Float[Array, "h w"],
     pixels, sample, remarks = _without_frames(image.pixels, _patient(image), bone)
     curve = next((curve for curve in image.curves if _fits(curve, sample[::2, ::2])), None)
     if curve is not None:
-        pixels, sample = pixels.mapped(curve), curve(sample)
+        pixels = pixels.mapped(curve)
+        sample = curve(sample)
     elif image.windowed:
         remarks += (grey.WINDOW,)
 
@@ -62,7 +64,10 @@ def stretched(image: Grey, inverted: bool = False) -> tuple[Float[Array, "h w"],
 
 
 def _patient(image: Grey) -> Float[Array, "h2 w2"]:
-    """Returns the sample of the pixels that decide the contrast, NaN elsewhere."""
+    """Returns the sample of the pixels that decide the contrast, NaN elsewhere.
+
+    Raises UnreadableError where there is none.
+    """
     sample = image.pixels.sample()
     if image.aside is not None:
         step = image.pixels.step()
@@ -76,7 +81,8 @@ def _extremes(pixels: Pixels, sign: float) -> tuple[float, float]:
     """Returns the lowest and the highest value of all pixels. Raises UnreadableError for one."""
     whole = pixels.stored if pixels.table is None else pixels.table[np.unique(pixels.stored)]
     whole = sign * whole[np.isfinite(whole)]
-    low, high = float(whole.min()), float(whole.max())
+    low = float(whole.min())
+    high = float(whole.max())
     if not high > low:
         raise UnreadableError(f"all pixels have the value {sign * low + 0.0:g}; this is no X-ray")
     return low, high
@@ -189,7 +195,8 @@ def _counts(values: Float[Array, "values"]) -> Int[Array, "bins"]:
     """Returns how many values lie in each part of their range."""
     if not values.size:
         return np.zeros(_BINS, np.int64)
-    low, high = values.min(), values.max()
+    low = values.min()
+    high = values.max()
     if not 0 < high - low < np.inf:
         return np.bincount([0] * values.size, minlength=_BINS)
     places = ((values - low) * (_BINS / (high - low))).astype(np.int64)
@@ -212,7 +219,8 @@ def _frame(values: Float[Array, "h2 w2"]) -> _Frame | None:
     """Returns the frame at the upper end of a sample's values, if there is one."""
     # A gap in the values.
     finite = values[np.isfinite(values)]
-    low, high = finite.min(), finite.max()
+    low = finite.min()
+    high = finite.max()
     start, length = _first_gap(_counts(finite)[::-1])
     if not length:
         return None

@@ -57,9 +57,9 @@ def read(path: pathlib.Path) -> Grey:
 
         # Grey that is stored in colours has values that need no interpretation.
         if form.samples > 1 or form.photometric == "PALETTE COLOR":
-            pixels, more = grey_pixels(coloured(data, array))
+            pixels, channels = grey_pixels(coloured(data, array))
             aspect, ratios = pixel_aspect(data)
-            return Grey(pixels, aspect=aspect, remarks=(*remarks, *more, *ratios))
+            return Grey(pixels, aspect=aspect, remarks=(*remarks, *channels, *ratios))
         return interpreted(data, array, form, remarks)
 
 

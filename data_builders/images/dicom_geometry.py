@@ -21,7 +21,7 @@ def behind(data: Dataset, name: str, form: Form) -> Bool[Array, "h w"] | None:
     row, column = np.ogrid[1 : form.rows + 1, 1 : form.columns + 1]
     outside = None
     for shape in shapes:
-        inside = _inside(data, name, shape, row, column)
+        inside = _inside(data, name, shape, row=row, column=column)
         if inside is None:
             continue
         outside = ~inside if outside is None else outside | ~inside
@@ -36,17 +36,18 @@ def _inside(
     Returns None where the header does not define the shape.
     """
     if shape == "RECTANGULAR":
-        return _inside_rectangle(data, name, row, column)
+        return _inside_rectangle(data, name, row=row, column=column)
     if shape == "CIRCULAR":
-        return _inside_circle(data, name, row, column)
+        return _inside_circle(data, name, row=row, column=column)
     if shape == "POLYGONAL":
-        return _inside_polygon(data, name, row, column)
+        return _inside_polygon(data, name, row=row, column=column)
     return None
 
 
 def _inside_rectangle(
     data: Dataset, name: str, row: Array, column: Array
 ) -> Bool[Array, "h w"] | None:
+    """Returns the pixels within a rectangle, None without all of its edges."""
     sides = ("LeftVertical", "RightVertical", "UpperHorizontal", "LowerHorizontal")
     edges = [(header.numbers(data, f"{name}{side}Edge") or [np.nan])[0] for side in sides]
     if not np.isfinite(edges).all():
@@ -58,6 +59,7 @@ def _inside_rectangle(
 def _inside_circle(
     data: Dataset, name: str, row: Array, column: Array
 ) -> Bool[Array, "h w"] | None:
+    """Returns the pixels within a circle, None without its centre and radius."""
     centre = header.numbers(data, f"CenterOfCircular{name}")
     radius = header.numbers(data, f"RadiusOfCircular{name}")
     if len(centre) != 2 or not radius or not np.isfinite([*centre, radius[0]]).all():
@@ -68,6 +70,7 @@ def _inside_circle(
 def _inside_polygon(
     data: Dataset, name: str, row: Array, column: Array
 ) -> Bool[Array, "h w"] | None:
+    """Returns the pixels within a polygon, None without plausible corners."""
     corners = header.numbers(data, f"VerticesOfThePolygonal{name}")
     if len(corners) < 6 or len(corners) % 2:
         return None

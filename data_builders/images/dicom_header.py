@@ -48,6 +48,7 @@ def _value(data: Dataset, keyword: str) -> Any:
 
 @functools.lru_cache
 def _tag(keyword: str) -> BaseTag:
+    """Returns the tag of a keyword."""
     return Tag(keyword)
 
 

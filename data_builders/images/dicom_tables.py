@@ -24,6 +24,7 @@ class Window:
     function: str
 
     def __call__(self, values: Array) -> Array:
+        """Returns the brightness of values, NaN for NaN."""
         if self.function == "SIGMOID":
             steepness = np.clip(-4.0 * (values - self.centre) / self.width, -500.0, 500.0)
             return 1.0 / (1.0 + np.exp(steepness))
@@ -71,6 +72,7 @@ class Table:
     short: bool = False
 
     def __call__(self, values: Array) -> Array:
+        """Returns the entries of values, NaN for NaN."""
         missing = np.isnan(values)
         places = np.clip(np.where(missing, 0.0, values) - self.first, 0, len(self.entries) - 1)
         return np.where(missing, np.nan, self.entries[places.astype(np.int64)])
@@ -105,7 +107,7 @@ def table(
         return None
     count, first, bits = (int(number) for number in descriptor)
     count = (count & 0xFFFF) or 65536
-    entries = _entries(content, count, bits, little)
+    entries = _entries(content, count=count, bits=bits, little=little)
     if entries.size == 0 or entries.min() == entries.max():
         return None
     return Table(_first(first, entries.size, values), entries, entries.size < count)

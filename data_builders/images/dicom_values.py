@@ -29,8 +29,8 @@ def interpreted(data: Dataset, array: Array, form: Form, remarks: list[str]) -> 
         raise UnreadableError(f"holds an array of shape {array.shape} in place of one picture")
 
     # From bits to values and units.
-    pixels, more = grey_pixels(array)
-    remarks += more
+    pixels, not_finite = grey_pixels(array)
+    remarks += not_finite
     if pixels.table is not None and form.allocated > 1:
         pixels = _placed(data, pixels, form, remarks)
     if not form.syntax.is_encapsulated:
@@ -105,14 +105,14 @@ def _placed(data: Dataset, pixels: Pixels, form: Form, remarks: list[str]) -> Pi
         if not form.syntax.is_encapsulated:
             remarks.append(grey.BITS)
         shift = 0
-    stated = _bits(codes, shift, form.stored, form.signed)
+    stated = _bits(codes, shift=shift, count=form.stored, signed=form.signed)
     half = 1 << (form.stored - 1)
     bottom, top = (-half, half - 1) if form.signed else (0, 2 * half - 1)
     if shift or (bottom <= low and high <= top):
         return _with_table(pixels, stated)
 
     # The pixels exceed these values: by overlays, padding, a sign, or more bits.
-    whole = _bits(codes, 0, width, form.signed)
+    whole = _bits(codes, shift=0, count=width, signed=form.signed)
     beyond = pixels.stored[pixels.where(lambda _: (whole < bottom) | (whole > top))]
     used = int(np.bitwise_or.reduce(beyond)) >> form.stored << form.stored
     if used and used & ~_overlay_bits(data) == 0:
@@ -122,7 +122,8 @@ def _placed(data: Dataset, pixels: Pixels, form: Form, remarks: list[str]) -> Pi
 
     # The reading in which neighbours differ least.
     best = stated
-    others = [_bits(codes, 0, form.stored, False), whole, codes]
+    unsigned = _bits(codes, shift=0, count=form.stored, signed=False)
+    others = [unsigned, whole, codes]
     lower = (1 << width - form.stored) - 1
     if int(np.bitwise_or.reduce(pixels.stored, axis=None)) & lower == 0:
         best = whole  # they lie in the upper bits
@@ -185,9 +186,10 @@ def _padded(data: Dataset, pixels: Pixels, form: Form, remarks: list[str]) -> Pi
 
     # The values that are padding. They may have the sign of another type.
     values = pixels.values
-    low, high = np.nanmin(values), np.nanmax(values)
+    low = np.nanmin(values)
+    high = np.nanmax(values)
     container = 1 << (32 if pixels.table is None else 8 * pixels.stored.itemsize)
-    first, last = sorted(_in_range(end, container, low, high) for end in ends)
+    first, last = sorted(_in_range(end, container, low=low, high=high) for end in ends)
     chosen = (values >= first) & (values <= last)
     if pixels.table is not None:
         chosen[ends[0] % container] = True  # a value beyond the stored bits is known by its code

@@ -145,11 +145,11 @@ def check_size(width: int, height: int) -> None:
         raise UnreadableError(TOO_LARGE)
 
 
-def check_single(file: Image.Image, wanted: str) -> None:
+def check_single(file: Image.Image, label: str) -> None:
     """Raises UnreadableError where a file holds several pictures, previews aside."""
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":
-        raise UnreadableError(f"holds {frames} pictures; one {wanted} is expected")
+        raise UnreadableError(f"holds {frames} pictures; one {label} is expected")
 
 
 def check_png(path: pathlib.Path) -> None:
@@ -200,7 +200,8 @@ def upright(pixels: Array, turn: int) -> Array:
 def density_aspect(across: Any, down: Any) -> float:
     """Returns a pixel's height over its width from two resolutions, NaN without them."""
     try:
-        across, down = float(across), float(down)
+        across = float(across)
+        down = float(down)
         return across / down if across > 0 and down > 0 else np.nan
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         return np.nan
@@ -213,9 +214,10 @@ def stated_aspect(file: Image.Image) -> float:
             return density_aspect(*file.info[name])
     try:
         exif = file.getexif()
-        across, down = exif.get(0x011A), exif.get(0x011B)
-    except Exception:
-        across, down = None, None
+        across = exif.get(0x011A)
+        down = exif.get(0x011B)
+    except Exception:  # a damaged EXIF block
+        across = down = None
     if across is None or down is None:
         across, down = file.info.get("dpi") or (None, None)
     return density_aspect(across, down)

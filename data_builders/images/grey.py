@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 NOT_SQUARE = "its pixels are not square; stretched to the patient's proportions"
-RATIO_ODD = "the ratio of its pixels' sides can't be meant; taken as square"
+RATIO_ODD = "the ratio of its pixels' sides is implausible; they were taken as square"
 RATIOS_DIFFER = (
     "its header states several ratios of the pixels' sides; the most trusted one was used"
 )
@@ -21,7 +21,7 @@ ALL_TRANSPARENT = "all of its pixels are transparent; transparency was ignored"
 SHUTTER = "what lies behind its shutter was set to black"
 SHUTTER_ODD = "its shutter leaves nothing of the picture; it was ignored"
 WINDOW = "its window lies outside of the pixels' values; a robust one was used"
-RESCALE = "its rescale slope or intercept can't be meant; the stored values were used"
+RESCALE = "its rescale slope or intercept is implausible; the stored values were used"
 MODALITY_TABLE = "its modality table doesn't fit the pixels; the stored values were used"
 TABLE_SHORT = "a table of grey values is shorter than it says; its last value was repeated"
 BITS = "its bits are not where the header says; they were read as the pixels show"

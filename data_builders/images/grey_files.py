@@ -54,7 +54,7 @@ def grey_pixels(array: Array) -> tuple[Pixels, tuple[str, ...]]:
 
 def _without_colours(array: Array) -> Array:
     """Returns the mean of three channels that differ little. Raises UnreadableError for others."""
-    first, second, third = array[..., 0], array[..., 1], array[..., 2]
+    first, second, third = np.moveaxis(array, -1, 0)
     if np.array_equal(first, second) and np.array_equal(first, third):
         return first
     wide = array.astype(np.int32) if array.dtype.kind in "ui" else array
@@ -68,7 +68,7 @@ def usable_aspect(stated: list[float]) -> tuple[float, tuple[str, ...]]:
     """Returns a pixel's height over its width from what a file states, with remarks.
 
     The most trusted statement comes first; NaN stands for one without a value. Pixels within 1 %
-    of a square are square, and ratios beyond 1:4 can't be meant.
+    of a square are square, and ratios beyond 1:4 are implausible.
     """
     usable = [ratio for ratio in stated if 0.25 <= ratio <= 4.0]
     remarks: tuple[str, ...] = ()

@@ -53,18 +53,18 @@ class Raster(NamedTuple):
     aspect: float = np.nan
 
 
-def raster(path: pathlib.Path, wanted: str) -> Raster:
-    """Returns the one picture of a file; `wanted` names it in messages. Raises UnreadableError."""
+def raster(path: pathlib.Path, label: str) -> Raster:
+    """Returns the one picture of a file; `label` names it in messages. Raises UnreadableError."""
     kind = files.kind(path)
     if kind == "dicom":
-        raise UnreadableError(f"a DICOM file; a {wanted} in PNG, JPEG or TIFF is expected")
+        raise UnreadableError(f"a DICOM file; a {label} in PNG, JPEG or TIFF is expected")
     with files.readable():
         if kind == "tiff":
-            return _tiff(path, wanted)
+            return _tiff(path, label)
         if kind == "jpeg" and _is_special_jpeg(path):
             return _special_jpeg(path)
         with files.opened(path) as file:
-            files.check_single(file, wanted)
+            files.check_single(file, label)
             picture = _decoded(path, file, kind)
             turn = files.exif_orientation(file)
             aspect = files.stated_aspect(file)
@@ -186,13 +186,13 @@ def _special_jpeg(path: pathlib.Path) -> Raster:
 # TIFF.
 
 
-def _tiff(path: pathlib.Path, wanted: str) -> Raster:
+def _tiff(path: pathlib.Path, label: str) -> Raster:
     """Returns the one picture of a TIFF file."""
     with tifffile.TiffFile(path) as file:
-        page = _main_page(file, wanted)
+        page = _main_page(file, label)
         files.check_size(page.imagewidth, page.imagelength * max(1, page.imagedepth))
         if page.imagedepth > 1:
-            raise UnreadableError(f"holds {page.imagedepth} pictures; one {wanted} is expected")
+            raise UnreadableError(f"holds {page.imagedepth} pictures; one {label} is expected")
         counts = page.databytecounts
         if not all(counts) or not all(page.dataoffsets) or len(counts) < math.prod(page.chunked):
             raise UnreadableError("damaged: parts of its picture are missing")
@@ -202,14 +202,14 @@ def _tiff(path: pathlib.Path, wanted: str) -> Raster:
     return _turned(picture._replace(aspect=aspect), turn)
 
 
-def _main_page(file: tifffile.TiffFile, wanted: str) -> tifffile.TiffPage:
+def _main_page(file: tifffile.TiffFile, label: str) -> tifffile.TiffPage:
     """Returns the picture that the others are thumbnails or masks of."""
     # Stacks.
     stacked = (file.imagej_metadata or {}).get("images", 1)
     if stacked > 1:
-        raise UnreadableError(f"holds {stacked} pictures; one {wanted} is expected")
+        raise UnreadableError(f"holds {stacked} pictures; one {label} is expected")
     if len(file.pages) > _MOST_PAGES:
-        raise UnreadableError(f"holds {len(file.pages)} pictures; one {wanted} is expected")
+        raise UnreadableError(f"holds {len(file.pages)} pictures; one {label} is expected")
 
     # The largest page, and others that are nearly as large.
     pages = [page.aspage() for page in file.pages]
@@ -217,7 +217,7 @@ def _main_page(file: tifffile.TiffFile, wanted: str) -> tifffile.TiffPage:
     main = max(full, key=_area)
     others = [page for page in full if page is not main and _area(page) > _area(main) / 2]
     if others:
-        raise UnreadableError(f"holds {len(others) + 1} pictures; one {wanted} is expected")
+        raise UnreadableError(f"holds {len(others) + 1} pictures; one {label} is expected")
     return main
 
 

@@ -39,7 +39,7 @@ def read_head(
     path: pathlib.Path, voxel: float, orientation: str = "", hu_offset: float = 0.0
 ) -> Volume:
     """Returns the volume of `examine_head` alone."""
-    return examine_head(path, voxel, orientation, hu_offset).volume
+    return examine_head(path, voxel, orientation=orientation, hu_offset=hu_offset).volume
 
 
 def examine_head(
@@ -59,7 +59,7 @@ def examine_head(
       UnreadableError: this is no CT of a head.
     """
     with reading.refusals():
-        return _examined(pathlib.Path(path), voxel, orientation, hu_offset)
+        return _examined(pathlib.Path(path), voxel, orientation=orientation, hu_offset=hu_offset)
 
 
 def _examined(path: pathlib.Path, voxel: float, orientation: str, hu_offset: float) -> Head:
@@ -113,8 +113,8 @@ def _upright(values: Float[Array, "i j k"], affine: Float[Array, "4 4"], voxel: 
     resampled = ndimage.affine_transform(
         values,
         inverse[:3, :3] * voxel,
-        inverse[:3, :3] @ low + inverse[:3, 3],
-        tuple(shape),
+        offset=inverse[:3, :3] @ low + inverse[:3, 3],
+        output_shape=tuple(shape),
         order=1,
         mode="constant",
         cval=AIR,
@@ -157,7 +157,7 @@ def boxed(head: Volume) -> Volume:
     origin = []
     for axis, length in enumerate(_BOX):
         occupied = np.flatnonzero(solid.any(tuple(a for a in range(3) if a != axis)))
-        middle = round(_middle(axis, occupied[0], occupied[-1], spacing))
+        middle = round(_middle(axis, first=occupied[0], last=occupied[-1], spacing=spacing))
         half = round(length / 2 / spacing)
         lows.append(middle - half)
         highs.append(middle + half + 1)
@@ -190,7 +190,7 @@ def pictures(head: Volume, size: int) -> tuple[dict[str, Array], dict[str, Array
 
 @functools.partial(jax.jit, static_argnums=1)
 def _pictures(head: Volume, size: int) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    # Both views in one program, which blurs the volume once for both.
+    """Returns what `pictures` does, in one program that blurs the volume once for both views."""
     frame = Frame(size, WIDTH, _CENTER)
     xrays = {view: xray.radiograph(head, frame, view) for view in VIEWS}
     faces = {view: surface.isosurface_portrait(head, frame, view) for view in VIEWS}

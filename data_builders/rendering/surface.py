@@ -29,8 +29,10 @@ def first_crossing(
     """
     # The volume at the pixels, from the far side to the viewer.
     axis = 1 if view == "frontal" else 0
-    values, rows, columns = look_along(volume, view)
-    planes = resample_plane(values, rows, columns, frame, view, outside)
+    seen = look_along(volume, view)
+    planes = resample_plane(
+        seen.values, rows=seen.rows, columns=seen.columns, frame=frame, view=view, outside=outside
+    )
 
     # The last sample that exceeds the level, and the crossing between it and the next one.
     inside = planes > level
@@ -196,7 +198,7 @@ def isosurface_portrait(
     # The surface.
     fine = frame._replace(size=frame.size * supersample)
     smooth = blur_volume(volume, 1.2)
-    depth = first_crossing(smooth, fine, view, level, outside=-1000.0)
+    depth = first_crossing(smooth, fine, view, level=level, outside=-1000.0)
     points = ray_points(fine, view, depth)
     normal = normals_from_volume(smooth, points, outside=-1000.0)
 

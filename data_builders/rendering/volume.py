@@ -89,7 +89,9 @@ def ray_points(frame: Frame, view: str, depth: Float[Array, "h w"]) -> Float[Arr
     return jnp.stack([depth, columns, rows], -1)
 
 
-def project_point(frame: Frame, view: str, point: Float[Array, "*n 3"]) -> Float[Array, "*n 2"]:
+def project_point(
+    frame: Frame, view: str, point: Float[Array | np.ndarray, "*n 3"]
+) -> Float[Array, "*n 2"]:
     """Returns the pixel coordinates `(column, row)` of places in mm.
 
     Pixel centres are whole numbers.

@@ -22,10 +22,15 @@ def attenuation(hu: Float[Array | np.ndarray, "*n"]) -> Float[Array, "*n"]:
 def path_attenuation(volume: Volume, frame: Frame, view: str) -> Float[Array, "h w"]:
     """Returns the integral of the attenuation along each pixel's ray, -log(I / I0), unitless."""
     mu = Volume(attenuation(volume.values), volume.spacing, volume.origin)
-    planes = look_along(mu, view)
+    seen = look_along(mu, view)
     step = volume.spacing[1] if view == "frontal" else volume.spacing[0]
     return resample_plane(
-        planes.values.sum(-1) * step, planes.rows, planes.columns, frame, view, outside=0.0
+        seen.values.sum(-1) * step,
+        rows=seen.rows,
+        columns=seen.columns,
+        frame=frame,
+        view=view,
+        outside=0.0,
     )
 
 

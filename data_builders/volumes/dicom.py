@@ -199,14 +199,17 @@ def _planes(path: pathlib.Path, header: pydicom.Dataset) -> list[Plane]:
     if frames > 1 and len(of_frames) != frames:
         return [Plane(path, 0, header)]
     shared = tuple(header.get("SharedFunctionalGroupsSequence") or ())[:1]
-    return [Plane(path, k, header, (*of_frames[k : k + 1], *shared)) for k in range(frames)]
+    return [
+        Plane(path, frame, header, groups=(*of_frames[frame : frame + 1], *shared))
+        for frame in range(frames)
+    ]
 
 
 def _ct_images(planes: list[Plane], remarks: list[str]) -> list[Plane]:
     """Returns the CT slices among all images, without reports, screens and scouts."""
     # Reports.
     images = [plane for plane in planes if not _has_no_pixels(plane)]
-    _add_left_out(remarks, planes, images, "object", "without pixels (report or the like)")
+    remarks += _left_out(len(planes) - len(images), "object", "without pixels (report or the like)")
     if not images:
         raise UnreadableError(
             "holds no DICOM images, only reports or the like; name the folder of the CT series"
@@ -224,7 +227,7 @@ def _ct_images(planes: list[Plane], remarks: list[str]) -> list[Plane]:
             f"holds images of the modality {_listed(modalities)}; a CT is expected"
         )
     of_ct = [plane for plane in images if not _is_other_modality(plane)]
-    _add_left_out(remarks, images, of_ct, "image", "of another modality than CT")
+    remarks += _left_out(len(images) - len(of_ct), "image", "of another modality than CT")
 
     # Screens.
     pictures = [plane for plane in of_ct if not _is_screen(plane)]
@@ -232,7 +235,7 @@ def _ct_images(planes: list[Plane], remarks: list[str]) -> list[Plane]:
         raise UnreadableError(
             "holds pictures of a screen (secondary captures) in place of CT slices"
         )
-    _add_left_out(remarks, of_ct, pictures, "picture", "of a screen (secondary capture)")
+    remarks += _left_out(len(of_ct) - len(pictures), "picture", "of a screen (secondary capture)")
 
     # Scouts.
     slices = [plane for plane in pictures if not _is_scout(plane)]
@@ -240,7 +243,7 @@ def _ct_images(planes: list[Plane], remarks: list[str]) -> list[Plane]:
         raise UnreadableError(
             "holds scouts only (ImageType LOCALIZER); name the folder of the CT series"
         )
-    _add_left_out(remarks, pictures, slices, "scout", "(ImageType LOCALIZER)")
+    remarks += _left_out(len(pictures) - len(slices), "scout", "(ImageType LOCALIZER)")
     if any(int(p.header.get("NumberOfFrames") or 1) > 1 and not p.groups for p in slices):
         raise UnreadableError(
             "holds a file of many frames that does not say where each lies (functional groups)"
@@ -248,13 +251,9 @@ def _ct_images(planes: list[Plane], remarks: list[str]) -> list[Plane]:
     return slices
 
 
-def _add_left_out(
-    remarks: list[str], before: list[Plane], after: list[Plane], noun: str, words: str
-) -> None:
-    """Adds a remark on the planes that were left out, if there are any."""
-    count = len(before) - len(after)
-    if count:
-        remarks.append(f"left out {counted(count, noun)} {words}")
+def _left_out(count: int, noun: str, words: str) -> list[str]:
+    """Returns a remark on planes that were left out, if there are any."""
+    return [f"left out {counted(count, noun)} {words}"] if count else []
 
 
 def _has_no_pixels(plane: Plane) -> bool:
@@ -271,6 +270,7 @@ def _has_size(plane: Plane) -> bool:
 
 
 def _is_other_modality(plane: Plane) -> bool:
+    """Returns True for an image that states another modality than CT."""
     return plane.words("Modality") not in ("CT", "")
 
 

@@ -130,7 +130,7 @@ def _metaimage_scan(fields: dict[str, str], values: Array) -> Scan:
     if not directions and len(letters) == 3 and "?" not in letters:
         return Scan(values, affine_of(check_orientation(letters), spacing), [])
     if not directions:
-        return Scan(values, np.diag([*spacing, 1.0]), [], "TransformMatrix is absent")
+        return Scan(values, np.diag([*spacing, 1.0]), [], missing="TransformMatrix is absent")
 
     # Directions by a matrix, whose rows are the directions of the axes.
     affine = np.eye(4)
@@ -211,7 +211,7 @@ def _nrrd_scan(header: Mapping[str, Any], values: Array) -> Scan:
                 "does not state the size of its voxels (spacings or space directions)"
             )
         missing = "`space directions` is absent" if name else "`space` is absent"
-        return Scan(values, np.diag([*np.abs(spacings[:3]), 1.0]), [], missing)
+        return Scan(values, np.diag([*np.abs(spacings[:3]), 1.0]), [], missing=missing)
 
     # With them.
     affine = np.eye(4)
@@ -222,7 +222,7 @@ def _nrrd_scan(header: Mapping[str, Any], values: Array) -> Scan:
         world = affine_of(check_orientation(letters), np.ones(3))
     except ValueError:
         missing = "`space` names no anatomical directions" if name else "`space` is absent"
-        return Scan(values, affine, [], missing)
+        return Scan(values, affine, [], missing=missing)
     return Scan(values, world @ affine, [])
 
 
@@ -282,4 +282,5 @@ def _numbers(fields: dict[str, str], name: str, kind: type) -> tuple:
 
 
 def _true(word: str) -> bool:
+    """Returns True for a MetaImage word that means so."""
     return word.strip().lower() in ("true", "t", "1", "yes")

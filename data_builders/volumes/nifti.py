@@ -59,13 +59,13 @@ def _read(path: pathlib.Path) -> Scan:
             size = path.stat().st_size
             raw = stored.values_of(chunks, dtype, shape, skip=offset, packed=size)
     if pair:
-        raw = _pair_values(path, dtype, shape, offset)
+        raw = _pair_values(path, dtype, shape, offset=offset)
 
     # Their units and place.
     slope, intercept = header.get_slope_inter()
     values = raw if slope is None else _scaled(raw, slope, intercept or 0.0)
     place = _place(header, shape)
-    return Scan(values, place.affine, place.remarks, place.missing)
+    return Scan(values, place.affine, place.remarks, missing=place.missing)
 
 
 def packing_of(file: BinaryIO) -> str:
@@ -126,8 +126,8 @@ def _offset(header: AnalyzeHeader, pair: bool) -> int:
 def _pair_values(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> Array:
     """Returns the values of a header's pair, the .img file of the same name."""
     name = path.name.lower().removesuffix(".gz").removesuffix(".hdr")
-    wanted = [f"{name}.img", f"{name}.img.gz"]
-    images = sorted(other for other in path.parent.iterdir() if other.name.lower() in wanted)
+    names = [f"{name}.img", f"{name}.img.gz"]
+    images = sorted(other for other in path.parent.iterdir() if other.name.lower() in names)
     if not images:
         raise UnreadableError("is a header alone; the .img file beside it is missing")
     with images[0].open("rb") as file:
@@ -166,7 +166,7 @@ def _place(header: AnalyzeHeader, shape: tuple[int, ...]) -> _Place:
     sform = _sform(header)
     qform = _qform(header)
     missing = "" if sform is not None or qform is not None else "sform_code and qform_code are 0"
-    affine = _chosen(sform, qform, int(header["sform_code"]), remarks)
+    affine = _chosen(sform, qform, code=int(header["sform_code"]), remarks=remarks)
     if affine is not None and qform is None and not _same_sizes(affine, zooms):
         remarks.append("pixdim and the sform have other voxel sizes; the sform was followed")
     if affine is None:

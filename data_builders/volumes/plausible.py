@@ -264,7 +264,7 @@ def check_head(head: Float[Array, "x y z"], voxel: float) -> list[str]:
     longest = max(_extent(head[..., k], voxel)[1] for k in below)
     if height < 0.62 * longest:
         raise UnreadableError(f"is no whole head: {height:.0f} mm of it are there; {size}")
-    return _cut_off(head, voxel, height, longest)
+    return _cut_off(head, voxel, height=height, length=longest)
 
 
 def _cut_off(head: Float[Array, "x y z"], voxel: float, height: float, length: float) -> list[str]:

@@ -93,6 +93,6 @@ def _header_of_pair(path: pathlib.Path) -> pathlib.Path:
     name = path.name.lower().removesuffix(".gz")
     if not name.endswith(".img"):
         return path
-    wanted = name.removesuffix(".img") + ".hdr"
-    headers = sorted(p for p in path.parent.iterdir() if p.name.lower() in (wanted, f"{wanted}.gz"))
+    header = name.removesuffix(".img") + ".hdr"
+    headers = sorted(p for p in path.parent.iterdir() if p.name.lower() in (header, f"{header}.gz"))
     return headers[0] if headers else path

@@ -46,8 +46,8 @@ def read_series(path: pathlib.Path) -> Scan:
     # Sort the slices.
     planes, remarks = planes_of(path)
     if len(planes) < 2:
-        more = "; name the folder that holds the series" if path.is_file() else ""
-        raise UnreadableError(f"holds 1 slice{more}")
+        advice = "; name the folder that holds the series" if path.is_file() else ""
+        raise UnreadableError(f"holds 1 slice{advice}")
     stack = _sorted(planes)
     if len(planes) * np.prod(planes[0].shape, dtype=np.int64) > MAX_VOXELS:
         raise UnreadableError("unpacks to more voxels than any CT has")
@@ -82,7 +82,7 @@ def _sorted(planes: list[Plane]) -> Stack:
 def _chosen(stack: Stack, keep: Bool[Array, "n"]) -> Stack:
     """Returns the planes of a stack that `keep` marks."""
     planes = [plane for plane, kept in zip(stack.planes, keep, strict=True) if kept]
-    return Stack(planes, stack.heights[keep], stack.offsets[keep], stack.axes)
+    return stack._replace(planes=planes, heights=stack.heights[keep], offsets=stack.offsets[keep])
 
 
 def _pixels(stack: Stack, remarks: list[str]) -> Float[Array, "columns rows n"]:
@@ -132,8 +132,7 @@ def _frames(path: pathlib.Path) -> Array:
             data.file_meta.TransferSyntaxUID = _plain_syntax(data)
         # Unused bits are corrected here, since pydicom ignores HighBit.
         pixels = pixel_array(data, correct_unused_bits=False)
-    rows, columns = int(data.Rows), int(data.Columns)
-    return pixels.reshape(-1, rows, columns)
+    return pixels.reshape(-1, int(data.Rows), int(data.Columns))
 
 
 def _plain_syntax(data: pydicom.Dataset) -> pydicom.uid.UID:
@@ -264,13 +263,13 @@ def _check_gaps(stack: Stack) -> None:
         count = sum(missing.values())
         slices = counted(count, "slice")
         are = "is" if count == 1 else "are"
-        where = ", ".join(
+        listed = ", ".join(
             f"{k + 1} and {k + 2} ({steps[k]:.1f} mm apart)" for k in list(missing)[:3]
         )
         more = f" and {len(missing) - 3} more places" if len(missing) > 3 else ""
         raise UnreadableError(
             f"about {slices} of {len(stack.planes) + count} {are} missing: "
-            f"between slices {where}{more} of the stack. Copy the series again"
+            f"between slices {listed}{more} of the stack. Copy the series again"
         )
 
 

@@ -103,7 +103,8 @@ def values_of(
     if len(content) < last:
         share = 100 * max(0, len(content) - skip) // needed
         raise UnreadableError(f"is cut off: {share} % of its values are there; copy it again")
-    return np.frombuffer(content, dtype, math.prod(shape), skip).reshape(shape, order="F")
+    values = np.frombuffer(content, dtype, count=math.prod(shape), offset=skip)
+    return values.reshape(shape, order="F")
 
 
 def volume_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
