@@ -60,7 +60,7 @@ def read(path: pathlib.Path) -> Grey:
             pixels, channels = grey_pixels(coloured(data, array))
             aspect, ratios = pixel_aspect(data)
             return Grey(pixels, aspect=aspect, remarks=(*remarks, *channels, *ratios))
-        return interpreted(data, array, form, remarks)
+        return interpreted(data, array, form, remarks=remarks)
 
 
 # Checks that an object is an X-ray.

@@ -32,14 +32,14 @@ def interpreted(data: Dataset, array: Array, form: Form, remarks: list[str]) -> 
     pixels, not_finite = grey_pixels(array)
     remarks += not_finite
     if pixels.table is not None and form.allocated > 1:
-        pixels = _placed(data, pixels, form, remarks)
+        pixels = _placed(data, pixels, form, remarks=remarks)
     if not form.syntax.is_encapsulated:
         _check_rows(pixels)
-    pixels = _padded(data, pixels, form, remarks)
+    pixels = _padded(data, pixels, form, remarks=remarks)
     pixels, rising = _modality(data, pixels, remarks)
 
     # Polarity, windows and tables.
-    sign = _sign(data, form, rising, remarks)
+    sign = _sign(data, form, rising, remarks=remarks)
     curves, windowed = _curves(data, pixels, remarks)
 
     # Shutters and collimators.

@@ -89,18 +89,15 @@ def _fill_holes(values: Float[Array, "i j k"], remarks: list[str]) -> None:
     remarks.append(f"{voxels} no number (NaN or infinite); air was taken")
 
 
-def _shares(coarse: Array, offset: float = 0.0) -> tuple[float, float, float]:
-    """Returns the shares of air and of soft tissue, and that of tissue in all that is soft."""
+def _fits(coarse: Array, offset: float) -> bool:
+    """Returns True if values look like CT numbers with `offset` added.
+
+    There is air and soft tissue, and most of all that is soft lies in the narrow range of tissue.
+    """
     air = float(np.mean(coarse - offset < -850))
     tissue = float(np.mean((coarse > offset - 30) & (coarse < offset + 110)))
     soft = float(np.mean((coarse > offset - 500) & (coarse < offset + BONE)))
-    return air, tissue, tissue / max(soft, 1e-9)
-
-
-def _fits(coarse: Array, offset: float) -> bool:
-    """Returns True if values look like CT numbers with `offset` added."""
-    air, tissue, narrow = _shares(coarse, offset)
-    return air > 0.02 and tissue > 0.02 and narrow > 0.4
+    return air > 0.02 and tissue > 0.02 and tissue / max(soft, 1e-9) > 0.4
 
 
 def _is_hounsfield(coarse: Array) -> bool:
@@ -175,7 +172,7 @@ def _not_hounsfield(coarse: Array) -> str:
 def _offset(coarse: Array) -> float | None:
     """Returns the number that was added to all CT numbers, None if none fits.
 
-    The peaks of air and of soft tissue tell it.
+    It is estimated from the peaks of air and of soft tissue.
     """
     # The histogram's best match, in steps of 20.
     finest = 20.0

@@ -392,7 +392,7 @@ def _placed(stack: Stack, values: Array, remarks: list[str]) -> Scan:
     _check_tilt(stack, slopes, remarks)
 
     # Pixels and steps of one size.
-    stack, values = _aligned(stack, values, slopes, remarks)
+    stack, values = _aligned(stack, values, slopes, remarks=remarks)
     heights = stack.heights
     if is_even(heights):
         step = (heights[-1] - heights[0]) / (len(heights) - 1)
