@@ -12,7 +12,7 @@ from data_builders.images import dicom_header as header
 from data_builders.images import files
 from data_builders.images.dicom_geometry import pixel_aspect
 from data_builders.images.dicom_pixels import PIXELS, coloured, decoded, stated_form
-from data_builders.images.dicom_values import meant
+from data_builders.images.dicom_values import interpreted
 from data_builders.images.grey import Grey
 from data_builders.images.grey_files import grey_pixels
 
@@ -47,24 +47,27 @@ _CLASSES = {
 def read(path: pathlib.Path) -> Grey:
     """Returns the X-ray of a DICOM file. Raises UnreadableError."""
     with files.readable():
+        # Decode.
         _check_deflated(path)
         data = pydicom.dcmread(path, force=True)
         _check_xray(data)
         remarks: list[str] = []
         form = stated_form(data, remarks)
         array = decoded(data, form)
+
+        # Grey that is stored in colours has values that need no interpretation.
         if form.samples > 1 or form.photometric == "PALETTE COLOR":
-            pixels, more = grey_pixels(coloured(data, array))
+            pixels, channels = grey_pixels(coloured(data, array))
             aspect, ratios = pixel_aspect(data)
-            return Grey(pixels, aspect=aspect, remarks=(*remarks, *more, *ratios))
-        return meant(data, array, form, remarks)
+            return Grey(pixels, aspect=aspect, remarks=(*remarks, *channels, *ratios))
+        return interpreted(data, array, form, remarks=remarks)
 
 
-# Which objects are X-rays.
+# Checks that an object is an X-ray.
 
 
 def _check_deflated(path: pathlib.Path) -> None:
-    """Raises UnreadableError where a deflated file is a bomb, or cut off."""
+    """Raises UnreadableError where a deflated file is a decompression bomb, or cut off."""
     with open(path, "rb") as file:
         if uid.DeflatedExplicitVRLittleEndian.encode() not in file.read(4096):
             return
@@ -85,7 +88,8 @@ def _check_xray(data: Dataset) -> None:
     """Raises UnreadableError where a data set is no single X-ray."""
     name = _class_name(data)
     if not any(keyword in data for keyword in PIXELS):
-        raise UnreadableError(f"a DICOM file without a picture{f' ({name})' if name else ''}")
+        of_class = f" ({name})" if name else ""
+        raise UnreadableError(f"a DICOM file without a picture{of_class}")
     frames = header.integer(data, "NumberOfFrames", 1)
     if frames > 1:
         raise UnreadableError(f"a DICOM file of {frames} frames; one X-ray is expected")
@@ -102,5 +106,5 @@ def _class_name(data: Dataset) -> str:
     stated = header.strings(data, "SOPClassUID")
     if not stated and getattr(data, "file_meta", None) is not None:
         stated = header.strings(data.file_meta, "MediaStorageSOPClassUID")
-    # Only a name that the standard lists: a damaged header may hold the patient's there.
+    # Only a name that the standard lists, since a damaged header may hold the patient's there.
     return uid.UID(stated[0]).name if stated and stated[0] in uid.UID_dictionary else ""

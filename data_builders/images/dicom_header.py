@@ -1,4 +1,4 @@
-"""Values of DICOM elements, whatever their writers made of the standard."""
+"""Reading values of DICOM elements from headers that bend the standard."""
 
 import functools
 import re
@@ -23,7 +23,7 @@ def groups(data: Dataset) -> Iterator[Dataset]:
 
 
 def items(data: Dataset, keyword: str) -> list[Dataset]:
-    """Returns the items of a sequence, none where it is missing or no sequence."""
+    """Returns the items of a sequence; an empty list where it is missing or no sequence."""
     value = _value(data, keyword)
     return list(value) if isinstance(value, Sequence) else []
 
@@ -48,6 +48,7 @@ def _value(data: Dataset, keyword: str) -> Any:
 
 @functools.lru_cache
 def _tag(keyword: str) -> BaseTag:
+    """Returns the tag of a keyword."""
     return Tag(keyword)
 
 
@@ -83,20 +84,27 @@ def text(data: Dataset, keyword: str) -> str:
 
 
 def numbers(data: Dataset, keyword: str) -> list[float]:
-    """Returns an element's values, NaN for what is no number; decimal commas are understood."""
+    """Returns an element's values, NaN for those that are no number.
+
+    Commas are decimal points, or separate numbers that have points.
+    """
+    # Binary words of 16 bits.
     value = _value(data, keyword)
     if isinstance(value, bytes):
         if len(value) in (2, 4) and not re.fullmatch(rb"[\d.,+\- \0eE]+", value):
             return [
                 float(int.from_bytes(value[i : i + 2], "little")) for i in range(0, len(value), 2)
             ]
-    found = []
+
+    # Text.
+    words: list[str] = []
     for part in strings(data, keyword):
-        found += part.split(",") if "," in part and "." in part else [part.replace(",", ".")]
-    return [_number(part) for part in found]
+        words += part.split(",") if "," in part and "." in part else [part.replace(",", ".")]
+    return [_number(word) for word in words]
 
 
 def _number(word: str) -> float:
+    """Returns a word as a number, NaN where it is none."""
     try:
         return float(word)
     except ValueError:
@@ -104,6 +112,6 @@ def _number(word: str) -> float:
 
 
 def integer(data: Dataset, keyword: str, default: int) -> int:
-    """Returns an element's first value as a whole number, `default` where it is none."""
+    """Returns an element's first value as a whole number, or `default` where there is none."""
     value = (numbers(data, keyword) or [np.nan])[0]
     return int(value) if np.isfinite(value) else default

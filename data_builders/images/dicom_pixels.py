@@ -1,4 +1,4 @@
-"""How the pixels of a DICOM object are stored, and decoding them."""
+"""The form in which a DICOM object stores its pixels, and decoding them."""
 
 from typing import NamedTuple
 
@@ -13,15 +13,28 @@ from data_builders.errors import UnreadableError
 from data_builders.images import dicom_header as header
 from data_builders.images import files, grey
 from data_builders.images.dicom_tables import table
-from data_builders.images.rasters import check_end, frame_size
+from data_builders.images.rasters import check_end, jpeg_header
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
-_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
+_THREE_CHANNELS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_COLOURS = (*_THREE_CHANNELS, "PALETTE COLOR")
 
 
 class Form(NamedTuple):
-    """How an object's pixels are stored, as its header says where that can be meant."""
+    """The form of an object's pixels, as its header states it where that is plausible.
+
+    Attributes:
+      rows: of the picture.
+      columns: of the picture.
+      samples: values a pixel, 1 or 3.
+      photometric: PhotometricInterpretation.
+      allocated: bits that a value takes.
+      stored: bits of the value itself.
+      high: number of its highest bit.
+      signed: whether the highest bit is a sign.
+      syntax: the transfer syntax.
+    """
 
     rows: int
     columns: int
@@ -35,25 +48,24 @@ class Form(NamedTuple):
 
 
 def stated_form(data: Dataset, remarks: list[str]) -> Form:
-    """Returns how an object's pixels are stored. Raises UnreadableError for what can't be read."""
-    rows, columns = (header.integer(data, keyword, 0) for keyword in ("Rows", "Columns"))
+    """Returns the form of an object's pixels. Raises UnreadableError for one that can't be read."""
+    # Size.
+    rows = header.integer(data, "Rows", 0)
+    columns = header.integer(data, "Columns", 0)
     if rows <= 0 or columns <= 0:
         raise UnreadableError("a DICOM file that states no size of its picture (Rows, Columns)")
     files.check_size(columns, rows)
 
     # Grey or colours.
-    photometric = header.text(data, "PhotometricInterpretation").replace(
-        "MONOCHROME ", "MONOCHROME"
-    )
-    samples = header.integer(data, "SamplesPerPixel", 3 if photometric in _COLOURS[:5] else 1)
+    photometric = header.text(data, "PhotometricInterpretation")
+    photometric = photometric.replace("MONOCHROME ", "MONOCHROME")
+    three_channels = photometric in _THREE_CHANNELS
+    samples = header.integer(data, "SamplesPerPixel", 3 if three_channels else 1)
     if photometric not in _GREYS + _COLOURS and samples == 1:
         photometric = "MONOCHROME2"
         remarks.append(grey.POLARITY_MISSING)
-    if (
-        photometric not in _GREYS + _COLOURS
-        or samples not in (1, 3)
-        or (samples == 3) != (photometric in _COLOURS[:5])
-    ):
+    known = photometric in _GREYS + _COLOURS and samples in (1, 3)
+    if not known or (samples == 3) != three_channels:
         raise UnreadableError("a DICOM file in colours; an X-ray is grey")
 
     # Bits.
@@ -69,16 +81,26 @@ def stated_form(data: Dataset, remarks: list[str]) -> Form:
     if not 1 <= stored <= allocated:
         stored = allocated
         remarks.append(grey.BITS)
-    high = stored - 1 if high < 0 else high
+    if high < 0:
+        high = stored - 1
     if not stored - 1 <= high < allocated:
         high = stored - 1
         remarks.append(grey.BITS)
-    signed = header.integer(data, "PixelRepresentation", 0) == 1
-    return Form(rows, columns, samples, photometric, allocated, stored, high, signed, _syntax(data))
+    return Form(
+        rows=rows,
+        columns=columns,
+        samples=samples,
+        photometric=photometric,
+        allocated=allocated,
+        stored=stored,
+        high=high,
+        signed=header.integer(data, "PixelRepresentation", 0) == 1,
+        syntax=_syntax(data),
+    )
 
 
 def _syntax(data: Dataset) -> uid.UID:
-    """Returns how the pixel data are encoded: as the header says, else as their bytes show."""
+    """Returns the transfer syntax that the header states, or else the pixel data's bytes show."""
     meta = getattr(data, "file_meta", None) or Dataset()
     stated = uid.UID((header.strings(meta, "TransferSyntaxUID") or [""])[0])
     known = stated.is_transfer_syntax
@@ -97,14 +119,14 @@ def _guessed(code: bytes) -> uid.UID:
     """Returns the transfer syntax of a compressed picture by its first bytes."""
     if code[4:8] == b"\x40\0\0\0":
         return uid.RLELossless
-    marker = frame_size(code)[0]
+    kind = jpeg_header(code).kind
     syntaxes = {
         0x51: uid.JPEG2000,
         0xF7: uid.JPEGLSNearLossless,
         0xC3: uid.JPEGLossless,
         0xC0: uid.JPEGBaseline8Bit,
     }
-    return syntaxes.get(marker, uid.JPEGExtended12Bit)
+    return syntaxes.get(kind, uid.JPEGExtended12Bit)
 
 
 def _frame(data: Dataset) -> bytes:
@@ -122,6 +144,7 @@ def _frame(data: Dataset) -> bytes:
 
 def decoded(data: Dataset, form: Form) -> Array:
     """Returns the pixels `(h, w)` or `(h, w, 3)` as they are stored."""
+    # Check the size.
     keyword = next(keyword for keyword in PIXELS if keyword in data)
     if form.syntax.is_encapsulated:
         _check_frame(_frame(data), form)
@@ -130,17 +153,17 @@ def decoded(data: Dataset, form: Form) -> Array:
     if form.allocated == 12:
         return _unpacked(data[keyword].value, form)
 
-    # A data set of what decides the decoding, and of nothing that could disturb it.
+    # Decode a data set that holds only the elements that decoding needs.
     clean = Dataset()
     clean.file_meta = FileMetaDataset()
     clean.file_meta.TransferSyntaxUID = form.syntax
-    clean.Rows, clean.Columns = form.rows, form.columns
-    clean.SamplesPerPixel, clean.PhotometricInterpretation = form.samples, form.photometric
-    clean.BitsAllocated, clean.BitsStored, clean.HighBit = (
-        form.allocated,
-        form.stored,
-        form.stored - 1,
-    )
+    clean.Rows = form.rows
+    clean.Columns = form.columns
+    clean.SamplesPerPixel = form.samples
+    clean.PhotometricInterpretation = form.photometric
+    clean.BitsAllocated = form.allocated
+    clean.BitsStored = form.stored
+    clean.HighBit = form.stored - 1
     clean.PixelRepresentation = int(form.signed)
     if form.samples > 1:
         clean.PlanarConfiguration = header.integer(data, "PlanarConfiguration", 0)
@@ -152,8 +175,8 @@ def _check_frame(code: bytes, form: Form) -> None:
     """Raises UnreadableError where a compressed picture is cut off or of another size."""
     if form.syntax == uid.RLELossless:
         return
-    _, _, height, width = frame_size(code)
-    if (height, width) != (form.rows, form.columns):
+    size = jpeg_header(code)
+    if (size.height, size.width) != (form.rows, form.columns):
         raise UnreadableError(
             "its compressed picture has another size than its header says (Rows, Columns)"
         )
@@ -180,9 +203,8 @@ def _check_length(length: int, form: Form) -> None:
 def _unpacked(content: bytes, form: Form) -> Array:
     """Returns pixels of 12 bits, two in three bytes, the low bits first."""
     count = form.rows * form.columns
-    triples = np.frombuffer(
-        content[: -(-count // 2) * 3].ljust(-(-count // 2) * 3, b"\0"), np.uint8
-    )
+    length = 3 * -(-count // 2)
+    triples = np.frombuffer(content[:length].ljust(length, b"\0"), np.uint8)
     low, middle, high = triples.reshape(-1, 3).T.astype(np.uint16)
     pairs = np.stack([low | (middle & 15) << 8, middle >> 4 | high << 4], 1)
     return pairs.ravel()[:count].reshape(form.rows, form.columns)
@@ -193,18 +215,15 @@ def coloured(data: Dataset, array: Array) -> Array:
     if array.ndim == 3:
         return array
     little = data.original_encoding[1] is not False
+    sample = array[::8, ::8].ravel().astype(np.float64)
+    codes = np.arange(256**array.itemsize, dtype=f"u{array.itemsize}")
     channels = []
     for colour in ("Red", "Green", "Blue"):
-        found = table(
-            data,
-            array[::8, ::8].ravel().astype(np.float64),
-            little,
-            f"{colour}PaletteColorLookupTable",
-        )
-        if found is None:
+        palette = table(data, sample, little, keyword=f"{colour}PaletteColorLookupTable")
+        if palette is None:
             raise UnreadableError(
                 "a DICOM file in colours whose palette can't be read; export it in grey"
             )
-        codes = np.arange(256**array.itemsize, dtype=f"u{array.itemsize}")
-        channels.append(found(codes.astype(np.float64))[array.view(codes.dtype)].astype(np.uint16))
+        values = palette(codes.astype(np.float64)).astype(np.uint16)
+        channels.append(values[array.view(codes.dtype)])
     return np.stack(channels, -1)

@@ -24,6 +24,7 @@ class Window:
     function: str
 
     def __call__(self, values: Array) -> Array:
+        """Returns the brightness of values, NaN for NaN."""
         if self.function == "SIGMOID":
             steepness = np.clip(-4.0 * (values - self.centre) / self.width, -500.0, 500.0)
             return 1.0 / (1.0 + np.exp(steepness))
@@ -35,26 +36,26 @@ class Window:
 
     @property
     def whole_range_to(self) -> float | None:
-        """Returns the last value of a window over all values of some bits, None for others."""
+        """The last value of a window that shows all values of 7 to 15 bits, None for others."""
         bits = round(np.log2(self.width + 0.5))
-        if (
-            not 7 <= bits <= 15
-            or abs(self.width - 2**bits) > 1
-            or abs(self.centre - self.width / 2) > 2
-        ):
+        if not 7 <= bits <= 15:
+            return None
+        if abs(self.width - 2**bits) > 1 or abs(self.centre - self.width / 2) > 2:
             return None
         return float(2**bits - 1)
 
 
 def windows(data: Dataset) -> tuple[list[Window], bool]:
     """Returns the usable windows of a header, and whether it states any."""
-    centres, widths = header.numbers(data, "WindowCenter"), header.numbers(data, "WindowWidth")
+    centres = header.numbers(data, "WindowCenter")
+    widths = header.numbers(data, "WindowWidth")
     function = header.text(data, "VOILUTFunction")
     if function not in _FUNCTIONS:
         function = "LINEAR"
-    pairs = zip(centres, widths, strict=False)
     usable = [
-        Window(c, w, function) for c, w in pairs if np.isfinite(c) and np.isfinite(w) and w > 0
+        Window(centre, width, function)
+        for centre, width in zip(centres, widths, strict=False)
+        if np.isfinite(centre) and np.isfinite(width) and width > 0
     ]
     return usable, bool(centres or widths)
 
@@ -71,18 +72,20 @@ class Table:
     short: bool = False
 
     def __call__(self, values: Array) -> Array:
+        """Returns the entries of values, NaN for NaN."""
         missing = np.isnan(values)
         places = np.clip(np.where(missing, 0.0, values) - self.first, 0, len(self.entries) - 1)
         return np.where(missing, np.nan, self.entries[places.astype(np.int64)])
 
     def covers(self, values: Float[Array, "values"]) -> bool:
-        """Returns whether most values have an entry of their own."""
+        """Returns True if most values have an entry of their own."""
         last = self.first + len(self.entries) - 1
         return bool(np.mean((values >= self.first) & (values <= last)) > 0.5)
 
     def spread(self) -> "Table":
         """Returns the same table with entries from 0 to 1."""
-        low, high = self.entries.min(), self.entries.max()
+        low = self.entries.min()
+        high = self.entries.max()
         return dataclasses.replace(self, entries=(self.entries - low) / max(high - low, 1.0))
 
 
@@ -93,10 +96,10 @@ def table(
 
     Args:
       item: with LUTDescriptor and LUTData, or others of that form.
-      values: a sample of those that the table is for; it decides whether the first entry's place is
-        signed.
+      values: a sample of the values that will be looked up. It decides whether the first entry's
+        place is signed.
       little: whether words are little-endian.
-      keyword: what the names of both elements begin with.
+      keyword: the beginning of both elements' names.
     """
     descriptor = header.numbers(item, keyword + "Descriptor")
     content = _bytes(item, keyword + "Data", little)
@@ -104,7 +107,7 @@ def table(
         return None
     count, first, bits = (int(number) for number in descriptor)
     count = (count & 0xFFFF) or 65536
-    entries = _entries(content, count, bits, little)
+    entries = _entries(content, count=count, bits=bits, little=little)
     if entries.size == 0 or entries.min() == entries.max():
         return None
     return Table(_first(first, entries.size, values), entries, entries.size < count)
@@ -112,7 +115,11 @@ def table(
 
 def _first(stated: int, count: int, values: Float[Array, "values"]) -> float:
     """Returns the value of the first entry: as stated, or its 16 bits with the other sign."""
-    other = stated - 65536 if stated >= 32768 else stated + 65536 if stated < 0 else stated
+    other = stated
+    if stated >= 32768:
+        other = stated - 65536
+    elif stated < 0:
+        other = stated + 65536
     covered = [np.mean((values >= first) & (values < first + count)) for first in (stated, other)]
     return float(other if covered[1] > covered[0] else stated)
 
@@ -124,7 +131,9 @@ def _bytes(item: Dataset, keyword: str, little: bool) -> bytes:
     value = item[keyword].value
     if isinstance(value, bytes):
         return value
-    words = np.atleast_1d(np.asarray(value if value is not None else [], np.int64))
+    if value is None:
+        return b""
+    words = np.atleast_1d(np.asarray(value, np.int64))
     return (words & 0xFFFF).astype("<u2" if little else ">u2").tobytes()
 
 
@@ -141,7 +150,7 @@ def _entries(content: bytes, count: int, bits: int, little: bool) -> Float[Array
 
 
 def _packed(content: bytes, little: bool, words: Array) -> Array:
-    """Returns bytes in their order; in big-endian files they lie swapped in words."""
+    """Returns bytes in their order; big-endian files swap them within words."""
     if little:
         return np.frombuffer(content, np.uint8)
     return words.astype("<u2").view(np.uint8)

@@ -1,4 +1,6 @@
-"""What the stored pixels of a DICOM object mean: bits, padding, units, polarity and windows."""
+"""Interpreting a DICOM object's stored pixels: bits, padding, units, polarity and windows."""
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy import ndarray as Array
@@ -15,40 +17,57 @@ from data_builders.images.grey import Grey, Pixels
 from data_builders.images.grey_files import grey_pixels
 
 _NONE = -(1 << 40)  # no padding value
-_TORN = 3.0  # times as much, that neighbours differ where the header's width is wrong
+_TORN = 3.0  # times as much do neighbours differ where the header's width is wrong
 
 
-def meant(data: Dataset, array: Array, form: Form, remarks: list[str]) -> Grey:
-    """Returns the picture of stored pixels, by the header where it can be meant."""
+def interpreted(data: Dataset, array: Array, form: Form, remarks: list[str]) -> Grey:
+    """Returns the picture of stored pixels, by the header where it is plausible.
+
+    Adds to `remarks`. Raises UnreadableError.
+    """
     if array.ndim != 2:
         raise UnreadableError(f"holds an array of shape {array.shape} in place of one picture")
-    pixels, more = grey_pixels(array)
-    remarks += more
+
+    # From bits to values and units.
+    pixels, not_finite = grey_pixels(array)
+    remarks += not_finite
     if pixels.table is not None and form.allocated > 1:
-        pixels = _placed(data, pixels, form, remarks)
+        pixels = _placed(data, pixels, form, remarks=remarks)
     if not form.syntax.is_encapsulated:
         _check_rows(pixels)
-    pixels, rising = _modality(data, _padded(data, pixels, form, remarks), remarks)
-    sign = _sign(data, form, rising, remarks)
+    pixels = _padded(data, pixels, form, remarks=remarks)
+    pixels, rising = _modality(data, pixels, remarks)
+
+    # Polarity, windows and tables.
+    sign = _sign(data, form, rising, remarks=remarks)
     curves, windowed = _curves(data, pixels, remarks)
+
+    # Shutters and collimators.
     outside = geometry.behind(data, "Shutter", form)
-    if outside is not None:
-        if outside.all():
-            remarks.append(grey.SHUTTER_ODD)
-        elif outside.any():
-            pixels = pixels.without(outside)
-            remarks.append(grey.SHUTTER)
+    if outside is not None and outside.all():
+        remarks.append(grey.SHUTTER_ODD)
+    elif outside is not None and outside.any():
+        pixels = pixels.without(outside)
+        remarks.append(grey.SHUTTER)
     aside = geometry.behind(data, "Collimator", form)
     if aside is not None and aside.mean() > 0.9:
         aside = None
+
+    # Proportions.
     aspect, ratios = geometry.pixel_aspect(data)
     return Grey(
-        pixels, tuple(curves), windowed, sign, aside, aspect, (*dict.fromkeys(remarks), *ratios)
+        pixels=pixels,
+        curves=tuple(curves),
+        windowed=windowed,
+        sign=sign,
+        aside=aside,
+        aspect=aspect,
+        remarks=(*dict.fromkeys(remarks), *ratios),
     )
 
 
 def _check_rows(pixels: Pixels) -> None:
-    """Raises UnreadableError where rows fit together only with Rows and Columns exchanged."""
+    """Raises UnreadableError where rows match only with Rows and Columns exchanged."""
     height, width = pixels.stored.shape
     if height == width:
         return
@@ -60,55 +79,69 @@ def _check_rows(pixels: Pixels) -> None:
 def _step_down(pixels: Pixels, stored: Array) -> float:
     """Returns how much neighbours in a column differ, in the median row."""
     step = max(1, len(stored) // 64)
-    above, below = stored[:-1:step], stored[1::step]
+    above = stored[:-1:step]
+    below = stored[1::step]
     if pixels.table is not None:
-        above, below = pixels.table[above], pixels.table[below]
+        above = pixels.table[above]
+        below = pixels.table[below]
     return float(np.nanmedian(np.abs(below - above).mean(1)))
 
 
 def _placed(data: Dataset, pixels: Pixels, form: Form, remarks: list[str]) -> Pixels:
-    """Returns pixels with the values that their bits have.
+    """Returns pixels of integers with the values that their bits have.
 
-    The header says where they are, or the pixels where they contradict it.
+    The header states where these bits are. The pixels decide where they contradict it.
     """
     width = 8 * pixels.stored.itemsize
     if form.stored == width:
         return pixels
-    codes = np.arange(len(pixels.table), dtype=np.int32)
+
+    # The values as the header states them.
+    codes = np.arange(256**pixels.stored.itemsize, dtype=np.int32)
     low, high = _code_range(pixels, form.signed)
     shift = form.high + 1 - form.stored
     if shift and (form.syntax.is_encapsulated or (0 <= low and high < 1 << form.stored)):
-        # Decoders, and some writers, put the bits right.
-        remarks += [] if form.syntax.is_encapsulated else [grey.BITS]
+        # Decoders, and some writers, move the bits to the right place.
+        if not form.syntax.is_encapsulated:
+            remarks.append(grey.BITS)
         shift = 0
-    stated = _bits(codes, shift, form.stored, form.signed)
+    stated = _bits(codes, shift=shift, count=form.stored, signed=form.signed)
     half = 1 << (form.stored - 1)
     bottom, top = (-half, half - 1) if form.signed else (0, 2 * half - 1)
     if shift or (bottom <= low and high <= top):
-        return pixels._replace(table=stated.astype(np.float64))
+        return _with_table(pixels, stated)
 
-    # The values exceed what the header allows: by overlays, padding, a sign, or more bits.
-    whole = _bits(codes, 0, width, form.signed)
+    # The pixels exceed these values: by overlays, padding, a sign, or more bits.
+    whole = _bits(codes, shift=0, count=width, signed=form.signed)
     beyond = pixels.stored[pixels.where(lambda _: (whole < bottom) | (whole > top))]
     used = int(np.bitwise_or.reduce(beyond)) >> form.stored << form.stored
     if used and used & ~_overlay_bits(data) == 0:
-        return pixels._replace(table=stated.astype(np.float64))
+        return _with_table(pixels, stated)
     if (beyond == beyond[0]).all():
-        stated = np.where(codes == beyond[0], whole, stated)
-        return pixels._replace(table=stated.astype(np.float64))
+        return _with_table(pixels, np.where(codes == beyond[0], whole, stated))
+
+    # The reading in which neighbours differ least.
     best = stated
-    others = [_bits(codes, 0, form.stored, False), whole, codes]
-    if int(np.bitwise_or.reduce(pixels.stored, axis=None)) & ((1 << width - form.stored) - 1) == 0:
-        best, others = whole, []  # they lie in the upper bits
+    unsigned = _bits(codes, shift=0, count=form.stored, signed=False)
+    others = [unsigned, whole, codes]
+    lower = (1 << width - form.stored) - 1
+    if int(np.bitwise_or.reduce(pixels.stored, axis=None)) & lower == 0:
+        best = whole  # they lie in the upper bits
+        others = []
     for other in others:
         best = _smoother(pixels, best, other)
     if best is not stated:
         remarks.append(grey.BITS)
-    return pixels._replace(table=best.astype(np.float64))
+    return _with_table(pixels, best)
+
+
+def _with_table(pixels: Pixels, values: Array) -> Pixels:
+    """Returns pixels with the value of each stored integer."""
+    return pixels._replace(table=values.astype(np.float64))
 
 
 def _code_range(pixels: Pixels, signed: bool) -> tuple[int, int]:
-    """Returns the least (of unsigned integers 0) and the largest integer that is stored."""
+    """Returns the smallest and the largest integer that is stored; 0 is the smallest unsigned."""
     if not signed:
         return 0, int(pixels.stored.max())
     stored = pixels.stored.view(f"i{pixels.stored.itemsize}")
@@ -129,9 +162,10 @@ def _smoother(pixels: Pixels, first: Array, second: Array) -> Array:
     Values that wrap around and bits of overlays make large steps where two readings disagree.
     """
     rows = pixels.stored[:: max(1, len(pixels.stored) // 200)]
-    steps = [np.abs(np.diff(values[rows], axis=1)) for values in (first, second)]
-    differ = steps[0] != steps[1]
-    if not differ.any() or np.median(steps[0][differ]) <= np.median(steps[1][differ]):
+    first_steps = np.abs(np.diff(first[rows], axis=1))
+    second_steps = np.abs(np.diff(second[rows], axis=1))
+    differ = first_steps != second_steps
+    if not differ.any() or np.median(first_steps[differ]) <= np.median(second_steps[differ]):
         return first
     return second
 
@@ -150,11 +184,12 @@ def _padded(data: Dataset, pixels: Pixels, form: Form, remarks: list[str]) -> Pi
     if ends[0] == _NONE:
         return pixels
 
-    # Which values are padding; their sign may be that of another type.
+    # The values that are padding. They may have the sign of another type.
     values = pixels.values
-    low, high = np.nanmin(values), np.nanmax(values)
+    low = np.nanmin(values)
+    high = np.nanmax(values)
     container = 1 << (32 if pixels.table is None else 8 * pixels.stored.itemsize)
-    first, last = sorted(_in_range(end, container, low, high) for end in ends)
+    first, last = sorted(_in_range(end, container, low=low, high=high) for end in ends)
     chosen = (values >= first) & (values <= last)
     if pixels.table is not None:
         chosen[ends[0] % container] = True  # a value beyond the stored bits is known by its code
@@ -168,7 +203,7 @@ def _padded(data: Dataset, pixels: Pixels, form: Form, remarks: list[str]) -> Pi
         return pixels
     remarks.append(grey.PADDING)
 
-    # What is darker than the picture is padding anywhere. Other values the patient may have too.
+    # Values darker than the picture are padding anywhere. The patient may have others, too.
     rest = cleared.sample()
     if form.photometric == "MONOCHROME1":
         dark = first > np.nanmax(rest)
@@ -180,23 +215,27 @@ def _padded(data: Dataset, pixels: Pixels, form: Form, remarks: list[str]) -> Pi
 
 
 def _in_range(end: int, container: int, low: float, high: float) -> int:
-    """Returns a padding value, or what its bits mean with the other sign where only that occurs."""
-    meant = (end, end - container, end + container)
-    return next((value for value in meant if low <= value <= high), end)
+    """Returns a padding value, or that of its bits with the other sign if only that occurs."""
+    readings = (end, end - container, end + container)
+    return next((value for value in readings if low <= value <= high), end)
 
 
 def _modality(data: Dataset, pixels: Pixels, remarks: list[str]) -> tuple[Pixels, float]:
     """Returns pixels in the modality's units, and -1 where these fall with the stored values."""
+    # By a table.
     tables = header.items(data, "ModalityLUTSequence")
     if tables:
         sample = pixels.sample()
         sample = sample[np.isfinite(sample)]
-        found = table(tables[0], sample, data.original_encoding[1] is not False)
-        if found is None or not found.covers(sample):
+        lookup = table(tables[0], sample, data.original_encoding[1] is not False)
+        if lookup is None or not lookup.covers(sample):
             remarks.append(grey.MODALITY_TABLE)
             return pixels, 1.0
-        remarks += [grey.TABLE_SHORT] if found.short else []
-        return pixels.mapped(found), 1.0 if found.entries[-1] >= found.entries[0] else -1.0
+        if lookup.short:
+            remarks.append(grey.TABLE_SHORT)
+        return pixels.mapped(lookup), 1.0 if lookup.entries[-1] >= lookup.entries[0] else -1.0
+
+    # By a slope and an intercept.
     slope = (header.numbers(data, "RescaleSlope") or [1.0])[0]
     intercept = (header.numbers(data, "RescaleIntercept") or [0.0])[0]
     if not (0 < abs(slope) < 1e30 and abs(intercept) < 1e30):
@@ -210,14 +249,15 @@ def _modality(data: Dataset, pixels: Pixels, remarks: list[str]) -> tuple[Pixels
 
 
 def _empty(data: Dataset, keyword: str) -> bool:
+    """Returns True if an element is there without a value."""
     return keyword in data and not header.numbers(data, keyword)
 
 
 def _sign(data: Dataset, form: Form, rising: float, remarks: list[str]) -> float:
     """Returns -1 where low values of the modality are bright, else 1.
 
-    PhotometricInterpretation says it, and PresentationLUTShape only repeats it. Images FOR
-    PROCESSING are not for display: PixelIntensityRelationshipSign says whether bone is high in
+    PhotometricInterpretation decides, and PresentationLUTShape only repeats it. Images FOR
+    PROCESSING are not for display: PixelIntensityRelationshipSign states whether bone is high in
     them (PS3.3 C.8.11.3.1.2).
     """
     sign = -1.0 if form.photometric == "MONOCHROME1" else 1.0
@@ -235,18 +275,19 @@ def _sign(data: Dataset, form: Form, rising: float, remarks: list[str]) -> float
     return sign
 
 
-def _curves(data: Dataset, pixels: Pixels, remarks: list[str]) -> tuple[list, bool]:
+def _curves(
+    data: Dataset, pixels: Pixels, remarks: list[str]
+) -> tuple[list[Callable[[Array], Array]], bool]:
     """Returns the tables and windows that the header offers, and whether it states any."""
     usable, stated = windows(data)
     offered = header.items(data, "VOILUTSequence")
     if not offered:
-        return usable, stated
+        return [*usable], stated
     little = data.original_encoding[1] is not False
     sample = pixels.sample()
     sample = sample[np.isfinite(sample)]
-    tables = [
-        found.spread() for item in offered if (found := table(item, sample, little)) is not None
-    ]
-    if any(found.short for found in tables):
+    lookups = [table(item, sample, little) for item in offered]
+    tables = [lookup.spread() for lookup in lookups if lookup is not None]
+    if any(lookup.short for lookup in tables):
         remarks.append(grey.TABLE_SHORT)
     return [*tables, *usable], True

@@ -1,4 +1,4 @@
-"""Files of pictures: what kind one is, and opening it so that a fault becomes one sentence."""
+"""Files of pictures: their kinds, and opening them so that each fault becomes one sentence."""
 
 import contextlib
 import pathlib
@@ -15,15 +15,14 @@ from PIL import Image, UnidentifiedImageError
 
 from data_builders.errors import UnreadableError
 
-MAX_PIXELS = (
-    100_000_000  # of a picture; no X-ray and hardly a photograph has more, and a bomb would
-)
+# Of a picture. No X-ray and hardly a photograph has more; decompression bombs do.
+MAX_PIXELS = 100_000_000
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 TOO_LARGE = "unpacks to more pixels than any X-ray or photograph has"
-# TGA has no signature, and takes anything for a picture; EPS runs a program.
-_FORMATS = "AVIF BMP DIB GIF JPEG JPEG2000 MPO PCX PNG PPM SGI TIFF WEBP".split()
+# Without TGA, which has no signature and accepts any file, and EPS, which runs a program.
+_ALLOWED = "AVIF BMP DIB GIF JPEG JPEG2000 MPO PCX PNG PPM SGI TIFF WEBP".split()
 Image.init()
-_FORMATS = [name for name in _FORMATS if name in Image.OPEN]
+_FORMATS = [name for name in _ALLOWED if name in Image.OPEN]
 
 _KINDS = {
     b"\x89PNG\r\n\x1a\n": "png",
@@ -40,6 +39,7 @@ _KINDS = {
     b"P5": "other",
     b"P6": "other",
 }
+# What files that are no pictures begin with, and what to do with them.
 _STRANGERS = {
     rb"%PDF": "a PDF document; export its picture as PNG",
     rb"PK\x03\x04|7z\xbc\xaf|Rar!": "an archive; unpack it",
@@ -60,9 +60,8 @@ def start_of(path: pathlib.Path) -> bytes:
 def kind(path: pathlib.Path) -> str:
     """Returns 'dicom', 'png', 'jpeg', 'jpeg2000', 'tiff' or 'other'.
 
-    The content decides, and the name only where the content is unknown.
-
-    Raises UnreadableError where there is no file that can be read.
+    The content decides, and the name only where the content is unknown. Raises UnreadableError
+    where there is no file that can be read.
     """
     start = start_of(path)
     if start[128:] == b"DICM":
@@ -76,12 +75,12 @@ def kind(path: pathlib.Path) -> str:
 
 
 def is_dicom(path: pathlib.Path) -> bool:
-    """Returns whether a file is DICOM. Raises UnreadableError where it can't be read."""
+    """Returns True if a file is DICOM. Raises UnreadableError where it can't be read."""
     return kind(path) == "dicom"
 
 
 def _bare_dicom(start: bytes) -> bool:
-    """Returns whether a file begins with a DICOM element, without the preamble."""
+    """Returns True if a file begins with a DICOM element, without the preamble."""
     if len(start) < 12:
         return False
     order = "<" if start[1] == 0 else ">"
@@ -93,6 +92,7 @@ def _bare_dicom(start: bytes) -> bool:
 
 
 def _stranger(start: bytes) -> str:
+    """Returns what a file is that is no picture, and what to do with it; '' for others."""
     if not start:
         return "an empty file"
     return next((words for pattern, words in _STRANGERS.items() if re.match(pattern, start)), "")
@@ -100,12 +100,13 @@ def _stranger(start: bytes) -> str:
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Turns whatever reading and decoding raise into an UnreadableError, except MemoryError."""
+    """Turns any error of reading and decoding into an UnreadableError, except MemoryError.
+
+    Warnings about files that bend their standard are dropped, since they may quote names.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of files that bend their standard; they may quote names
+            warnings.simplefilter("ignore")
             yield
     except (UnreadableError, MemoryError):
         raise
@@ -144,55 +145,54 @@ def check_size(width: int, height: int) -> None:
         raise UnreadableError(TOO_LARGE)
 
 
-def check_single(file: Image.Image, wanted: str) -> None:
+def check_single(file: Image.Image, label: str) -> None:
     """Raises UnreadableError where a file holds several pictures, previews aside."""
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":
-        raise UnreadableError(f"holds {frames} pictures; one {wanted} is expected")
+        raise UnreadableError(f"holds {frames} pictures; one {label} is expected")
 
 
 def check_png(path: pathlib.Path) -> None:
     """Raises UnreadableError where a chunk's checksum is wrong or the last chunk is missing."""
     content = path.read_bytes()
-    place, name = 8, b""
+    place = 8
+    name = b""
     while name != b"IEND":
         head = content[place : place + 8]
         if len(head) < 8:
             raise UnreadableError("damaged: its end is missing")
         length, name = struct.unpack(">I4s", head)
         end = place + 8 + length
-        checksum = content[end : end + 4]
-        if (
-            zlib.crc32(memoryview(content)[place + 4 : end]) != int.from_bytes(checksum, "big")
-            or not checksum
-        ):
+        stated = content[end : end + 4]
+        checksum = zlib.crc32(memoryview(content)[place + 4 : end])
+        if not stated or checksum != int.from_bytes(stated, "big"):
             raise UnreadableError("damaged: a checksum in it is wrong")
         place = end + 4
 
 
-# Which side is up, and whether pixels are square.
+# Orientation and the proportions of pixels.
 
 
 def orientation(value: Any) -> int:
-    """Returns one of EXIF's and TIFF's orientations 1 to 8; what is none of them means upright."""
+    """Returns one of EXIF's and TIFF's orientations 1 to 8; 1, upright, for any other value."""
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def exif_orientation(file: Image.Image) -> int:
-    """Returns how an opened picture lies, 1 to 8; a damaged EXIF block says nothing."""
+    """Returns an opened picture's orientation 1 to 8; 1 where its EXIF block is damaged."""
     try:
         return orientation(file.getexif().get(0x0112))
     except Exception:
         return 1
 
 
-def upright(pixels: Array, how: int) -> Array:
+def upright(pixels: Array, turn: int) -> Array:
     """Returns pixels `(h, w, ...)` of one of EXIF's orientations as they should be seen."""
-    if how >= 5:
+    if turn >= 5:
         pixels = pixels.swapaxes(0, 1)
-    if how in (3, 4, 7, 8):
+    if turn in (3, 4, 7, 8):
         pixels = pixels[::-1]
-    if how in (2, 3, 6, 7):
+    if turn in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels
 
@@ -200,7 +200,8 @@ def upright(pixels: Array, how: int) -> Array:
 def density_aspect(across: Any, down: Any) -> float:
     """Returns a pixel's height over its width from two resolutions, NaN without them."""
     try:
-        across, down = float(across), float(down)
+        across = float(across)
+        down = float(down)
         return across / down if across > 0 and down > 0 else np.nan
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         return np.nan
@@ -213,9 +214,10 @@ def stated_aspect(file: Image.Image) -> float:
             return density_aspect(*file.info[name])
     try:
         exif = file.getexif()
-        across, down = exif.get(0x011A), exif.get(0x011B)
-    except Exception:
-        across, down = None, None
+        across = exif.get(0x011A)
+        down = exif.get(0x011B)
+    except Exception:  # a damaged EXIF block
+        across = down = None
     if across is None or down is None:
         across, down = file.info.get("dpi") or (None, None)
     return density_aspect(across, down)

@@ -1,4 +1,4 @@
-"""Grey pictures on their way from a file to brightness, and the remarks made on the way."""
+"""Grey pictures before their contrast is decided, and remarks on how they were read."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 NOT_SQUARE = "its pixels are not square; stretched to the patient's proportions"
-RATIO_ODD = "the ratio of its pixels' sides can't be meant; taken as square"
+RATIO_ODD = "the ratio of its pixels' sides is implausible; they were taken as square"
 RATIOS_DIFFER = (
     "its header states several ratios of the pixels' sides; the most trusted one was used"
 )
@@ -21,7 +21,7 @@ ALL_TRANSPARENT = "all of its pixels are transparent; transparency was ignored"
 SHUTTER = "what lies behind its shutter was set to black"
 SHUTTER_ODD = "its shutter leaves nothing of the picture; it was ignored"
 WINDOW = "its window lies outside of the pixels' values; a robust one was used"
-RESCALE = "its rescale slope or intercept can't be meant; the stored values were used"
+RESCALE = "its rescale slope or intercept is implausible; the stored values were used"
 MODALITY_TABLE = "its modality table doesn't fit the pixels; the stored values were used"
 TABLE_SHORT = "a table of grey values is shorter than it says; its last value was repeated"
 BITS = "its bits are not where the header says; they were read as the pixels show"
@@ -35,8 +35,8 @@ POLARITY_TURNED = "its values rise with the dose, so bone was dark; it was inver
 class Pixels(NamedTuple):
     """A grey picture whose values can be mapped cheaply.
 
-    A picture of small integers is a table with the value of each integer: few entries, many pixels.
-    A value of NaN marks pixels that don't belong to the picture.
+    A picture of small integers has a table with the value of each integer, so that few entries are
+    mapped in place of many pixels. A value of NaN marks pixels outside of the picture.
 
     Attributes:
       stored: unsigned integers of 8 or 16 bit that index `table`, or the values themselves.
@@ -71,8 +71,10 @@ class Pixels(NamedTuple):
         return self._replace(table=function(self.table))
 
     def without(self, outside: Bool[Array, "h w"]) -> "Pixels":
-        """Returns the same pixels, those of a mask being no part of the picture."""
-        return self._replace(outside=outside if self.outside is None else self.outside | outside)
+        """Returns the same pixels, with those of a mask marked as outside of the picture."""
+        if self.outside is not None:
+            outside = self.outside | outside
+        return self._replace(outside=outside)
 
     def where(self, chosen: Callable[[Array], Array]) -> Bool[Array, "h w"]:
         """Returns the mask of the pixels whose value is `chosen`."""
@@ -81,7 +83,7 @@ class Pixels(NamedTuple):
         return cv2.LUT(self.stored, chosen(self.table).astype(np.uint8)[None]).astype(bool)
 
     def sample(self) -> Float[Array, "h2 w2"]:
-        """Returns the values of every so many pixels, NaN outside: enough for statistics."""
+        """Returns the values of pixels in regular steps, NaN outside, for statistics."""
         step = self.step()
         values = self.stored[::step, ::step]
         if self.table is not None:
@@ -91,7 +93,7 @@ class Pixels(NamedTuple):
         return values
 
     def step(self) -> int:
-        """Returns how many pixels lie between two pixels of the sample."""
+        """Returns the distance in pixels between two pixels of the sample."""
         return max(1, min(self.stored.shape) // 250)
 
     def picture(self) -> Float[Array, "h w"]:
@@ -106,14 +108,14 @@ class Pixels(NamedTuple):
 
 
 class Grey(NamedTuple):
-    """What a file holds, before its contrast is decided.
+    """A file's picture, before its contrast is decided.
 
     Attributes:
-      pixels: its picture.
+      pixels: its values.
       curves: from values to brightness in [0, 1], as the header offers them, the best first.
       windowed: whether the header offers any, usable or not.
       sign: -1 where low values are bright, else 1.
-      aside: which pixels don't decide the contrast though they belong to the picture, or None.
+      aside: pixels of the picture that must not decide the contrast, or None.
       aspect: a pixel's height over its width.
       remarks: what was corrected so far.
     """

@@ -11,26 +11,30 @@ from data_builders.images.grey import Grey, Pixels
 from data_builders.images.rasters import raster
 
 _MOST_NOT_FINITE = 0.01  # of all pixels
-_COLOUR = 0.094  # of the brightest value: what JPEG makes of grey that was stored in three channels
+# Of the brightest value: how far JPEG moves the channels of grey apart.
+_COLOUR = 0.094
 
 
 def read(path: pathlib.Path) -> Grey:
     """Returns the grey picture of a file. Raises UnreadableError."""
-    found = raster(path, "X-ray")
-    pixels, remarks = grey_pixels(found.array)
-    if found.transparent is not None and found.transparent.any():
-        if found.transparent.all():
-            remarks += (grey.ALL_TRANSPARENT,)
-        else:
-            pixels, remarks = pixels.without(found.transparent), remarks + (grey.TRANSPARENT,)
-    aspect, more = usable_aspect([found.aspect])
-    return Grey(pixels, sign=-1.0 if found.inverted else 1.0, aspect=aspect, remarks=remarks + more)
+    picture = raster(path, "X-ray")
+    pixels, remarks = grey_pixels(picture.array)
+    transparent = picture.transparent
+    if transparent is not None and transparent.all():
+        remarks += (grey.ALL_TRANSPARENT,)
+    elif transparent is not None and transparent.any():
+        pixels = pixels.without(transparent)
+        remarks += (grey.TRANSPARENT,)
+    aspect, ratios = usable_aspect([picture.aspect])
+    sign = -1.0 if picture.inverted else 1.0
+    return Grey(pixels, sign=sign, aspect=aspect, remarks=remarks + ratios)
 
 
 def grey_pixels(array: Array) -> tuple[Pixels, tuple[str, ...]]:
-    """Returns an array `(h, w)` or, grey in three channels, `(h, w, 3)` as pixels, with remarks.
+    """Returns an array `(h, w)` as pixels, with remarks.
 
-    Raises UnreadableError where it is in colours, or many pixels are not numbers.
+    The array may be `(h, w, 3)` with grey in three channels. Raises UnreadableError where it is in
+    colours, or many pixels are not numbers.
     """
     if array.ndim == 3:
         array = _without_colours(array)
@@ -50,7 +54,7 @@ def grey_pixels(array: Array) -> tuple[Pixels, tuple[str, ...]]:
 
 def _without_colours(array: Array) -> Array:
     """Returns the mean of three channels that differ little. Raises UnreadableError for others."""
-    first, second, third = array[..., 0], array[..., 1], array[..., 2]
+    first, second, third = np.moveaxis(array, -1, 0)
     if np.array_equal(first, second) and np.array_equal(first, third):
         return first
     wide = array.astype(np.int32) if array.dtype.kind in "ui" else array
@@ -64,7 +68,7 @@ def usable_aspect(stated: list[float]) -> tuple[float, tuple[str, ...]]:
     """Returns a pixel's height over its width from what a file states, with remarks.
 
     The most trusted statement comes first; NaN stands for one without a value. Pixels within 1 %
-    of a square are square, and ratios beyond 1:4 can't be meant.
+    of a square are square, and ratios beyond 1:4 are implausible.
     """
     usable = [ratio for ratio in stated if 0.25 <= ratio <= 4.0]
     remarks: tuple[str, ...] = ()

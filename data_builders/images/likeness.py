@@ -1,4 +1,7 @@
-"""Whether two radiographs are one: the same file twice, or the same exported again at another size and brightness."""
+"""Finding radiographs that occur twice.
+
+They may be copies of one file, or exports of one X-ray at other sizes and brightnesses.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,13 +11,16 @@ from jaxtyping import Float
 from numpy import ndarray as Array
 
 SIDE = 48  # pixels of a thumbnail
-ALIKE = 0.985  # cosine; exports of one X-ray reach 0.99, different people of the procedural cohort stay below 0.98
+# Cosine of signatures that are alike. Exports of one X-ray reach 0.99; different people of the
+# procedural cohort stay below 0.98.
+ALIKE = 0.985
 
 
 def signature(picture: Array) -> Float[Array, "n"]:
-    """Edges of a thumbnail, of length 1: exposure and size leave them alone.
+    """Returns the edges of a thumbnail as a vector of length 1.
 
-    Hashes of a few bits, as for photographs, are of no use here: skulls in one pose have the same ones.
+    Exposure and size hardly change it. The hashes of a few bits that photographs are compared by
+    do not work here: skulls in the same pose share them.
     """
     small = cv2.resize(np.asarray(picture, np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     edges = small - cv2.GaussianBlur(small, (0, 0), 1.5)
@@ -25,19 +31,18 @@ def signature(picture: Array) -> Float[Array, "n"]:
 def duplicates(
     signatures: Float[Array, "n d"], owners: Sequence[str]
 ) -> Iterator[tuple[int, int, float]]:
-    """Pairs of different owners' pictures that are alike, also where one is mirrored: `(first, second, cosine)`, the likest first."""
+    """Returns pairs `(first, second, cosine)` of different owners' pictures that are alike.
+
+    Mirrored pictures count, too. The most similar pair comes first.
+    """
     mirrored = signatures.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(signatures.shape)
     owner = np.unique(np.asarray(owners), return_inverse=True)[1]
-    found = []
+    pairs: list[tuple[int, int, float]] = []
     for start in range(0, len(signatures), 1024):
         block = signatures[start : start + 1024]
         cosine = np.maximum(block @ signatures.T, block @ mirrored.T)
-        rows, columns = np.nonzero(cosine > ALIKE)
-        found += [
-            (start + i, j, float(cosine[i, j]))
-            for i, j in zip(rows, columns, strict=True)
-            if start + i < j
-        ]
-    return iter(
-        sorted(((i, j, c) for i, j, c in found if owner[i] != owner[j]), key=lambda pair: -pair[2])
-    )
+        for row, second in np.argwhere(cosine > ALIKE).tolist():
+            first = start + row
+            if first < second and owner[first] != owner[second]:
+                pairs.append((first, second, float(cosine[row, second])))
+    return iter(sorted(pairs, key=lambda pair: -pair[2]))

@@ -1,4 +1,4 @@
-"""A skull radiograph from any file that one comes in, as a picture with bone bright."""
+"""Reading a skull radiograph from a file of any kind, as a picture with bone bright."""
 
 import pathlib
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from data_builders.errors import UnreadableError
 from data_builders.images import files, grey_files
 from data_builders.images.contrast import stretched
 from data_builders.images.files import is_dicom, opened
+from data_builders.images.grey import Grey
 
 __all__ = [
     "Radiograph",
@@ -27,7 +28,7 @@ class Radiograph(NamedTuple):
     """An X-ray, and what was done to it.
 
     Attributes:
-      picture: in [0, 1], bone bright, with square pixels.
+      picture: `(h, w)`, in [0, 1], bone bright, with square pixels.
       step: how many pixels of the upright file one pixel of `picture` spans, `(rows, columns)`. A
         place `p` in `picture`, counted from the middle of the first pixel, is
         `(p + 0.5) * step - 0.5` in the file.
@@ -45,22 +46,18 @@ def load_radiograph(path: pathlib.Path, inverted: bool = False) -> Radiograph:
     Pixels that are not square are made so by enlarging the coarser axis, which keeps all detail.
 
     Args:
-      path: of the file; its content says what it is, whatever its name.
+      path: of the file, whose kind is decided by its content.
       inverted: whether bone is dark in the file beyond what its header says.
 
     Raises:
       UnreadableError: no such file, damaged, several pictures, colours, one value all over, or no
         X-ray.
     """
-    path = pathlib.Path(path)
-    reader = grey_files
-    if is_dicom(path):
-        from data_builders.images import dicom  # pydicom takes a third of a second
-
-        reader = dicom
-    image = reader.read(path)
+    image = _read(pathlib.Path(path))
     with files.readable():
         picture, remarks = stretched(image, inverted)
+
+    # Make the pixels square.
     height, width = picture.shape
     if image.aspect == 1.0:
         return Radiograph(picture, (1.0, 1.0), remarks)
@@ -70,6 +67,15 @@ def load_radiograph(path: pathlib.Path, inverted: bool = False) -> Radiograph:
     files.check_size(*size)
     picture = np.clip(cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC), 0.0, 1.0)
     return Radiograph(picture, (height / size[1], width / size[0]), remarks)
+
+
+def _read(path: pathlib.Path) -> Grey:
+    """Returns what the file holds, before its contrast is decided."""
+    if not is_dicom(path):
+        return grey_files.read(path)
+    from data_builders.images import dicom  # importing pydicom takes a third of a second
+
+    return dicom.read(path)
 
 
 def read_radiograph(path: pathlib.Path, inverted: bool = False) -> Float[Array, "h w"]:

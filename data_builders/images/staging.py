@@ -1,4 +1,7 @@
-"""Pictures made ready once, on all cores, and kept: the slow part of a build, which a build that was stopped need not repeat."""
+"""Preparing pictures once, on all cores, and keeping them.
+
+This is the slow part of a build. A build that was stopped continues with what is finished.
+"""
 
 import dataclasses
 import hashlib
@@ -14,6 +17,7 @@ import cv2
 import loky
 import numpy as np
 import tqdm
+from jaxtyping import Float
 
 from data_builders.errors import InputError, UnreadableError
 from data_builders.images.photograph import read_photograph
@@ -22,20 +26,22 @@ from data_builders.images.squares import Transform, fitting, padding, take
 
 __all__ = ["TEXT", "Job", "Ready", "UnreadableError", "stage"]
 
-_VERSION = 3  # to be raised whenever the same file gives another picture
+_VERSION = 3  # increase it whenever the same file gives another picture
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A picture to be made ready.
+    """A picture to be prepared.
 
     Attributes:
       kind: 'xray' or 'face'.
       path: of the file.
       size: pixels along each side of the square.
-      inverted: of an X-ray whether bone is dark in the file.
-      text: of an X-ray what to do with text burned in: 'paint_over' it, 'refuse' the X-ray, or 'keep' it.
-      landmarks: of a face to be aligned by them, LANDMARKS' ten numbers in pixels of the upright photograph.
+      inverted: for an X-ray, whether bone is dark in the file.
+      text: for an X-ray, what happens to text burned in: 'paint_over' it, 'refuse' the X-ray, or
+        'keep' it.
+      landmarks: for a face to be aligned, LANDMARKS' ten numbers in pixels of the upright
+        photograph.
     """
 
     kind: str
@@ -46,22 +52,26 @@ class Job:
     landmarks: tuple[float, ...] = ()
 
     def key(self, salt: bytes) -> str:
-        """Names the result: another file of that name, or another setting, is another. Nobody without the salt can guess from what."""
+        """Returns a name for the result, which changes with the file and with each setting.
+
+        Nobody without the salt can guess from which file it was made.
+        """
         stat = self.path.stat()
-        told = [_VERSION, *dataclasses.astuple(self), stat.st_size, stat.st_mtime_ns]
-        return hmac.new(salt, repr(told).encode(), hashlib.sha256).hexdigest()[:40]
+        inputs = [_VERSION, *dataclasses.astuple(self), stat.st_size, stat.st_mtime_ns]
+        return hmac.new(salt, repr(inputs).encode(), hashlib.sha256).hexdigest()[:40]
 
 
 class Ready(NamedTuple):
-    """A picture that is ready.
+    """A prepared picture.
 
     Attributes:
       png: its file.
       transform: from the square's pixels to the file's.
-      height, width: of the file's picture.
+      height: of the file's picture.
+      width: of the file's picture.
       boxes: where text was painted over, `(left, top, right, bottom)` in the square.
-      masked: the share of the picture that this is.
-      remarks: what was corrected in reading it, in constant words.
+      masked: the share of the picture that was painted over.
+      remarks: what was corrected while reading it, in constant words.
     """
 
     png: pathlib.Path
@@ -73,12 +83,23 @@ class Ready(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-def stage(jobs: Sequence[Job], folder: pathlib.Path, salt: bytes, say: str) -> list[Ready | str]:
-    """What each job made, or the words for why it made nothing; what `folder` holds already is not made again.
+def stage(jobs: Sequence[Job], folder: pathlib.Path, salt: bytes, label: str) -> list[Ready | str]:
+    """Returns each job's prepared picture, or the words for why it can't be prepared.
 
-    Raises InputError where the disk is full.
+    Pictures that `folder` holds already are not prepared again.
+
+    Args:
+      jobs: the pictures.
+      folder: holds a PNG and a JSON file for each of them.
+      salt: of the files' names; see `Job.key`.
+      label: of the progress bar.
+
+    Raises:
+      InputError: the folder can't be written; its disk may be full.
     """
     folder.mkdir(parents=True, exist_ok=True)
+
+    # Name the results.
     refused: dict[Job, str] = {}
     names: dict[Job, pathlib.Path] = {}
     for job in jobs:
@@ -86,29 +107,38 @@ def stage(jobs: Sequence[Job], folder: pathlib.Path, salt: bytes, say: str) -> l
             names[job] = folder / job.key(salt)
         except OSError as error:
             refused[job] = f"can't be read ({error.strerror})"
-    todo = {name: job for job, name in names.items() if not name.with_suffix(".json").exists()}
+
+    # Prepare those that are missing.
+    todo = {name: job for job, name in names.items() if not _is_finished(name)}
     if todo:
         try:
-            refused |= _all_made(todo, say)
+            refused |= _prepare_all(todo, label)
         except OSError as error:
             raise InputError(
-                f"{folder} can't be written ({error.strerror}); make room and start again: what is finished is kept"
+                f"{folder} can't be written ({error.strerror}); make room and start again: "
+                "what is finished is kept"
             ) from None
     return [refused.get(job) or _read(names[job]) for job in jobs]
 
 
-def _all_made(todo: dict[pathlib.Path, Job], say: str) -> dict[Job, str]:
-    """Makes pictures on all cores; returns why some can't be. Raises OSError where they can't be written."""
+def _is_finished(name: pathlib.Path) -> bool:
+    """Returns True if a picture has been prepared; its JSON file is written last."""
+    return name.with_suffix(".json").exists()
+
+
+def _prepare_all(todo: dict[pathlib.Path, Job], label: str) -> dict[Job, str]:
+    """Prepares pictures on all cores, and returns why some can't be prepared.
+
+    Raises OSError where they can't be written.
+    """
     cores = len(os.sched_getaffinity(0))
+    chunk = max(1, min(16, len(todo) // (4 * cores)))
     refused: dict[Job, str] = {}
-    bar = tqdm.tqdm(desc=say, total=len(todo), unit="pictures")
-    with bar:
+    with tqdm.tqdm(desc=label, total=len(todo), unit="pictures") as bar:
         try:
             with loky.ProcessPoolExecutor(min(cores, len(todo))) as pool:
-                done = pool.map(
-                    _make, todo.items(), chunksize=max(1, min(16, len(todo) // (4 * cores)))
-                )
-                for job, words in zip(todo.values(), done, strict=True):
+                results = pool.map(_make, todo.items(), chunksize=chunk)
+                for job, words in zip(todo.values(), results, strict=True):
                     bar.update()
                     if words:
                         refused[job] = words
@@ -116,15 +146,18 @@ def _all_made(todo: dict[pathlib.Path, Job], say: str) -> dict[Job, str]:
             left = {
                 name: job
                 for name, job in todo.items()
-                if not name.with_suffix(".json").exists() and job not in refused
+                if not _is_finished(name) and job not in refused
             }
             bar.reset(len(left))
-            refused |= _made_one_by_one(left, bar)
+            refused |= _prepare_one_by_one(left, bar)
     return refused
 
 
-def _made_one_by_one(todo: dict[pathlib.Path, Job], bar: tqdm.tqdm) -> dict[Job, str]:
-    """As `_all_made`, after a worker died: in one process, so that it shows which picture ends it."""
+def _prepare_one_by_one(todo: dict[pathlib.Path, Job], bar: tqdm.tqdm) -> dict[Job, str]:
+    """Prepares pictures after a worker died, and returns why some can't be prepared.
+
+    There is one process, so that it is known which picture ends it.
+    """
     refused: dict[Job, str] = {}
     waiting = list(todo.items())
     while waiting:
@@ -143,17 +176,23 @@ def _made_one_by_one(todo: dict[pathlib.Path, Job], bar: tqdm.tqdm) -> dict[Job,
 
 
 def _read(name: pathlib.Path) -> Ready:
-    told = json.loads(name.with_suffix(".json").read_text())
-    transform, remarks = np.array(told.pop("transform")), tuple(told.pop("remarks"))
-    return Ready(name.with_suffix(".png"), transform, remarks=remarks, **told)
+    """Returns a picture that has been prepared."""
+    fields = json.loads(name.with_suffix(".json").read_text())
+    fields["transform"] = np.array(fields["transform"])
+    fields["remarks"] = tuple(fields["remarks"])
+    return Ready(png=name.with_suffix(".png"), **fields)
 
 
 def _make(item: tuple[pathlib.Path, Job]) -> str:
-    """Makes a picture ready; returns why it can't be, or nothing. Raises OSError where it can't be written."""
+    """Prepares a picture, and returns why it can't be prepared, or ''.
+
+    Raises OSError where it can't be written.
+    """
     name, job = item
     cv2.setNumThreads(1)  # the pool has a process for each core
+    prepare = _xray if job.kind == "xray" else _face
     try:
-        picture, told = (_xray if job.kind == "xray" else _face)(job)
+        picture, fields = prepare(job)
     except UnreadableError as error:
         return str(error)
     except MemoryError:
@@ -161,13 +200,12 @@ def _make(item: tuple[pathlib.Path, Job]) -> str:
     except Exception as error:  # decoders raise many kinds; one file must not end the build
         return f"damaged, or in a form that can't be decoded ({type(error).__name__})"
     _write(name.with_suffix(".png"), cv2.imencode(".png", picture)[1].tobytes())
-    _write(
-        name.with_suffix(".json"), json.dumps(told).encode()
-    )  # last: it says that the picture is whole
+    _write(name.with_suffix(".json"), json.dumps(fields).encode())
     return ""
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file in one step."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -179,40 +217,47 @@ def _write(path: pathlib.Path, content: bytes) -> None:
 
 
 def _xray(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
-    made = prepare_xray(job.path, job.size, job.inverted, job.text)._asdict()
-    told = made | {
-        "transform": made["transform"].tolist(),
-        "boxes": made["boxes"].round(1).tolist(),
+    """Returns an X-ray's square, and the fields of Ready for a JSON file."""
+    xray = prepare_xray(job.path, job.size, inverted=job.inverted, text=job.text)
+    fields = xray._asdict() | {
+        "transform": xray.transform.tolist(),
+        "boxes": xray.boxes.round(1).tolist(),
     }
-    return told.pop("square"), told
+    return fields.pop("square"), fields
 
 
 def _face(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
+    """Returns a face's square in BGR, and the fields of Ready for a JSON file."""
     picture, step = read_photograph(job.path, 0 if job.landmarks else job.size)
     height, width = picture.shape[:2]
     if job.landmarks:
         landmarks = np.array(job.landmarks).reshape(5, 2)
-        if (landmarks < 0).any() or (landmarks > [width, height]).any():
-            raise UnreadableError(
-                f"its landmarks lie outside the photograph of {width} x {height} pixels (upright)"
-            )
-        if np.ptp(landmarks, 0).min() < 4 or landmarks[0, 0] >= landmarks[1, 0]:
-            raise UnreadableError(
-                "its landmarks are no face's: the picture's left eye comes first, then the right one, nose and mouth"
-            )
+        _check_landmarks(landmarks, height, width)
         transform = fitting(landmarks, job.size)
     else:
         transform = padding(height, width, job.size)
     square = take(picture, transform, job.size)
-    # As pixels of the file, of which the decoder may have made `step` one.
-    whole = transform * step + np.array([[0, 0, (step - 1) / 2]] * 2)
-    told = {
-        "transform": whole.tolist(),
+    # The decoder may have made one pixel of `step` pixels of the file.
+    in_file = transform * step + np.array([[0, 0, (step - 1) / 2]] * 2)
+    fields = {
+        "transform": in_file.tolist(),
         "height": round(height * step),
         "width": round(width * step),
-    }
-    return cv2.cvtColor(square, cv2.COLOR_RGB2BGR), told | {
         "boxes": [],
         "masked": 0.0,
         "remarks": (),
     }
+    return cv2.cvtColor(square, cv2.COLOR_RGB2BGR), fields
+
+
+def _check_landmarks(landmarks: Float[np.ndarray, "5 2"], height: int, width: int) -> None:
+    """Raises UnreadableError where landmarks can't be those of a face in the photograph."""
+    if (landmarks < 0).any() or (landmarks > [width, height]).any():
+        raise UnreadableError(
+            f"its landmarks lie outside the photograph of {width} x {height} pixels (upright)"
+        )
+    if np.ptp(landmarks, 0).min() < 4 or landmarks[0, 0] >= landmarks[1, 0]:
+        raise UnreadableError(
+            "its landmarks are no face's: the picture's left eye comes first, then the right one, "
+            "nose and mouth"
+        )

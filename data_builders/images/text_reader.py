@@ -1,7 +1,7 @@
-"""Reading printed text in a grey picture, by the RapidOCR library and the PP-OCR networks in its package."""
+"""Reading printed text in a grey picture, by the RapidOCR library and its PP-OCR networks."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,9 +15,10 @@ class Line(NamedTuple):
     """A line of text.
 
     Attributes:
-      corners: `(4, 2)`, columns and rows of its four corners in pixels: upper left, upper right, lower right, lower left.
-      words: what it says.
-      score: how sure the recogniser is, in [0, 1].
+      corners: `(4, 2)`, columns and rows of its four corners in pixels: upper left, upper right,
+        lower right, lower left.
+      words: the text.
+      score: the recogniser's confidence in [0, 1].
     """
 
     corners: Float[Array, "4 2"]
@@ -31,43 +32,55 @@ class Line(NamedTuple):
 
 
 def read_lines(picture: UInt8[Array, "h w"]) -> list[Line]:
-    """Returns all that may be lines of text in a picture, those upside down and on their side too."""
-    found = _reader(cv2.getNumThreads(), line=True)(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR))
-    if found.boxes is None:
+    """Returns all candidates for lines of text in a picture, in any of four orientations."""
+    reader = _reader(cv2.getNumThreads(), line=True)
+    result = reader(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR))
+    if result.boxes is None:
         return []
-    rows = zip(found.boxes, found.txts, found.scores, strict=True)
-    return [Line(_lying(np.float64(box)), words, float(score)) for box, words, score in rows]
+    return [
+        Line(_lying(np.asarray(box, np.float64)), words, float(score))
+        for box, words, score in zip(result.boxes, result.txts, result.scores, strict=True)
+    ]
 
 
 def _lying(corners: Float[Array, "4 2"]) -> Float[Array, "4 2"]:
-    """The corners in the order of a line that is read from left to right; the library turns tall boxes by a quarter."""
+    """Returns the corners in the order of a line that is read from left to right.
+
+    The library turns tall boxes by a quarter.
+    """
     width, height = (np.linalg.norm(corners[0] - corners[i]) for i in (1, 3))
     return np.roll(corners, -1, axis=0) if height >= 1.5 * width else corners
 
 
 def read_line(picture: UInt8[Array, "h w"], corners: Float[Array, "4 2"]) -> tuple[str, float]:
-    """Returns what stands between four corners, as Line has them, and how sure that is; empty words for nothing."""
-    size = np.linalg.norm(corners[1] - corners[0]), np.linalg.norm(corners[3] - corners[0])
-    width, height = (max(int(length), 1) for length in size)
-    straight = np.float32([[0, 0], [width, 0], [width, height], [0, height]])
-    turn = cv2.getPerspectiveTransform(np.float32(corners), straight)
+    """Returns the text between four corners, in the order of Line's, and its score in [0, 1].
+
+    The text is empty where nothing was recognised.
+    """
+    width = max(int(np.linalg.norm(corners[1] - corners[0])), 1)
+    height = max(int(np.linalg.norm(corners[3] - corners[0])), 1)
+    straight = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    turn = cv2.getPerspectiveTransform(np.asarray(corners, np.float32), straight)
     crop = cv2.warpPerspective(picture, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
-    found = _reader(cv2.getNumThreads(), line=False)(cv2.cvtColor(crop, cv2.COLOR_GRAY2BGR))
-    return (found.txts[0], float(found.scores[0])) if found.txts else ("", 0.0)
+    return read_letter(crop)
 
 
 def read_letter(picture: UInt8[Array, "h w"]) -> tuple[str, float]:
-    """Returns what a picture of one letter shows and how sure that is, in [0, 1]; empty words for nothing."""
-    found = _reader(cv2.getNumThreads(), line=False)(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR))
-    return (found.txts[0], float(found.scores[0])) if found.txts else ("", 0.0)
+    """Returns the text of a picture that one letter or line fills, and its score in [0, 1].
+
+    The text is empty where nothing was recognised.
+    """
+    reader = _reader(cv2.getNumThreads(), line=False)
+    result = reader(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR))
+    return (result.txts[0], float(result.scores[0])) if result.txts else ("", 0.0)
 
 
 @functools.cache
-def _reader(threads: int, line: bool):
-    """The library's pipeline, with as many threads as OpenCV has."""
+def _reader(threads: int, line: bool) -> Any:
+    """Returns the library's pipeline, which detects lines of text first if `line` is set."""
     import rapidocr  # takes half a second
 
-    settings = {
+    settings: dict[str, Any] = {
         "Global.log_level": "critical",
         "Global.text_score": 0.0,
         "Global.use_det": line,

@@ -1,1 +1,1 @@
-"""From a volume in Hounsfield units to an X-ray and to a picture of its skin."""
+"""Rendering volumes in Hounsfield units as X-rays and as pictures of the skin."""

@@ -1,4 +1,4 @@
-"""The volume that every renderer takes, and the two views that the study uses.
+"""The volume that every renderer takes, and the study's two views.
 
 Axes follow nibabel's RAS+ rule: array index 0 runs to the subject's right, 1 to
 the front, 2 to the top. Pictures are as seen by somebody who faces the subject
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 VIEWS = ("frontal", "lateral")
@@ -24,9 +25,9 @@ class Volume(NamedTuple):
       origin: `(3,)` mm, the place of sample `[0, 0, 0]`.
     """
 
-    values: Float[Array, "x y z"]
-    spacing: Float[Array, "3"]
-    origin: Float[Array, "3"]
+    values: Float[Array | np.ndarray, "x y z"]
+    spacing: Float[Array | np.ndarray, "3"]
+    origin: Float[Array | np.ndarray, "3"]
 
 
 class Frame(NamedTuple):
@@ -35,7 +36,7 @@ class Frame(NamedTuple):
     Attributes:
       size: pixels along each side.
       width: mm along each side.
-      center: mm `(right, front, top)`, what the middle of the picture shows.
+      center: mm `(right, front, top)`, the place that the middle of the picture shows.
     """
 
     size: int
@@ -44,7 +45,7 @@ class Frame(NamedTuple):
 
     @property
     def pixel(self) -> float:
-        """Millimetres between pixel centres."""
+        """The distance between pixel centres in mm."""
         return self.width / self.size
 
 
@@ -56,12 +57,17 @@ def check_view(view: str) -> str:
 
 
 def voxel_for(size: int) -> float:
-    """Voxel spacing in mm for pictures of `size` pixels: about a pixel, and never coarser than thin bone can stand."""
-    return 2.5 if size <= 64 else 2.0 if size <= 128 else 1.25
+    """Returns the voxel spacing in mm for pictures of `size` pixels.
+
+    It is about a pixel, but fine enough for thin bone.
+    """
+    if size <= 64:
+        return 2.5
+    return 2.0 if size <= 128 else 1.25
 
 
 def pixel_axes(frame: Frame, view: str) -> tuple[Array, Array]:
-    """Millimetres of the pixel centres: `(columns, rows)`.
+    """Returns the positions in mm of the pixel centres, `(columns, rows)`.
 
     Columns are the right axis (decreasing) in a frontal view and the front axis
     (increasing) in a lateral one; rows are the top axis, decreasing.
@@ -74,7 +80,7 @@ def pixel_axes(frame: Frame, view: str) -> tuple[Array, Array]:
 
 
 def ray_points(frame: Frame, view: str, depth: Float[Array, "h w"]) -> Float[Array, "h w 3"]:
-    """Places in mm at the coordinate `depth` (front or right axis) along each pixel's ray."""
+    """Returns the places in mm at `depth` (on the front or right axis) along each pixel's ray."""
     columns, rows = pixel_axes(frame, view)
     columns = jnp.broadcast_to(columns[None, :], depth.shape)
     rows = jnp.broadcast_to(rows[:, None], depth.shape)
@@ -83,30 +89,46 @@ def ray_points(frame: Frame, view: str, depth: Float[Array, "h w"]) -> Float[Arr
     return jnp.stack([depth, columns, rows], -1)
 
 
-def project_point(frame: Frame, view: str, point: Float[Array, "*n 3"]) -> Float[Array, "*n 2"]:
-    """Pixel coordinates `(column, row)` of places in mm; pixel centres are whole numbers."""
+def project_point(
+    frame: Frame, view: str, point: Float[Array | np.ndarray, "*n 3"]
+) -> Float[Array, "*n 2"]:
+    """Returns the pixel coordinates `(column, row)` of places in mm.
+
+    Pixel centres are whole numbers.
+    """
     middle = (frame.size - 1) / 2
     offset = (point - jnp.asarray(frame.center)) / frame.pixel
     across = -offset[..., 0] if check_view(view) == "frontal" else offset[..., 1]
     return jnp.stack([middle + across, middle - offset[..., 2]], -1)
 
 
-def look_along(volume: Volume, view: str) -> tuple[Array, Array, Array]:
-    """The volume as `(row, column, depth)` with depth from the far side to the viewer.
+class Planes(NamedTuple):
+    """A volume as a viewer sees it.
 
-    Returns the transposed values and the positions in mm of its rows and columns,
-    both increasing in the volume's own axes (top, then right or front).
+    Attributes:
+      values: `(row, column, depth)`, with depth from the far side to the viewer.
+      rows: positions in mm along the top axis, increasing.
+      columns: positions in mm along the right axis (frontal) or the front axis (lateral),
+        increasing.
     """
-    places = [
+
+    values: Float[Array | np.ndarray, "row column depth"]
+    rows: Float[Array, "row"]
+    columns: Float[Array, "column"]
+
+
+def look_along(volume: Volume, view: str) -> Planes:
+    """Returns the volume with its axes in the order of a view."""
+    right, front, top = (
         volume.origin[i] + volume.spacing[i] * jnp.arange(volume.values.shape[i]) for i in range(3)
-    ]
+    )
     if check_view(view) == "frontal":
-        return volume.values.transpose(2, 0, 1), places[2], places[0]
-    return volume.values.transpose(2, 1, 0), places[2], places[1]
+        return Planes(volume.values.transpose(2, 0, 1), top, right)
+    return Planes(volume.values.transpose(2, 1, 0), top, front)
 
 
 def sample(volume: Volume, points: Float[Array, "*n 3"], outside: float) -> Float[Array, "*n"]:
-    """Trilinear samples of `volume` at `points` in mm; `outside` beyond its edge."""
+    """Returns trilinear samples of `volume` at `points` in mm; `outside` beyond its edge."""
     index = (points - volume.origin) / volume.spacing
     return jax.scipy.ndimage.map_coordinates(
         volume.values, list(jnp.moveaxis(index, -1, 0)), order=1, mode="constant", cval=outside
@@ -114,33 +136,35 @@ def sample(volume: Volume, points: Float[Array, "*n 3"], outside: float) -> Floa
 
 
 def resample_plane(
-    planes: Float[Array, "row column *rest"],
+    planes: Float[Array | np.ndarray, "row column *rest"],
     rows: Float[Array, "row"],
     columns: Float[Array, "column"],
     frame: Frame,
     view: str,
     outside: float,
 ) -> Float[Array, "h w *rest"]:
-    """Linear resampling of the first two axes, at `rows` and `columns` mm, to the pixels of `frame`.
+    """Resamples the first two axes, at `rows` and `columns` mm, to the pixels of `frame`.
 
-    Where pixels are wider than samples they average over their width (a tent as wide as
-    the coarser of the two), so a shrunken picture does not alias.
+    The interpolation is linear. Where pixels are wider than samples they average over their width
+    (a tent as wide as the coarser of the two), so a shrunken picture does not alias.
     """
     to_columns, to_rows = pixel_axes(frame, view)
-
-    def weights(target, source):
-        step = source[1] - source[0]
-        reach = jnp.maximum(step, frame.pixel)
-        tent = lambda places: jnp.maximum(
-            0.0, 1.0 - jnp.abs(target[:, None] - places[None, :]) / reach
-        )
-        # Normalised over samples that go on beyond the volume's edge, which leaves their part to `outside`.
-        phase = source[0] + step * jnp.round((target - source[0]) / step)
-        around = phase[:, None] + step * jnp.arange(-8, 9)
-        total = jnp.maximum(0.0, 1.0 - jnp.abs(target[:, None] - around) / reach).sum(1)
-        return tent(source) / total[:, None]
-
     planes = planes - outside
-    planes = jnp.tensordot(weights(to_rows, rows), planes, axes=1)
-    planes = jnp.tensordot(weights(to_columns, columns), planes, axes=(1, 1))
+    planes = jnp.tensordot(_weights(to_rows, rows, frame.pixel), planes, axes=1)
+    planes = jnp.tensordot(_weights(to_columns, columns, frame.pixel), planes, axes=(1, 1))
     return jnp.swapaxes(planes, 0, 1) + outside
+
+
+def _weights(
+    target: Float[Array, "pixels"], source: Float[Array, "samples"], pixel: float
+) -> Float[Array, "pixels samples"]:
+    """Returns the weight of each sample in each pixel, both given by their places in mm."""
+    step = source[1] - source[0]
+    reach = jnp.maximum(step, pixel)
+    tent = jnp.maximum(0.0, 1.0 - jnp.abs(target[:, None] - source[None, :]) / reach)
+    # The weights are normalised over samples that go on beyond the volume's edge. What lies there
+    # counts as `outside`.
+    phase = source[0] + step * jnp.round((target - source[0]) / step)
+    around = phase[:, None] + step * jnp.arange(-8, 9)
+    total = jnp.maximum(0.0, 1.0 - jnp.abs(target[:, None] - around) / reach).sum(1)
+    return tent / total[:, None]

@@ -2,47 +2,58 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from data_builders.rendering.volume import Frame, Volume, look_along, resample_plane
 
 
-def attenuation(hu: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Linear attenuation in 1/mm at about 60 keV.
+def attenuation(hu: Float[Array | np.ndarray, "*n"]) -> Float[Array, "*n"]:
+    """Returns the linear attenuation in 1/mm at about 60 keV.
 
     Water has 0.02/mm, which defines the Hounsfield scale. Calcium absorbs more at the
-    energies of a radiograph than of a CT; the second term makes up for that (ours).
+    energies of a radiograph than of a CT; the second term, our choice, compensates for that.
     """
-    return (
-        0.02 * jnp.maximum(0.0, 1.0 + hu / 1000.0) + 0.014 * jnp.maximum(0.0, hu - 150.0) / 1000.0
-    )
+    water = 0.02 * jnp.maximum(0.0, 1.0 + hu / 1000.0)
+    calcium = 0.014 * jnp.maximum(0.0, hu - 150.0) / 1000.0
+    return water + calcium
 
 
 def path_attenuation(volume: Volume, frame: Frame, view: str) -> Float[Array, "h w"]:
-    """The integral of the attenuation along each pixel's ray, without unit: -log(I / I0)."""
+    """Returns the integral of the attenuation along each pixel's ray, -log(I / I0), unitless."""
     mu = Volume(attenuation(volume.values), volume.spacing, volume.origin)
-    planes, rows, columns = look_along(mu, view)
+    seen = look_along(mu, view)
     step = volume.spacing[1] if view == "frontal" else volume.spacing[0]
-    return resample_plane(planes.sum(-1) * step, rows, columns, frame, view, outside=0.0)
+    return resample_plane(
+        seen.values.sum(-1) * step,
+        rows=seen.rows,
+        columns=seen.columns,
+        frame=frame,
+        view=view,
+        outside=0.0,
+    )
 
 
 def _blur(image: Float[Array, "h w"], sigma: float) -> Float[Array, "h w"]:
+    """Returns a Gaussian blur with standard deviation `sigma` in pixels, edge values repeated."""
     reach = max(1, round(3 * sigma))
     kernel = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / sigma) ** 2)
     kernel /= kernel.sum()
 
-    def along(image, axis):
+    def convolve(line):
+        return jnp.convolve(line, kernel, mode="valid")
+
+    for axis in range(2):
         pad = [(reach, reach) if a == axis else (0, 0) for a in range(2)]
         image = jnp.pad(image, pad, mode="edge")
-        return jax.vmap(lambda v: jnp.convolve(v, kernel, mode="valid"), 1 - axis, 1 - axis)(image)
-
-    return along(along(image, 0), 1)
+        image = jax.vmap(convolve, 1 - axis, 1 - axis)(image)
+    return image
 
 
 def develop(path: Float[Array, "h w"], pixel: float) -> Float[Array, "h w"]:
-    """A viewable radiograph in [0, 1], bone bright, from the path attenuation.
+    """Returns a viewable radiograph in [0, 1], bone bright, from the path attenuation.
 
-    Follows a digital chain: photon counts with a little scatter, logarithm, automatic
+    It follows a digital chain: photon counts with a little scatter, logarithm, automatic
     exposure to the brightest percent, and an unsharp mask (radius 6 mm) that evens out
     thick and thin parts, as every vendor's processing does.
 
@@ -60,5 +71,5 @@ def develop(path: Float[Array, "h w"], pixel: float) -> Float[Array, "h w"]:
 
 
 def radiograph(volume: Volume, frame: Frame, view: str) -> Float[Array, "h w"]:
-    """The developed X-ray of a volume in Hounsfield units, in [0, 1], bone bright."""
+    """Returns the developed X-ray of a volume in Hounsfield units, in [0, 1], bone bright."""
     return develop(path_attenuation(volume, frame, view), frame.pixel)

@@ -1,8 +1,9 @@
-"""MetaImage and NRRD files, with their values in the file or in one beside it."""
+"""MetaImage and NRRD files, with their values in the file itself or in a second one."""
 
 import pathlib
 import warnings
-from typing import BinaryIO, NamedTuple
+from collections.abc import Mapping
+from typing import Any, BinaryIO, NamedTuple
 
 import nrrd
 import numpy as np
@@ -10,9 +11,8 @@ from numpy import ndarray as Array
 
 from data_builders.errors import UnreadableError
 from data_builders.volumes import stored
-from data_builders.volumes.scan import DEFAULT, Scan, affine_of, check_orientation
+from data_builders.volumes.scan import DEFAULT, LPS, Scan, affine_of, check_orientation
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from axes to the left, back and top
 MAX_HEADER = 1 << 20
 TYPES = {
     "CHAR": "i1", "UCHAR": "u1", "SHORT": "i2", "USHORT": "u2", "INT": "i4", "UINT": "u4",
@@ -35,16 +35,18 @@ _NRRD_TYPES = {
     }.items()
     for name in names.split(", ")
 }
-FROM = dict(zip("RLAPIS", "LRPASI", strict=True))  # where an axis leads, by where it comes from
+# Where an axis leads, by where it comes from.
+FROM = dict(zip("RLAPIS", "LRPASI", strict=True))
 PACKINGS = {"raw": "", "gzip": "zlib", "gz": "zlib", "bzip2": "bzip2", "bz2": "bzip2"}
 TEXT = ("ascii", "text", "txt")
 
 
 class Layout(NamedTuple):
-    """Where the values are, and how they are stored.
+    """The place and the form of stored values.
 
     Attributes:
-      dtype, shape: of the values, first axis fastest.
+      dtype: of the values.
+      shape: of the values, first axis fastest.
       file: the name of another file in the same folder, or "".
       packing: as `stored.pieces` takes it, or "text".
       skip: bytes before the values; -1 if they end the file.
@@ -60,41 +62,24 @@ class Layout(NamedTuple):
 def is_metaimage(head: bytes) -> bool:
     """Returns True if a file that begins with `head` has a MetaImage header."""
     text = head[:2000]
-    return (
-        b"=" in text
-        and (b"NDims" in text or b"DimSize" in text)
-        and b"\0" not in text.split(b"\n", 1)[0]
-    )
+    first_line = text.split(b"\n", 1)[0]
+    known = b"NDims" in text or b"DimSize" in text
+    return b"=" in text and known and b"\0" not in first_line
 
 
 def read_metaimage(path: pathlib.Path) -> Scan:
     """Reads an .mha or .mhd file. Raises UnreadableError."""
     with path.open("rb") as file:
         fields = _metaimage_fields(file)
-        shape = _numbers(fields, "DimSize", int)
-        kind = fields.get("ElementType", "").removeprefix("MET_")
-        if kind not in TYPES or int(fields.get("ElementNumberOfChannels", 1)) != 1:
-            raise UnreadableError(
-                "holds no volume of one value a voxel (ElementType, ElementNumberOfChannels)"
-            )
-        order = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
-        packing = "zlib" if _true(fields.get("CompressedData", "False")) else ""
-        if not _true(fields.get("BinaryData", "True")):
-            packing = "text"
-        name = fields["ElementDataFile"]
-        layout = Layout(
-            np.dtype((">" if _true(order) else "<") + TYPES[kind]),
-            shape,
-            "" if name.upper() == "LOCAL" else name,
-            packing,
-            int(fields.get("HeaderSize", 0)),
-        )
-        values = _values(path, file, layout)
+        values = _values(path, file, _metaimage_layout(fields))
     return _metaimage_scan(fields, values)
 
 
 def _metaimage_fields(file: BinaryIO) -> dict[str, str]:
-    """The header's lines to the one that names the data, after which the file stands."""
+    """Returns the header's fields, and leaves the file behind the last one.
+
+    The last field names the data.
+    """
     fields: dict[str, str] = {}
     while "ElementDataFile" not in fields:
         line = file.readline(MAX_HEADER)
@@ -105,106 +90,147 @@ def _metaimage_fields(file: BinaryIO) -> dict[str, str]:
     return fields
 
 
+def _metaimage_layout(fields: dict[str, str]) -> Layout:
+    """Returns the place and the form of the values. Raises UnreadableError."""
+    # Shape and type.
+    shape = _numbers(fields, "DimSize", int)
+    kind = fields.get("ElementType", "").removeprefix("MET_")
+    if kind not in TYPES or int(fields.get("ElementNumberOfChannels", 1)) != 1:
+        raise UnreadableError(
+            "holds no volume of one value a voxel (ElementType, ElementNumberOfChannels)"
+        )
+    big = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
+    order = ">" if _true(big) else "<"
+
+    # Packing and place.
+    packing = "zlib" if _true(fields.get("CompressedData", "False")) else ""
+    if not _true(fields.get("BinaryData", "True")):
+        packing = "text"
+    name = fields["ElementDataFile"]
+    return Layout(
+        dtype=np.dtype(order + TYPES[kind]),
+        shape=shape,
+        file="" if name.upper() == "LOCAL" else name,
+        packing=packing,
+        skip=int(fields.get("HeaderSize", 0)),
+    )
+
+
 def _metaimage_scan(fields: dict[str, str], values: Array) -> Scan:
+    """Returns values with the affine that a MetaImage header states."""
+    # Spacing.
     sizes = [name for name in ("ElementSpacing", "ElementSize") if name in fields]
     if not sizes:
         raise UnreadableError("does not state the size of its voxels (ElementSpacing)")
     spacing = np.array(_numbers(fields, sizes[0], float)[:3])
+
+    # Directions by letters, or none.
     directions = [name for name in ("TransformMatrix", "Rotation", "Orientation") if name in fields]
     letters = "".join(FROM.get(c, "?") for c in fields.get("AnatomicalOrientation", "").upper())
     if not directions and len(letters) == 3 and "?" not in letters:
         return Scan(values, affine_of(check_orientation(letters), spacing), [])
     if not directions:
-        return Scan(values, np.diag([*spacing, 1.0]), [], "TransformMatrix is absent")
+        return Scan(values, np.diag([*spacing, 1.0]), [], missing="TransformMatrix is absent")
+
+    # Directions by a matrix, whose rows are the directions of the axes.
     affine = np.eye(4)
-    # The rows of the matrix are the directions of the axes.
     matrix = np.array(_numbers(fields, directions[0], float))
     affine[:3, :3] = matrix.reshape(round(len(matrix) ** 0.5), -1)[:3, :3].T * spacing
     origins = [name for name in ("Offset", "Origin", "Position") if name in fields]
     if origins:
         affine[:3, 3] = _numbers(fields, origins[0], float)[:3]
     default = np.array_equal(affine, np.diag([*spacing, 1.0]))
-    return Scan(values, LPS @ affine, [DEFAULT] * default, default=default)
+    remarks = [DEFAULT] if default else []
+    return Scan(values, LPS @ affine, remarks, default=default)
 
 
 def read_nrrd(path: pathlib.Path) -> Scan:
     """Reads an .nrrd or .nhdr file. Raises UnreadableError."""
     with path.open("rb") as file:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                header = nrrd.read_header(file)
-        except (nrrd.NRRDError, ValueError, KeyError, IndexError) as error:
-            raise UnreadableError(
-                f"not a readable volume: its NRRD header is damaged ({type(error).__name__})"
-            ) from None
+        header = _nrrd_header(file)
         if missing := [name for name in ("sizes", "type", "encoding") if name not in header]:
             raise UnreadableError(f"not a readable volume: its NRRD header lacks {missing[0]!r}")
         values = _values(path, file, _nrrd_layout(header))
     return _nrrd_scan(header, values)
 
 
-def _nrrd_layout(header) -> Layout:
-    encoding, kind = str(header["encoding"]).lower(), _NRRD_TYPES.get(str(header["type"]).lower())
+def _nrrd_header(file: BinaryIO) -> Mapping[str, Any]:
+    """Returns the header, and leaves the file behind it. Raises UnreadableError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return nrrd.read_header(file)
+    except (nrrd.NRRDError, ValueError, KeyError, IndexError) as error:
+        raise UnreadableError(
+            f"not a readable volume: its NRRD header is damaged ({type(error).__name__})"
+        ) from None
+
+
+def _nrrd_layout(header: Mapping[str, Any]) -> Layout:
+    """Returns the place and the form of the values. Raises UnreadableError."""
+    # Type and encoding.
+    encoding = str(header["encoding"]).lower()
+    kind = _NRRD_TYPES.get(str(header["type"]).lower())
     if kind is None:
         raise UnreadableError("holds values of another `type` than CT numbers have")
     if encoding not in PACKINGS and encoding not in TEXT:
         raise UnreadableError("has an `encoding` that can't be read; save it as raw or gzip")
-    if (
-        np.dtype(kind).itemsize > 1
-        and encoding not in TEXT
-        and header.get("endian") not in ("little", "big")
-    ):
+    ordered = np.dtype(kind).itemsize > 1 and encoding not in TEXT
+    if ordered and header.get("endian") not in ("little", "big"):
         raise UnreadableError("does not state the order of its bytes (endian)")
+    order = ">" if header.get("endian") == "big" else "<"
+
+    # Place.
     if int(header.get("line skip", header.get("lineskip", 0))):
         raise UnreadableError("skips lines before its values (line skip); save it again without")
     skip = int(header.get("byte skip", header.get("byteskip", 0)))
     if skip and encoding not in ("raw", *TEXT):
         raise UnreadableError("skips bytes of compressed values (byte skip); save it again without")
-    order = ">" if header.get("endian") == "big" else "<"
-    name = str(header.get("data file", header.get("datafile", "")))
-    shape = tuple(int(n) for n in header["sizes"])
-    return Layout(np.dtype(order + kind), shape, name, PACKINGS.get(encoding, "text"), skip)
+    return Layout(
+        dtype=np.dtype(order + kind),
+        shape=tuple(int(n) for n in header["sizes"]),
+        file=str(header.get("data file", header.get("datafile", ""))),
+        packing=PACKINGS.get(encoding, "text"),
+        skip=skip,
+    )
 
 
-def _nrrd_scan(header, values: Array) -> Scan:
-    directions, spacings = header.get("space directions"), header.get("spacings")
+def _nrrd_scan(header: Mapping[str, Any], values: Array) -> Scan:
+    """Returns values with the affine that an NRRD header states."""
+    # The directions in which the space's axes lead.
     name = str(header.get("space", "")).lower()
     words = name.split("-")[:3] if "-" in name else list(name[:3])
     letters = "".join(word[:1].upper() for word in words)
+
+    # Without directions of the array's axes.
+    directions = header.get("space directions")
+    spacings = header.get("spacings")
     if directions is None:
         if spacings is None:
             raise UnreadableError(
                 "does not state the size of its voxels (spacings or space directions)"
             )
-        return Scan(
-            values,
-            np.diag([*np.abs(spacings[:3]), 1.0]),
-            [],
-            f"`{'space directions' if name else 'space'}` is absent",
-        )
-    matrix = np.array(directions, float)[:3, :3]
+        missing = "`space directions` is absent" if name else "`space` is absent"
+        return Scan(values, np.diag([*np.abs(spacings[:3]), 1.0]), [], missing=missing)
+
+    # With them.
     affine = np.eye(4)
-    affine[:3, :3] = matrix.T
+    affine[:3, :3] = np.array(directions, float)[:3, :3].T
     if header.get("space origin") is not None:
         affine[:3, 3] = np.asarray(header["space origin"], float)[:3]
     try:
         world = affine_of(check_orientation(letters), np.ones(3))
     except ValueError:
-        return Scan(
-            values,
-            affine,
-            [],
-            "`space` names no anatomical directions" if name else "`space` is absent",
-        )
+        missing = "`space` names no anatomical directions" if name else "`space` is absent"
+        return Scan(values, affine, [], missing=missing)
     return Scan(values, world @ affine, [])
 
 
 def _values(path: pathlib.Path, file: BinaryIO, layout: Layout) -> Array:
-    """The values that follow a header in `file`, or lie in a file in the same folder."""
+    """Returns the values that follow a header in `file`, or are in a file in the same folder."""
     if not layout.file:
         return _payload(file, layout, path.stat().st_size)
-    # One plain name: lists and patterns of files hold a space or a percent sign and a number.
+    # Only one plain name. Lists and patterns of files have a space or a percent sign.
     words = layout.file.split()
     if words[0].upper() == "LIST" or "%" in layout.file:
         raise UnreadableError("keeps its values in several files; save it as one")
@@ -220,6 +246,7 @@ def _values(path: pathlib.Path, file: BinaryIO, layout: Layout) -> Array:
 
 
 def _payload(file: BinaryIO, layout: Layout, size: int) -> Array:
+    """Returns the values in an open file of `size` bytes."""
     shape = stored.volume_shape(layout.shape)
     if layout.packing == "text":
         return _text_values(file, shape, layout.dtype)
@@ -233,6 +260,7 @@ def _payload(file: BinaryIO, layout: Layout, size: int) -> Array:
 
 
 def _text_values(file: BinaryIO, shape: tuple[int, int, int], dtype: np.dtype) -> Array:
+    """Returns values that are written as text."""
     try:
         values = np.array(file.read().split(), np.float64)
     except ValueError:
@@ -243,6 +271,7 @@ def _text_values(file: BinaryIO, shape: tuple[int, int, int], dtype: np.dtype) -
 
 
 def _numbers(fields: dict[str, str], name: str, kind: type) -> tuple:
+    """Returns a field's three or more numbers. Raises UnreadableError."""
     try:
         values = tuple(kind(x) for x in fields[name].split())
     except (KeyError, ValueError):
@@ -253,4 +282,5 @@ def _numbers(fields: dict[str, str], name: str, kind: type) -> tuple:
 
 
 def _true(word: str) -> bool:
+    """Returns True for a MetaImage word that means so."""
     return word.strip().lower() in ("true", "t", "1", "yes")

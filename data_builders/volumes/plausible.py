@@ -1,6 +1,6 @@
-"""Tests whether a volume is a CT of a head in Hounsfield units.
+"""Checks that a volume is a CT of a head in Hounsfield units.
 
-They look at averages over about 4 mm, where noise is small.
+They use averages over about 4 mm, in which noise is small.
 """
 
 import itertools
@@ -11,24 +11,24 @@ from numpy import ndarray as Array
 from scipy import ndimage
 
 from data_builders.errors import UnreadableError
+from data_builders.volumes.scan import AIR
 
-AIR = -1000.0  # HU
 HIGHEST = 3071.0  # HU, what 12 bits hold; metal is denser
 BONE = 300.0  # HU, and denser
 BODY = -300.0  # HU, and denser
 COARSE = 4.0  # mm
-BELIEVED = 70_000.0  # larger numbers mark places without a value
-FEW = 1e-3  # of the head's voxels may have no value
+BELIEVED = 70_000.0  # larger numbers mark voxels without a value
+FEW = 1e-3  # of the head's voxels, which may have no value
 NO_BONE = "holds hardly anything as dense as bone; are these Hounsfield units?"
 
 
 def block_counts(spacing: Float[Array, "3"], voxel: float) -> Array:
-    """How many voxels along each axis fit into a cube of `voxel` mm, and at least 1."""
+    """Returns how many voxels along each axis fit into a cube of `voxel` mm, at least 1."""
     return np.maximum(1, np.floor(voxel / spacing + 1e-3)).astype(int)
 
 
 def block_means(values: Float[Array, "i j k"], blocks: Array) -> Float[Array, "i j k"]:
-    """Means over whole blocks; what is left at the far ends is dropped."""
+    """Returns means over whole blocks; incomplete blocks at the far ends are dropped."""
     whole = values[tuple(slice(n // b * b) for n, b in zip(values.shape, blocks, strict=True))]
     shape = [part for n, b in zip(whole.shape, blocks, strict=True) for part in (n // b, b)]
     return whole if (blocks == 1).all() else whole.reshape(shape).mean((1, 3, 5))
@@ -37,20 +37,21 @@ def block_means(values: Float[Array, "i j k"], blocks: Array) -> Float[Array, "i
 def hounsfield(
     values: Float[Array, "i j k"], spacing: Float[Array, "3"], remarks: list[str]
 ) -> Float[Array, "i j k"]:
-    """CT numbers in HU from AIR to HIGHEST, made in place where nothing else is needed.
+    """Returns CT numbers in HU from AIR to HIGHEST. It may change `values`.
 
     Voxels without a value become air. Raises UnreadableError for too many of them, and for numbers
     that are not HU.
     """
     _fill_holes(values, remarks)
-    # A volume whose voxel sizes are wrong keeps enough of its shape.
+    # The clipping keeps the shape of a volume whose voxel sizes are wrong.
     blocks = np.clip(np.array(values.shape) // 24, 1, block_counts(spacing, COARSE))
     values = _unmasked(values, blocks, remarks)
     coarse = block_means(values, blocks)
     if not _is_hounsfield(coarse):
-        values = _signed(values, blocks, remarks)
-        if values is None:
-            raise UnreadableError(_what_else(coarse))
+        signed = _signed(values, blocks, remarks)
+        if signed is None:
+            raise UnreadableError(_not_hounsfield(coarse))
+        values = signed
     return np.clip(values, AIR, HIGHEST, out=values)
 
 
@@ -61,6 +62,8 @@ def _fill_holes(values: Float[Array, "i j k"], remarks: list[str]) -> None:
     count = int(bad.sum())
     if not count:
         return
+
+    # Whole slices.
     body = ~bad & (values > BODY)
     for axis in range(3):
         others = tuple(a for a in range(3) if a != axis)
@@ -70,30 +73,31 @@ def _fill_holes(values: Float[Array, "i j k"], remarks: list[str]) -> None:
             raise UnreadableError(
                 f"holds no numbers (NaN or infinite) in {len(empty)} whole slices"
             )
-    # Air and what has no value is outside where it reaches the volume's faces.
+
+    # Voxels inside of the head: air and voxels without a value are outside of it where they reach
+    # the volume's faces.
     labels, _ = ndimage.label(~body)
     inner = int((bad & ~_reaching(labels)).sum())
     if inner > max(1, FEW * body.sum()) or not body.any():
         raise UnreadableError(
             f"holds no numbers (NaN or infinite) at {inner or count} voxels inside of the head"
         )
+
+    # Fill them.
     values[bad] = AIR
-    remarks.append(
-        f"{count} voxel{'s hold' if count > 1 else ' holds'} no number (NaN or infinite); air was taken"
-    )
-
-
-def _shares(coarse: Array, offset: float = 0.0) -> tuple[float, float, float]:
-    """Shares of air and of soft tissue, and how much of all that is soft is tissue."""
-    air = np.mean(coarse - offset < -850)
-    tissue = np.mean((coarse > offset - 30) & (coarse < offset + 110))
-    soft = np.mean((coarse > offset - 500) & (coarse < offset + BONE))
-    return float(air), float(tissue), float(tissue / max(soft, 1e-9))
+    voxels = "1 voxel holds" if count == 1 else f"{count} voxels hold"
+    remarks.append(f"{voxels} no number (NaN or infinite); air was taken")
 
 
 def _fits(coarse: Array, offset: float) -> bool:
-    air, tissue, narrow = _shares(coarse, offset)
-    return air > 0.02 and tissue > 0.02 and narrow > 0.4
+    """Returns True if values look like CT numbers with `offset` added.
+
+    There is air and soft tissue, and most of all that is soft lies in the narrow range of tissue.
+    """
+    air = float(np.mean(coarse - offset < -850))
+    tissue = float(np.mean((coarse > offset - 30) & (coarse < offset + 110)))
+    soft = float(np.mean((coarse > offset - 500) & (coarse < offset + BONE)))
+    return air > 0.02 and tissue > 0.02 and tissue / max(soft, 1e-9) > 0.4
 
 
 def _is_hounsfield(coarse: Array) -> bool:
@@ -102,13 +106,14 @@ def _is_hounsfield(coarse: Array) -> bool:
 
 
 def _is_bony(coarse: Array) -> bool:
-    return _is_hounsfield(coarse) and np.mean(coarse > BONE) > 1e-3
+    """Returns True if values look like CT numbers that include bone."""
+    return _is_hounsfield(coarse) and bool(np.mean(coarse > BONE) > 1e-3)
 
 
 def _signed(
     values: Float[Array, "i j k"], blocks: Array, remarks: list[str]
 ) -> Float[Array, "i j k"] | None:
-    """HU whose negative numbers had become ones above 32767; None if they are none."""
+    """Returns HU whose negative numbers had wrapped to above 32767, None for other values."""
     if values.min() < 0 or not 32767 < values.max() <= 65535:
         return None
     signed = np.where(values > 32767, values - 65536, values)
@@ -121,7 +126,10 @@ def _signed(
 def _unmasked(
     values: Float[Array, "i j k"], blocks: Array, remarks: list[str]
 ) -> Float[Array, "i j k"]:
-    """HU with air where a program masked the surroundings with another number; else as given."""
+    """Returns HU with air where a program masked the surroundings with another number.
+
+    Other values are returned unchanged.
+    """
     corners = values[np.ix_([0, -1], [0, -1], [0, -1])]
     level = corners[0, 0, 0]
     if (corners != level).any() or not -850 < level <= HIGHEST:
@@ -135,14 +143,15 @@ def _unmasked(
 
 
 def _reaching(labels: Array) -> Bool[Array, "i j k"]:
-    """Which labelled voxels belong to a part that reaches the volume's faces."""
+    """Returns the labelled voxels of parts that reach the volume's faces."""
     ends = [labels.take(end, axis).ravel() for axis in range(3) for end in (0, -1)]
     return np.isin(labels, np.setdiff1d(np.concatenate(ends), 0))
 
 
-def _what_else(coarse: Array) -> str:
-    """What numbers look like that are no HU, and what to state."""
-    low, high = float(coarse.min()), float(coarse.max())
+def _not_hounsfield(coarse: Array) -> str:
+    """Returns a message on values that are not HU: their likely origin, and what to do."""
+    low = float(coarse.min())
+    high = float(coarse.max())
     offset = _offset(coarse)
     if offset is not None:
         words = f"they look like CT numbers with {offset:g} added. "
@@ -161,17 +170,22 @@ def _what_else(coarse: Array) -> str:
 
 
 def _offset(coarse: Array) -> float | None:
-    """What was added to all CT numbers, by the places of air and tissue; None if nothing fits."""
+    """Returns the number that was added to all CT numbers, None if none fits.
+
+    It is estimated from the peaks of air and of soft tissue.
+    """
+    # The histogram's best match, in steps of 20.
     finest = 20.0
     places = np.arange(coarse.min() - 40, coarse.max() - 40, finest)
     if not 1 < len(places) < 10_000:
         return None
     ordered = np.sort(coarse.ravel())
-    share = [
+    tissue_count, air_count = (
         np.diff(np.searchsorted(ordered, places[:, None] + ends)).ravel()
         for ends in ((-30, 110), (-1150, -850))
-    ]
-    best = int(np.minimum(*share).argmax())
+    )
+    best = int(np.minimum(tissue_count, air_count).argmax())
+
     # The peak of soft tissue lies at 40.
     tissue = coarse[np.abs(coarse - places[best] - 40) < 70]
     if not len(tissue):
@@ -197,11 +211,17 @@ def check_size(extents: Float[Array, "3"]) -> None:
 
 
 def check_head(head: Float[Array, "x y z"], voxel: float) -> list[str]:
-    """Remarks on a head in HU without its surroundings, on RAS+ axes in cubes of `voxel` mm.
+    """Returns remarks on a head in HU without its surroundings.
 
-    Raises UnreadableError where it is none: where the top 60 mm are no closed skull of a head's
-    width and length, or where a large part is cut off.
+    Args:
+      head: on RAS+ axes, in cubes.
+      voxel: mm along each side of a cube.
+
+    Raises:
+      UnreadableError: the top 60 mm are no closed skull of a head's width and length, or a large
+        part is cut off.
     """
+    # Bone and height.
     if (head > BONE).sum() * voxel**3 < 50_000:  # a skull has some 500 cm3 of bone
         raise UnreadableError(NO_BONE)
     levels = np.flatnonzero((head > BODY).any((0, 1)))
@@ -210,10 +230,10 @@ def check_head(head: Float[Array, "x y z"], voxel: float) -> list[str]:
         raise UnreadableError(
             f"is {height:.0f} mm tall and so holds more of a body than its head; cut the head out"
         )
+
+    # The top.
     top = range(levels[-1], max(levels[0], levels[-1] - round(60 / voxel)), -1)
-    sections = [
-        section for k in top if (section := head[..., k]) is not None and _area(section, voxel) > 60
-    ]
+    sections = [head[..., k] for k in top if _area(head[..., k], voxel) > 60]
     if not sections:
         raise UnreadableError("is no head: nothing at its top is as wide as a skull")
     width, length = np.max([_extent(section, voxel) for section in sections], axis=0)
@@ -235,15 +255,21 @@ def check_head(head: Float[Array, "x y z"], voxel: float) -> list[str]:
             f"is no head: bone closes {100 * closed:.0f} % of the outline of its top. "
             "It looks like another part of the body, a cut head, or one that lies upside down"
         )
+
+    # The rest.
     below = range(levels[-1], max(levels[0], levels[-1] - round(180 / voxel)), -1)
     longest = max(_extent(head[..., k], voxel)[1] for k in below)
     if height < 0.62 * longest:
         raise UnreadableError(f"is no whole head: {height:.0f} mm of it are there; {size}")
-    return _cut_off(head, voxel, height, longest)
+    return _cut_off(head, voxel, height=height, length=longest)
 
 
 def _cut_off(head: Float[Array, "x y z"], voxel: float, height: float, length: float) -> list[str]:
-    """Remarks on sides that touch the volume's faces. Raises UnreadableError for a large one."""
+    """Returns remarks on sides that touch the volume's faces.
+
+    Raises UnreadableError for a large one.
+    """
+    # The left, right, back and front.
     body = head > BODY
     top = int(np.flatnonzero(body.any((0, 1)))[-1])
     above = body[..., max(0, top - round(180 / voxel)) :]
@@ -257,6 +283,8 @@ def _cut_off(head: Float[Array, "x y z"], voxel: float, height: float, length: f
             )
         if area > 2:
             remarks.append(f"the scan cuts the head at the {names[end]}, over {area:.0f} cm2")
+
+    # The top and the bottom.
     if float(body[..., -1].sum()) * voxel**2 > 1000:
         remarks.append("the scan cuts the head at the top: its vault is incomplete")
     elif height < 0.9 * length:
@@ -267,23 +295,28 @@ def _cut_off(head: Float[Array, "x y z"], voxel: float, height: float, length: f
 
 
 def _area(section: Float[Array, "x y"], voxel: float) -> float:
-    """Square centimetres of body in a section."""
+    """Returns the area of the body in a section, in square centimetres."""
     return float((section > BODY).sum()) * voxel**2 / 100
 
 
 def _extent(section: Float[Array, "x y"], voxel: float) -> Float[Array, "2"]:
-    """Width and length of the body in a section, in mm."""
+    """Returns the width and length of the body in a section, in mm."""
     places = np.argwhere(section > BODY)
     return (np.ptp(places, axis=0) + 1) * voxel if len(places) else np.zeros(2)
 
 
 def _closed(section: Float[Array, "x y"]) -> float:
-    """Part of the directions from the middle in which bone lies in the outer half of the body."""
+    """Returns in how many directions from the middle bone lies in the body's outer half.
+
+    The result is a share in [0, 1].
+    """
     body: Bool[Array, "x y"] = section > BODY
     middle = np.argwhere(body).mean(0)
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     reach = np.arange(0, np.hypot(*section.shape), 0.5)
     rays = middle[:, None, None] + np.stack([np.cos(angles), np.sin(angles)])[..., None] * reach
     values = ndimage.map_coordinates(section, rays, order=0, mode="constant", cval=AIR)
-    outermost = [np.where(values > level, reach, -1.0).max(1) for level in (BODY, BONE - 100)]
-    return float(np.mean(outermost[1] > 0.5 * outermost[0]))
+    body_end, bone_end = (
+        np.where(values > level, reach, -1.0).max(1) for level in (BODY, BONE - 100)
+    )
+    return float(np.mean(bone_end > 0.5 * body_end))

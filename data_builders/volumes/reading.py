@@ -1,4 +1,4 @@
-"""Reads any volume: its content tells what it is, and any failure is a refusal."""
+"""Reading volumes of any format, which their content decides; any failure is a refusal."""
 
 import contextlib
 import pathlib
@@ -23,8 +23,12 @@ KNOWN = "NIfTI, MetaImage, NRRD or DICOM"
 def read_scan(path: pathlib.Path, orientation: str = "") -> Scan:
     """Reads a volume from a file, or from a folder that holds one DICOM series.
 
-    `orientation` (three letters such as RAS) says where the axes lead if the file does not. Raises
-    UnreadableError, whatever a decoder raises.
+    Args:
+      path: of the file or folder.
+      orientation: three letters such as RAS that state where the axes lead if the file does not.
+
+    Raises:
+      UnreadableError: for any failure, whatever the decoder raises.
     """
     with refusals():
         return oriented(_read(path), orientation)
@@ -49,11 +53,14 @@ def refusals() -> Iterator[None]:
 
 
 def _read(path: pathlib.Path) -> Scan:
+    """Reads a volume. Raises any error of a decoder."""
     if path.is_dir():
         return series.read_series(path)
     path = _header_of_pair(path)
     named = path.name.lower().endswith((".nii", ".nii.gz", ".hdr", ".hdr.gz"))
-    kind = f"not a readable {'NIfTI file' if named else 'volume'}"
+    refusal = "not a readable NIfTI file" if named else "not a readable volume"
+
+    # Unpack the beginning.
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)
@@ -65,11 +72,13 @@ def _read(path: pathlib.Path) -> Scan:
             chunks = stored.pieces(file, nifti.packing_of(file))
             head, _ = stored.beginning(chunks, 4096)
         except UnreadableError as error:
-            raise UnreadableError(f"{kind}: it {error}") from None
+            raise UnreadableError(f"{refusal}: it {error}") from None
+
+    # Choose the reader.
     if nifti.is_nifti(head):
         return nifti.read_nifti(path)
     if named:
-        raise UnreadableError(f"{kind}: it has no NIfTI header")
+        raise UnreadableError(f"{refusal}: it has no NIfTI header")
     if head.startswith(b"NRRD"):
         return itk.read_nrrd(path)
     if itk.is_metaimage(head):
@@ -80,10 +89,10 @@ def _read(path: pathlib.Path) -> Scan:
 
 
 def _header_of_pair(path: pathlib.Path) -> pathlib.Path:
-    """The .hdr file beside an .img file; any other path as it is."""
+    """Returns the .hdr file next to an .img file, and any other path unchanged."""
     name = path.name.lower().removesuffix(".gz")
     if not name.endswith(".img"):
         return path
-    wanted = name.removesuffix(".img") + ".hdr"
-    headers = sorted(p for p in path.parent.iterdir() if p.name.lower() in (wanted, f"{wanted}.gz"))
+    header = name.removesuffix(".img") + ".hdr"
+    headers = sorted(p for p in path.parent.iterdir() if p.name.lower() in (header, f"{header}.gz"))
     return headers[0] if headers else path

@@ -1,4 +1,4 @@
-"""What every reader of volumes returns."""
+"""The type that every reader of volumes returns, and the orientation of its axes."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,15 @@ from numpy import ndarray as Array
 
 from data_builders.errors import UnreadableError
 
+AIR = -1000.0  # HU
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from axes to the left, back and top to RAS+
 MAX_VOXELS = 600_000_000
 MAX_SHEAR = 45.0  # degrees; a gantry tilts up to 30
+
+DEFAULT = (
+    "states identity directions and an origin of 0, as programs write that know neither: "
+    "check that left and right, front and back are true"
+)
 
 
 class Scan(NamedTuple):
@@ -21,7 +28,7 @@ class Scan(NamedTuple):
       affine: transform from indices to mm on the RAS+ axes.
       remarks: what was corrected or left out, in words that identify nobody.
       missing: the header field that should state the axes' directions and does not, or "".
-      default: True if the directions stated are those of programs that know none.
+      default: True if the directions are those that programs write which know none.
     """
 
     values: Array
@@ -34,19 +41,19 @@ class Scan(NamedTuple):
 def check_orientation(text: str) -> str:
     """Returns three letters such as `RAS` in capitals. Raises ValueError for anything else."""
     letters = text.strip().upper()
-    if len(letters) != 3 or any(
-        sum(c in pair for c in letters) != 1 for pair in ("LR", "PA", "IS")
-    ):
+    pairs = ("LR", "PA", "IS")
+    if len(letters) != 3 or any(sum(c in pair for c in letters) != 1 for pair in pairs):
         raise ValueError(f"orientation={text!r} is not three letters such as RAS or LPS")
     return letters
 
 
 def oriented(scan: Scan, orientation: str) -> Scan:
-    """The scan with axes that run as the file states, or else as the list's `orientation` does.
+    """Returns the scan with the axes that its file states, or else the list's `orientation`.
 
-    The file is followed where it states its axes; a list that contradicts it is refused. Raises
-    UnreadableError.
+    The file is followed where it states its axes. Raises UnreadableError for a list that
+    contradicts it, and where neither states the axes.
     """
+    # The orientation that the file states.
     _check_affine(scan.affine)
     stated = "".join(orientations.aff2axcodes(scan.affine))
     if scan.missing and not orientation:
@@ -61,6 +68,8 @@ def oriented(scan: Scan, orientation: str) -> Scan:
             f"its header states the orientation {stated}, the list {orientation}. "
             "Leave the column `orientation` empty, or correct the header"
         )
+
+    # The orientation that the list states.
     remarks = list(scan.remarks)
     spacing = np.linalg.norm(scan.affine[:3, :3], axis=0)
     if scan.default:
@@ -71,14 +80,8 @@ def oriented(scan: Scan, orientation: str) -> Scan:
     return scan._replace(affine=affine_of(orientation, spacing), remarks=remarks, missing="")
 
 
-DEFAULT = (
-    "states identity directions and an origin of 0, as programs write that know neither: "
-    "check that left and right, front and back are true"
-)
-
-
 def affine_of(orientation: str, spacing: Array) -> Float[Array, "4 4"]:
-    """An affine whose axes run to the letters of `orientation`, in steps of `spacing` mm."""
+    """Returns an affine whose axes lead to the letters of `orientation`, in steps of `spacing`."""
     affine = np.diag([0.0, 0.0, 0.0, 1.0])
     for axis, (target, sign) in enumerate(orientations.axcodes2ornt(tuple(orientation))):
         affine[int(target), axis] = sign * spacing[axis]
@@ -90,12 +93,14 @@ def _check_affine(affine: Float[Array, "4 4"]) -> None:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or not (spacing > 0).all():
         raise UnreadableError(
-            "does not say how its voxels lie in space: voxel sizes or directions are 0 or no numbers"
+            "does not say how its voxels lie in space: "
+            "voxel sizes or directions are 0 or no numbers"
         )
     axes = affine[:3, :3] / spacing
     cosine = np.abs(axes.T @ axes - np.eye(3)).max()
     if abs(np.linalg.det(axes)) < 1e-3 or cosine > np.sin(np.deg2rad(MAX_SHEAR)):
+        angle = np.rad2deg(np.arccos(np.clip(cosine, 0, 1)))
         raise UnreadableError(
             "does not say how its voxels lie in space: its axes are "
-            f"{np.rad2deg(np.arccos(np.clip(cosine, 0, 1))):.0f} degrees apart in place of 90"
+            f"{angle:.0f} degrees apart in place of 90"
         )

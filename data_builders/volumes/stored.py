@@ -1,4 +1,4 @@
-"""Stored values: unpacked to their checksum, and as many as the header promises."""
+"""Reading stored values: checking their checksum, and their number against the header."""
 
 import bz2
 import itertools
@@ -15,8 +15,8 @@ from data_builders.volumes.scan import MAX_VOXELS
 
 CHUNK = 1 << 20
 GZIP = b"\x1f\x8b"
-SURPLUS = 4096  # zeros after the values that are taken for padding
-MAX_RATIO = 500  # a CT of some size never shrinks that much
+SURPLUS = 4096  # bytes after the values that may be zero padding
+MAX_RATIO = 500  # of unpacked to packed size; no large CT is compressed that much
 
 
 def pieces(file: BinaryIO, packing: str) -> Iterator[bytes]:
@@ -39,11 +39,15 @@ def pieces(file: BinaryIO, packing: str) -> Iterator[bytes]:
 
 
 def _inflated(file: BinaryIO) -> Iterator[bytes]:
-    """Members one after the other, as parallel compressors write them, without what follows."""
+    """Yields the unpacked members of a gzip file, of which parallel compressors write many.
+
+    Bytes after the last member are ignored.
+    """
     member = None
     count = 0
     data = file.read(CHUNK)
     while data:
+        # Begin a member. There may be zeros before it, but not before the first.
         if member is None:
             if count and len(data := data.lstrip(b"\0")) < 2:
                 data += file.read(CHUNK)
@@ -52,12 +56,16 @@ def _inflated(file: BinaryIO) -> Iterator[bytes]:
                 return
             member = zlib.decompressobj(47)
             count += 1
+
+        # Unpack a chunk of it.
         if piece := member.decompress(data, CHUNK):
             yield piece
         data = member.unused_data if member.eof else member.unconsumed_tail
         if member.eof:
             member = None
         data = data or file.read(CHUNK)
+
+    # The file ends within a member.
     if member is not None:
         if piece := member.flush():
             yield piece
@@ -73,43 +81,49 @@ def values_of(
     skip: int = 0,
     packed: int = 0,
 ) -> Array:
-    """The values in Fortran order that `chunks` hold after `skip` bytes.
+    """Returns the values in Fortran order that `chunks` hold after `skip` bytes.
 
-    `packed` is the size of the file that they are unpacked from, in bytes. Raises UnreadableError
-    where there are fewer or more than the header says.
+    `packed` is the size in bytes of the file that they are unpacked from. Raises UnreadableError
+    where there are fewer or more values than the header says.
     """
+    # Refuse decompression bombs.
     shape = volume_shape(shape)
     needed = math.prod(shape) * dtype.itemsize
     if needed > 64 * CHUNK and packed and needed > MAX_RATIO * packed:
         raise UnreadableError("unpacks to more voxels than any CT has")
+
+    # Collect the bytes. Zeros may fill the last block; anything else contradicts the header.
     last = skip + needed
     slack = min(SURPLUS, needed // shape[2] - 1)
     content = bytearray()
     for piece in chunks:
         content += piece
-        # Zeros may fill up the last block; anything else is a header that lies.
         if len(content) > last and (len(content) > last + slack or any(content[last:])):
             raise UnreadableError(f"holds more values than its header says ({shape})")
     if len(content) < last:
         share = 100 * max(0, len(content) - skip) // needed
         raise UnreadableError(f"is cut off: {share} % of its values are there; copy it again")
-    return np.frombuffer(content, dtype, math.prod(shape), skip).reshape(shape, order="F")
+    values = np.frombuffer(content, dtype, count=math.prod(shape), offset=skip)
+    return values.reshape(shape, order="F")
 
 
 def volume_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """The three axes of a volume; further axes of length 1 are dropped. Raises UnreadableError."""
-    shape = tuple(int(n) for n in shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3 or min(shape) < 1:
-        raise UnreadableError(f"holds an array of shape {shape} in place of a volume")
-    if math.prod(shape) > MAX_VOXELS:
+    """Returns the lengths of a volume's three axes. Raises UnreadableError for other shapes.
+
+    Further axes of length 1 are dropped.
+    """
+    lengths = tuple(int(n) for n in shape)
+    while len(lengths) > 3 and lengths[-1] == 1:
+        lengths = lengths[:-1]
+    if len(lengths) != 3 or min(lengths) < 1:
+        raise UnreadableError(f"holds an array of shape {lengths} in place of a volume")
+    if math.prod(lengths) > MAX_VOXELS:
         raise UnreadableError("unpacks to more voxels than any CT has")
-    return shape
+    return lengths
 
 
 def beginning(chunks: Iterator[bytes], length: int) -> tuple[bytes, Iterator[bytes]]:
-    """The first bytes, and the chunks from the beginning again."""
+    """Returns at least the first `length` bytes if there are so many, and all chunks again."""
     head = b""
     for piece in chunks:
         head += piece

@@ -18,6 +18,7 @@ from data_builders.ct_heads.ct_heads_dataset_builder import (
 )
 from data_builders.rendering import ct, warp
 from data_builders.rendering.volume import Volume
+from data_builders.volumes import reading
 
 
 def head_like(shape=(60, 70, 50), spacing=(3.0, 3.0, 4.0)):
@@ -108,8 +109,8 @@ def test_fine_voxels_are_averaged(tmp_path):
     half = affine @ np.array([[0.5, 0, 0, -0.25], [0, 0.5, 0, -0.25], [0, 0, 1, 0], [0, 0, 0, 1]])
     nibabel.save(nibabel.Nifti1Image(fine, half), tmp_path / "clean.nii")
     nibabel.save(nibabel.Nifti1Image(fine + grain, half), tmp_path / "grainy.nii")
-    clean, grainy = (ct._read(tmp_path / f"{name}.nii") for name in ("clean", "grainy"))
-    a, b = (ct._upright(v.astype(np.float32), m, 3.0).values for v, m in (clean, grainy))
+    scans = [reading.read_scan(tmp_path / f"{name}.nii") for name in ("clean", "grainy")]
+    a, b = (ct._upright(s.values.astype(np.float32), s.affine, 3.0).values for s in scans)
     assert np.abs(a - b).max() < 1.0
 
 
