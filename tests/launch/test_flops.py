@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from launch.flops import flops
+from launch.measure.flops import flops
 
 
 @pytest.mark.parametrize("stride", [1, 2])

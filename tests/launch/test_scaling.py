@@ -12,7 +12,7 @@ from cranio_jax.distributed import sharding
 from cranio_jax.methods import make_method
 from cranio_jax.runs.state import shardings_of
 from cranio_jax.training import loop
-from launch import scaling
+from launch.measure import scaling
 
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
 
