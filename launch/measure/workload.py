@@ -156,6 +156,7 @@ def write_pipeline(folder: pathlib.Path) -> None:
             extra = {"model_type": "clip_text_model", **sd15.EOS}
         write_json(folder / part / "config.json", settings | extra)
     write_json(folder / "tokenizer" / "vocab.json", {})
+    (folder / "tokenizer" / "merges.txt").write_text("")
     write_json(folder / "scheduler" / "scheduler_config.json", {})
     names = (*parts, "tokenizer", "scheduler")
     write_json(folder / "model_index.json", {name: ["", ""] for name in names})
