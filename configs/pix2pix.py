@@ -1,9 +1,11 @@
 """Pix2Pix with the settings of the skull-to-face study that Cranio-Diff is compared with.
 
-python -m cranio_jax.main --config=configs/pix2pix.py --workdir=DIR --config.data.builder=skull_face --config.data.skull_face.manifest=LIST
+python -m cranio_jax.main --config=configs/pix2pix.py --workdir=DIR \
+    --config.data.builder=skull_face --config.data.skull_face.manifest=LIST
 
-Variant 'original' has those of Isola et al. (facades: batches of one, no rate of its own for the discriminator), 'phantom' is
-for the embedded cohort at 64 pixels on two cores, 'smoke' runs every part in seconds.
+Variant 'original' has the settings of Isola et al. for facades: batches of one, and the same rate
+for generator and discriminator. 'phantom' is for the procedural cohort at 64 pixels on two cores.
+'smoke' runs every part in seconds.
 """
 
 import ml_collections
@@ -12,27 +14,41 @@ from configs import common
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Known of the study: 256 pixels, batches of 16, eight levels, both rates, the weight of L1, the discriminator's dropout."""
+    """Returns the study's settings.
+
+    Known of the study are the image size, the batch size, the eight levels of the U-Net, both
+    learning rates, the weight of the L1 loss, and the discriminator's dropout.
+    """
     c = common.get_config()
     c.name = "pix2pix"
     common.adversarial(c)
     c.method.update(
-        name="pix2pix", gan="bce", norm="batch", l1=30.0, dropout=True, discriminator_dropout=0.3
+        name="pix2pix",
+        gan="bce",
+        norm="batch",
+        l1=30.0,  # weight of the L1 loss
+        dropout=True,  # in the generator
+        discriminator_dropout=0.3,  # probability
     )
     c.method.learning_rates.D = 2e-5
-    common.variant_of(c, variant, {"original": original, "phantom": phantom, "smoke": common.smoke})
+    common.apply_variant(
+        c, variant, {"original": original, "phantom": phantom, "smoke": common.smoke}
+    )
     return c
 
 
 def original(c: ml_collections.ConfigDict) -> None:
-    """The authors' defaults, 200 epochs of the study's 1800 pairs."""
+    """Sets the authors' defaults, with 200 epochs of the study's 1800 pairs."""
     c.train.update(batch_size=1, num_steps=200 * 1800)
     c.method.update(l1=100.0, discriminator_dropout=0.0)
     c.method.learning_rates = {}
 
 
 def phantom(c: ml_collections.ConfigDict) -> None:
-    """Half the channels, one layer less in the discriminator: its 70 pixels are more than a picture of 64."""
+    """Sets half the channels, and one layer less in the discriminator.
+
+    The full discriminator sees 70 pixels at a time, which is more than the picture has.
+    """
     common.phantom(c)
     c.train.num_steps = 3000
     c.method.update(channels=32, discriminator_layers=2)

@@ -1,26 +1,40 @@
-"""The paper's comparison at its scale: your cohort of 120 subjects, Stable Diffusion, 512 pixels.
+"""The paper's comparison at its scale: 120 subjects of your own, Stable Diffusion, 512 pixels.
 
 python launch/study.py --study=configs/study_paper.py --workdir=DIR --weights=WEIGHTS \
     --config.data.skull_face.manifest=LIST --config.pretrained.model=FOLDER_OR_HUB_ID
 
-WEIGHTS holds, under these names: vgg16.pth and vgg_heads.pth (torchvision, lpips), loss_embedder.pth and
-judge_embedder.pth (two different ArcFace networks), inception.pth (the FID's). Cost, counted by launch/flops.py and not measured, of a
-run: Cranio-Diff 14.4 EFLOP, without the decoded terms 4, the prompt alone 4, CycleGAN 2.8, CUT 2.1, Pix2Pix 0.1. Three seeds are
-82 EFLOP, five days of one H200 at 20 % of its peak, or an array of 21 jobs (--cell=K), the longest of twenty hours.
+WEIGHTS is a folder with these files:
+
+  vgg16.pth, vgg_heads.pth                  torchvision's VGG16, the lpips package's heads
+  loss_embedder.pth, judge_embedder.pth     two different ArcFace networks
+  inception.pth                             the Inception network of the FID
+
+Cost of a run in EFLOP, counted by launch/flops.py and not measured:
+
+  Cranio-Diff                               14.4
+  Cranio-Diff without the decoded terms      4
+  the prompt alone                           4
+  CycleGAN                                   2.8
+  CUT                                        2.1
+  Pix2Pix                                    0.1
+
+Three seeds are 82 EFLOP, or five days of one H200 at 20 % of its peak. As an array of 21 jobs
+(--cell=K), the longest takes twenty hours.
 """
 
 import ml_collections
 
-from configs import study_phantom
+from configs import common, study_phantom
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The methods of the small study, each with the settings of its own recipe."""
-    if variant:
-        raise ValueError(f"configs/study_paper.py has no variant {variant!r}")
+    """Returns the methods of the small study, each with the settings of its own experiment."""
+    common.check_variant("study_paper", variant, [])
     c = study_phantom.get_config()
     c.name = "study_paper"
-    c.seeds, c.headline, c.baselines = (0, 1, 2), "cranio_diff", ("pix2pix", "cyclegan", "cut")
+    c.seeds = (0, 1, 2)
+    c.headline = "cranio_diff"
+    c.baselines = ("pix2pix", "cyclegan", "cut")
     c.helpers = ()
     c.flags = (
         "data.builder=skull_face",
@@ -35,23 +49,23 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "evaluate.num_samples=1",
         "evaluate.batch_size=16",
     )
-    losses = (
-        "trunk_file={weights}/vgg16.pth",
-        "heads_file={weights}/vgg_heads.pth",
-        "embedder_file={weights}/loss_embedder.pth",
+    decoded_terms = (
+        "method.losses.trunk_file={weights}/vgg16.pth",
+        "method.losses.heads_file={weights}/vgg_heads.pth",
+        "method.losses.embedder_file={weights}/loss_embedder.pth",
     )
-    plain = ("method.losses.lpips=0.0", "method.losses.identity=0.0")
+    no_decoded_terms = ("method.losses.lpips=0.0", "method.losses.identity=0.0")
     c.methods = (
+        dict(name="cranio_diff", config="configs/cranio_diff.py", flags=decoded_terms),
         dict(
-            name="cranio_diff",
+            name="cranio_diff without identity",
             config="configs/cranio_diff.py",
-            flags=tuple(f"method.losses.{file}" for file in losses),
+            flags=no_decoded_terms,
         ),
-        dict(name="cranio_diff without identity", config="configs/cranio_diff.py", flags=plain),
         dict(
             name="prompt alone",
             config="configs/cranio_diff.py",
-            flags=(*plain, "method.trained=('unet',)"),
+            flags=(*no_decoded_terms, "method.trained=('unet',)"),
         ),
         *(
             dict(name=name, config=f"configs/{name}.py", flags=())

@@ -5,6 +5,7 @@ import contextlib
 import csv
 import functools
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -44,7 +45,8 @@ from data_builders.cranio_phantom import cohort, overview
 from data_builders.images import staging
 from data_builders.rendering import ct
 from data_builders.skull_face import draft
-from launch import benchmark, local_processes, parity, scaling, sd15, study
+from launch import local_processes, study
+from launch.measure import benchmark, parity, scaling, sd15
 from tests.data_builders import text_pictures
 from tests.data_builders.test_ct_heads import head_like
 from tests.data_builders.test_iit_mandi_s2f import folder as public_set  # noqa: F401
@@ -622,7 +624,8 @@ def accepts(name, words):
 def test_flags_in_the_text_are_known():
     blocks = "|".join(name for name, value in common.get_config().items() if hasattr(value, "keys"))
     field = re.compile(rf"({blocks})(\.\w+)+(=\S+)?|job=\w+")
-    sources = [ROOT / "cranio_jax" / "main.py", *(ROOT / "launch").glob("*.*")]
+    scripts = (ROOT / "launch").glob("*.*"), (ROOT / "launch" / "measure").glob("*.py")
+    sources = [ROOT / "cranio_jax" / "main.py", *itertools.chain(*scripts)]
     others = "".join(path.read_text() for path in sources if path.suffix != ".md")
     unknown = []
     for page, text in pages().items():

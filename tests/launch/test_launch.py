@@ -1,4 +1,4 @@
-"""The launchers: what they would run, and that they start again what was told to stop, and nothing else."""
+"""The launchers: their commands, and that they restart a preempted run and no other."""
 
 import os
 import pathlib
@@ -31,7 +31,10 @@ def command(folder, name, body):
 
 @pytest.fixture
 def cloud(tmp_path):
-    """A gcloud that notes what it is asked for; `state` is the slice's, `codes` the exit codes of the trainings to come."""
+    """A stand-in for gcloud that records its calls.
+
+    The file `state` holds the slice's state, `codes` the exit codes of the trainings to come.
+    """
     command(
         tmp_path,
         "gcloud",

@@ -1,4 +1,4 @@
-"""launch/SCALING.md's bytes against the collectives of the program that XLA compiles for eight devices."""
+"""Compares SCALING.md's bytes with the collectives that XLA compiles for eight devices."""
 
 import collections
 import math
@@ -12,8 +12,9 @@ from cranio_jax.distributed import sharding
 from cranio_jax.methods import make_method
 from cranio_jax.runs.state import shardings_of
 from cranio_jax.training import loop
-from launch import scaling
+from launch.measure import scaling
 
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
 
 
@@ -22,7 +23,7 @@ def collectives(text):
     found = collections.Counter()
     for line in text.splitlines():
         if made := re.search(
-            r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(",
+            rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(",
             line,
         ):
             for kind, shape in re.findall(rf"({'|'.join(SIZES)})\[([\d,]*)\]", made[1]):
@@ -36,7 +37,10 @@ def compiled(config, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 2**11)
     monkeypatch.setattr(scaling, "MIN_SHARDED_SIZE", 2**11)
     method, size = make_method(config), config.data.settings.size
-    array = lambda dtype, *shape: jax.ShapeDtypeStruct((8, *shape), dtype)
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct((8, *shape), dtype)
+
     batch = {
         "xray": array(np.uint8, size, size, 1),
         "face": array(np.uint8, size, size, 3),

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's sizes, as its config.json files have them, for measuring without its weights."""
+"""Stable Diffusion 1.5's sizes, as in its config.json files."""
 
 UNET = dict(
     block_out_channels=(320, 640, 1280, 1280),
