@@ -217,14 +217,14 @@ class AutoencoderKL(nnx.Module):
     def moments(
         self, picture: Float[Array, "b H W 3"]
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-        """Returns mean and log-variance (clipped to [-30, 20]) of the latents of a picture."""
+        """Returns mean and log-variance (clipped to [-30, 20]) of a picture's latents."""
         mean, log_variance = jnp.split(self.quant_conv(self.encoder(picture)), 2, -1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def encode(
         self, picture: Float[Array, "b H W 3"], key: Array | None = None
     ) -> Float[Array, "b h w c"]:
-        """Returns scaled latents of a picture in [-1, 1]: a sample if `key` is set, else the mean."""
+        """Returns a picture's scaled latents: a sample if `key` is set, else the mean."""
         mean, log_variance = self.moments(picture)
         if key is not None:
             mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(
