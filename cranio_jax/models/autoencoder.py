@@ -203,7 +203,7 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderKL(nnx.Module):
-    """Autoencoder with a diagonal Gaussian over latents, at 1/2^(blocks - 1) of the picture's size."""
+    """Autoencoder with a diagonal Gaussian over latents of 1/2^(blocks - 1) of the size."""
 
     def __init__(self, config: AutoencoderKLConfig, *, dtype=None, rngs: nnx.Rngs):
         c = self.config = config

@@ -74,7 +74,7 @@ class Kind:
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of its tensors by torch's keys."""
+        """Returns the shapes of its tensors by torch's keys."""
         shapes = Network(self.make).shapes() if self.make else {}
         return {
             torch_key(path): torch_shape(path, shape)
@@ -84,7 +84,7 @@ class Kind:
 
     @property
     def extras(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of tensors that published files hold besides."""
+        """Returns the shapes of other tensors that published files hold."""
         layers = CLASSIFIERS[self.network] if self.part == "trunk" else {}
         weights = {f"classifier.{i}.weight": shape for i, shape in layers.items()}
         return weights | {f"classifier.{i}.bias": shape[:1] for i, shape in layers.items()}
@@ -101,26 +101,26 @@ class Kind:
 @functools.cache
 def kinds() -> tuple[Kind, ...]:
     """Returns all that can be recognised."""
-    inception = functools.partial(_made, models.FIDInception)
+    inception = functools.partial(_build, models.FIDInception)
     title = "the Inception of the FID"
-    found = [Kind("inception", "inception", title, "Conv2d_1a_3x3.conv.weight", inception)]
+    all_kinds = [Kind("inception", "inception", title, "Conv2d_1a_3x3.conv.weight", inception)]
     probes = {f"iresnet{n}": f"layer3.{c[2] - 1}.prelu.weight" for n, c in IRESNET_LAYERS.items()}
     for name, network in models.EMBEDDERS.items():
         probe = probes.get(name, "linear7.conv.weight")
-        make = functools.partial(_made, network)
-        found.append(Kind("embedder", name, f"an ArcFace network, {name}", probe, make))
+        make = functools.partial(_build, network)
+        all_kinds.append(Kind("embedder", name, f"an ArcFace network, {name}", probe, make))
     for trunk in models.TRUNKS:
-        make = functools.partial(_made, functools.partial(models.LPIPS, trunk))
+        make = functools.partial(_build, functools.partial(models.LPIPS, trunk))
         probes = {"features.": "features.0.weight", "lin": "lin0.model.1.weight"}
         for part, title, prefix in (
             ("trunk", f"the trunk {trunk} of LPIPS", "features."),
             ("heads", f"LPIPS's heads for {trunk}", "lin"),
         ):
-            found.append(Kind(part, trunk, title, probes[prefix], make, prefix))
-    return tuple(found)
+            all_kinds.append(Kind(part, trunk, title, probes[prefix], make, prefix))
+    return tuple(all_kinds)
 
 
-def _made(network: Callable[..., Any], rngs: Any) -> Any:
+def _build(network: Callable[..., Any], rngs: Any) -> Any:
     return network(rngs=rngs)
 
 
@@ -230,12 +230,12 @@ def check_hash(file: pathlib.Path) -> str:
     A name as torch's hub gives it, `vgg16-397923af.pth`, holds the beginning of the hash; some
     other names are KNOWN.
     """
-    found = sha256(file)
+    digest = sha256(file)
     named = re.search(r"-([0-9a-f]{8})\.pth$", file.name)
     promised = named[1] if named else KNOWN.get(file.name, "")
-    if not found.startswith(promised):
+    if not digest.startswith(promised):
         raise InputError(
-            f"{file.name}: the content's SHA-256 begins with {found[:8]}, not as the name says; "
+            f"{file.name}: the content's SHA-256 begins with {digest[:8]}, not as the name says; "
             "fetch it again"
         )
-    return found
+    return digest

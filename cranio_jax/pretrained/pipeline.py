@@ -181,7 +181,6 @@ def find(
 
     if where.count("/") != 1 or where.startswith((".", "/", "~")):
         raise InputError(f"{where}: no such folder or file, and not a hub id (owner/name)")
-    revision = revision or None
     wrong_name = (
         errors.RepositoryNotFoundError,
         errors.RevisionNotFoundError,
@@ -189,7 +188,7 @@ def find(
         errors.GatedRepoError,
     )
     try:
-        files = huggingface_hub.HfApi().list_repo_files(where, revision=revision)
+        files = huggingface_hub.HfApi().list_repo_files(where, revision=revision or None)
         wanted = patterns or _wanted(files, parts)
     except wrong_name as error:
         raise InputError(
@@ -200,7 +199,10 @@ def find(
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(
-                where, revision=revision, allow_patterns=wanted, local_files_only=wanted is None
+                where,
+                revision=revision or None,
+                allow_patterns=wanted,
+                local_files_only=wanted is None,
             )
         )
     except errors.LocalEntryNotFoundError:

@@ -456,8 +456,8 @@ def _scheduler(tensors: Tensors, notes: Mapping[str, str], what: str) -> dict[st
         return settings
     levels = np.asarray(tensors["alphas_cumprod"].read(), np.float64)
     for rescaled in (False, True):
-        usual = make_schedule(prediction_type="sample", rescale_betas_zero_snr=rescaled)
-        usual = usual.alphas_cumprod
+        schedule = make_schedule(prediction_type="sample", rescale_betas_zero_snr=rescaled)
+        usual = schedule.alphas_cumprod
         if levels.shape == usual.shape and np.allclose(levels, usual, rtol=1e-2, atol=1e-3):
             return settings | {
                 "rescale_betas_zero_snr": settings["rescale_betas_zero_snr"] or rescaled
