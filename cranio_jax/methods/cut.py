@@ -81,7 +81,7 @@ class CUT(Adversarial):
         networks["F"] = Network(lambda rngs: PatchSampler(widths, dtype=dtype, rngs=rngs))
         super().__init__(config, networks)
 
-    def _draw_spots(self, keys: Sequence[Array]) -> list[Array]:
+    def _draw_spots(self, keys: Array) -> list[Array]:
         """Returns the places of patches in each layer, the same in all pictures of a batch."""
         return [
             jax.random.permutation(key, count)[: self.config.patches]

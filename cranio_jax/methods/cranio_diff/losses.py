@@ -85,7 +85,7 @@ def decoded_terms(
     # Decode a strided part of the batch, which is an equal share of each device's examples.
     stride = max(x0_hat.shape[0] // s.decode_batch, 1) if s.decode_batch else 1
     x0_hat, timesteps, batch = jax.tree.map(lambda a: a[::stride], (x0_hat, timesteps, batch))
-    decoders = {name: params[name] for name in ("light_decoder", "vae") if name in params}
+    decoders: Tree = {name: params[name] for name in ("light_decoder", "vae") if name in params}
     faces = _decode(method, decoders, x0_hat.astype(method.dtype)).astype(method.exact)
     truth = batch["face"].astype(method.exact) / 127.5 - 1.0
 
