@@ -133,15 +133,15 @@ def separation(
     `d_prime` is the distance of their means in standard deviations. `eer` is the error rate at the
     threshold where both kinds of error are equal. Raises InputError if there are no others.
     """
-    own = np.sort(cosines[same & allowed])
+    same_subject = np.sort(cosines[same & allowed])
     others = np.sort(cosines[~same & allowed])
     if not len(others):
         raise InputError("retrieval: the gallery holds the query's subject alone")
-    spread = np.sqrt((own.var() + others.var()) / 2)
-    d_prime = (own.mean() - others.mean()) / spread if spread else 0.0
+    spread = np.sqrt((same_subject.var() + others.var()) / 2)
+    d_prime = (same_subject.mean() - others.mean()) / spread if spread else 0.0
     # A pair is accepted from the threshold on.
-    thresholds = np.append(np.unique(np.concatenate([own, others])), np.inf)
-    refused = np.searchsorted(own, thresholds) / len(own)
+    thresholds = np.append(np.unique(np.concatenate([same_subject, others])), np.inf)
+    refused = np.searchsorted(same_subject, thresholds) / len(same_subject)
     accepted = 1.0 - np.searchsorted(others, thresholds) / len(others)
     after = int(np.argmax(refused >= accepted))
     before = max(after - 1, 0)

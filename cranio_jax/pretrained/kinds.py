@@ -132,39 +132,39 @@ def recognise(tensors: dict[str, Tensor], what: str) -> list[tuple[Kind, dict[st
     of v0.0, which were fitted behind other inputs.
     """
     current = current_tensors(tensors, what)
-    found: list[tuple[Kind, dict[str, Tensor]]] = []
+    parts: list[tuple[Kind, dict[str, Tensor]]] = []
     embedder: tuple[Kind, dict[str, Tensor]] | None = None
     rest = dict(current)
     for kind in kinds():
         for before in _prefixes(kind):
-            own = kind.tensors_in(current, before) if before + kind.probe in current else {}
-            if not own or len(own) < len(kind.shapes):
+            of_kind = kind.tensors_in(current, before) if before + kind.probe in current else {}
+            if not of_kind or len(of_kind) < len(kind.shapes):
                 continue
             if kind.part != "embedder":
-                found.append((_with_release(kind, own, what), own))
-            elif embedder is None or len(own) > len(embedder[1]):
+                parts.append((_with_release(kind, of_kind, what), of_kind))
+            elif embedder is None or len(of_kind) > len(embedder[1]):
                 # A deep network holds all that a shallower one does.
-                embedder = kind, own
+                embedder = kind, of_kind
             for key, shape in (kind.shapes | kind.extras).items():
                 if before + key in rest and rest[before + key].shape == shape:
                     del rest[before + key]
-    found += [embedder] if embedder else []
-    if rest or not found:
+    parts += [embedder] if embedder else []
+    if rest or not parts:
         raise InputError(_why_not(current, rest, what))
-    return found
+    return parts
 
 
 def _prefixes(kind: Kind) -> tuple[str, ...]:
     return ("", f"{kind.network}.") if kind.part in ("trunk", "heads") else ("",)
 
 
-def _with_release(kind: Kind, own: dict[str, Tensor], what: str) -> Kind:
+def _with_release(kind: Kind, of_kind: dict[str, Tensor], what: str) -> Kind:
     """Returns the kind with what is known of its release. Raises InputError for v0.0."""
     if kind.part != "heads":
         return kind
     sums = []
     for key in kind.shapes:
-        values = np.asarray(own[key].read(), np.float32).ravel()
+        values = np.asarray(of_kind[key].read(), np.float32).ravel()
         sums.append(values @ np.linspace(1 / len(values), 1, len(values)))
     release = [r for r, s in RELEASES.items() if np.allclose(sums, s[kind.network], rtol=1e-2)]
     if release == ["v0.0"]:
@@ -197,11 +197,11 @@ def _why_not(current: dict[str, Tensor], rest: dict[str, Tensor], what: str) -> 
         depths = "; ".join(f"{n}: {counts}" for n, counts in IRESNET_LAYERS.items())
         return f"{what} is an IResNet of {blocks} blocks in its stages; known are {depths}"
     # A deeper network may share as many tensors: of equals the one with less missing is nearer.
-    near, own, before = max(
+    near, shared, before = max(
         ((k, k.tensors_in(current, b), b) for k in kinds() for b in _prefixes(k)),
-        key=lambda found: (len(found[1]), -len(found[0].shapes)),
+        key=lambda candidate: (len(candidate[1]), -len(candidate[0].shapes)),
     )
-    if 2 * len(own) < len(near.shapes):
+    if 2 * len(shared) < len(near.shapes):
         some = min(current, default="none")
         return (
             f"{what} holds {len(current)} tensors, such as {some!r}, of none that is known: {known}"
@@ -209,7 +209,7 @@ def _why_not(current: dict[str, Tensor], rest: dict[str, Tensor], what: str) -> 
     for key, shape in near.shapes.items():
         if before + key not in current:
             return f"{what} is not {near.title}: it lacks the tensor {key!r} of shape {shape}"
-        if key not in own:
+        if key not in shared:
             seen = current[before + key].shape
             return f"{what} is not {near.title}: its tensor {key!r} is {seen}, expected {shape}"
     return (

@@ -39,13 +39,14 @@ def match(shapes: Shapes, tensors: dict[str, Tensor], what: str) -> dict[str, Te
     Raises:
       InputError: a tensor is missing, left over, or of another shape.
     """
-    current, found = current_tensors(tensors, what), {}
+    current = current_tensors(tensors, what)
+    matched: dict[str, Tensor] = {}
     names = set(current)
     for path, shape in shapes.items():
         key, wanted = torch_key(path), torch_shape(path, shape)
         if key not in current:
             raise InputError(f"{what} lacks the tensor {key!r} of shape {wanted}")
-        found[path] = tensor = current.pop(key)
+        matched[path] = tensor = current.pop(key)
         # The oldest files keep a linear layer as a 1 x 1 convolution.
         if tensor.shape not in (wanted, (*wanted, 1, 1)):
             raise InputError(
@@ -56,7 +57,7 @@ def match(shapes: Shapes, tensors: dict[str, Tensor], what: str) -> dict[str, Te
         raise InputError(
             f"{what} holds {len(extra)} tensors that the network lacks, such as {min(extra)!r}"
         )
-    return found
+    return matched
 
 
 def _is_idle(key: str, tensor: Tensor, names: Collection[str], what: str) -> bool:
