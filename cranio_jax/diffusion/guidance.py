@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 def guided(
     denoise: Callable[..., Array],
     condition: Array,
-    unconditional: Array,
+    unconditional: Array | None,
     scale: float,
     rescale: float = 0.0,
 ) -> Callable[..., Array]:
@@ -22,13 +22,16 @@ def guided(
       denoise: `(x_t, timesteps, condition, ...) -> output`; called with twice the batch unless
         `scale` is 1.
       condition: `(batch, ...)`.
-      unconditional: `(batch, ...)`, such as the empty or the negative prompt.
+      unconditional: `(batch, ...)`, such as the empty or the negative prompt; None only if `scale`
+        is 1.
       scale: 1 leaves guidance out.
       rescale: share of the output that gets back the standard deviation that it has without
         guidance (Lin et al. 2024, section 3.4), 0 to 1.
     """
     if scale == 1.0:
         return lambda x, t, *rest: denoise(x, t, condition, *rest)
+    if unconditional is None:
+        raise ValueError(f"guidance of scale {scale} needs an unconditional input")
     both = jnp.concatenate([unconditional, condition])
 
     def combined(x, t, *rest):

@@ -9,7 +9,7 @@ before, and z is fresh noise. What differs is the table of factors, made here in
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,7 @@ def _spaced(count: int, steps: int, spacing: str, offset: int, sampler: str) -> 
         raise ValueError(f"{steps} sampling steps are not in 1 to {count}, the steps in training")
     if spacing not in SPACINGS:
         raise ValueError(f"spacing={spacing!r} is not one of {', '.join(SPACINGS)}")
+    t: np.ndarray
     spaced = steps + 1 if sampler in _MULTISTEP and spacing != "trailing" else steps
     if spacing == "leading":
         t = (np.arange(spaced) * (count // spaced))[::-1] + offset
@@ -251,8 +252,9 @@ def sample(
         return (x, clean, before if third else earlier), None
 
     kind = jnp.int32 if np.issubdtype(table.timesteps.dtype, np.integer) else jnp.float32
-    rows = Steps(*(jnp.asarray(column, jnp.float32) for column in table))
-    rows = rows._replace(timesteps=jnp.asarray(table.timesteps, kind))
+    columns: Any = (jnp.asarray(column, jnp.float32) for column in table)
+    timesteps: Any = jnp.asarray(table.timesteps, kind)
+    rows = Steps(*columns)._replace(timesteps=timesteps)
     extra = () if per_step is None else (jnp.asarray(per_step, jnp.float32),)
     zeros = jnp.zeros_like(noise)
     start = (temperature * float(table.start[0]) * noise, zeros, zeros if third else ())

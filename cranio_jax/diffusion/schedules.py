@@ -1,4 +1,4 @@
-"""Discrete-time noise schedules: how noisy a sample is at each step, and what a network predicts of it.
+"""Discrete-time noise schedules: the noise level of each step, and what a network predicts.
 
 x_t = alpha_t x_0 + sigma_t noise with alpha_t^2 = alphas_cumprod[t] and sigma_t^2 = 1 - alpha_t^2.
 """
@@ -27,12 +27,12 @@ class NoiseSchedule(NamedTuple):
     prediction: str
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]
         """T, the number of steps in training."""
         return len(self.alphas_cumprod)
 
     def alpha_sigma(self, timesteps: Int[Array, "b"], ndim: int) -> tuple[Array, Array]:
-        """alpha and sigma at `timesteps`, shaped to multiply an array of rank `ndim`."""
+        """Returns alpha and sigma at `timesteps`, to multiply an array of rank `ndim`."""
         shape = (-1,) + (1,) * (ndim - 1)
         alpha = jnp.asarray(np.sqrt(self.alphas_cumprod), jnp.float32)
         sigma = jnp.asarray(np.sqrt(1.0 - self.alphas_cumprod), jnp.float32)
@@ -41,14 +41,14 @@ class NoiseSchedule(NamedTuple):
     def add_noise(
         self, x0: Float[Array, "b *n"], noise: Float[Array, "b *n"], timesteps: Int[Array, "b"]
     ) -> Float[Array, "b *n"]:
-        """x_t."""
+        """Returns x_t."""
         alpha, sigma = self.alpha_sigma(timesteps, x0.ndim)
         return alpha * x0 + sigma * noise
 
     def target(
         self, x0: Float[Array, "b *n"], noise: Float[Array, "b *n"], timesteps: Int[Array, "b"]
     ) -> Float[Array, "b *n"]:
-        """What the network should predict."""
+        """Returns what the network should predict."""
         if self.prediction == "epsilon":
             return noise
         if self.prediction == "sample":
@@ -59,7 +59,7 @@ class NoiseSchedule(NamedTuple):
     def to_x0(
         self, output: Float[Array, "b *n"], x_t: Float[Array, "b *n"], timesteps: Int[Array, "b"]
     ) -> Float[Array, "b *n"]:
-        """The clean sample that the network's output implies."""
+        """Returns the clean sample that the network's output implies."""
         alpha, sigma = self.alpha_sigma(timesteps, x_t.ndim)
         return clean_sample(self.prediction, output, x_t, alpha, sigma)
 
@@ -84,10 +84,11 @@ def make_schedule(
     prediction_type: str = "epsilon",
     rescale_betas_zero_snr: bool = False,
 ) -> NoiseSchedule:
-    """Builds a schedule from the fields of a diffusers scheduler_config.json (defaults: Stable Diffusion's).
+    """Returns a schedule from the fields of a diffusers scheduler_config.json.
 
-    `rescale_betas_zero_snr` moves the last step to pure noise (Lin et al. 2024, algorithm 1), which noise
-    prediction can't be sampled from.
+    The defaults are Stable Diffusion's. `rescale_betas_zero_snr` moves the last step to pure noise
+    (Lin et al. 2024, algorithm 1), from which noise prediction can't sample. Raises ValueError on
+    unknown names.
     """
     count = num_train_timesteps
     if prediction_type not in PREDICTIONS:
@@ -119,11 +120,11 @@ def make_schedule(
 def loss_weight(
     schedule: NoiseSchedule, timesteps: Int[Array, "b"], weight: str, gamma: float = 5.0
 ) -> Float[Array, "b"]:
-    """Factor of the squared error of the network's output.
+    """Returns the factor of the squared error of the network's output at each timestep.
 
-    Seen as errors of x_0, predicting noise weighs them by the signal-to-noise ratio, velocity by SNR + 1, and
-    the sample itself by 1. `weight` names one of these (whatever is predicted), 'min_snr' for min(SNR, gamma)
-    (Hang et al. 2023), or 'none'.
+    Relative to errors of x_0, predicting noise weighs by the signal-to-noise ratio, velocity by
+    SNR + 1, and the sample itself by 1. `weight` names one of these (whatever is predicted),
+    'min_snr' for min(SNR, gamma) (Hang et al. 2023), or 'none'.
     """
     if weight not in WEIGHTS:
         raise ValueError(f"weight={weight!r} is not one of {', '.join(WEIGHTS)}")

@@ -21,7 +21,7 @@ _CLASSES = {
     "unipc": "UniPCMultistepScheduler",
 }
 # What sets these classes to the algorithms here, spelled out since defaults change.
-_ALGORITHMS = {
+_ALGORITHMS: dict[str, dict[str, Any]] = {
     "ddpm": {"variance_type": "fixed_small"},
     "dpm++2m": {
         "algorithm_type": "dpmsolver++",

@@ -1,4 +1,4 @@
-"""Several processes as one program: how they find each other, what the first one says to all, and when they are told to stop."""
+"""Several processes as one program: joining, agreeing, and stopping together."""
 
 import contextlib
 import faulthandler
@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,81 +16,86 @@ from orbax.checkpoint import multihost
 
 from cranio_jax.errors import InputError
 
-# The exit code of a run that was told to stop and has kept its state (EX_TEMPFAIL): launchers start it again.
+# Exit code (EX_TEMPFAIL) of a run that was stopped and kept its state: launchers start it again.
 START_AGAIN = 75
-# A process that says nothing for so long is taken for dead, and the others end.
+# A process without a sign of life for so long is taken for dead, and the others end.
 HEARTBEAT_S = 60
-# So long one process waits for others that live: some compile while others find their programs in a cache.
+# How long a process waits for others that live: some compile while others use a cache.
 _WAIT_S = 3600
 _NUMBERS = itertools.count()
 
 
 class Preempted(RuntimeError):
-    """The machine was asked back; the message tells what is kept."""
+    """The machine is being taken away; the message says which state is kept."""
 
 
 def join() -> None:
-    """Joins the other processes, if the environment tells of any; comes before anything that asks for devices.
+    """Joins the other processes that the environment names; call it before using any device.
 
-    JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID, a SLURM step of several tasks, Open MPI, or a TPU
-    slice. Raises InputError where the first are not complete or nobody answers.
+    They are named by JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID, a SLURM
+    step of several tasks, Open MPI, or a TPU slice. Raises InputError if the first are incomplete
+    or nobody answers.
     """
-    told = {
-        name: os.environ.get(f"JAX_{name}")
-        for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
-    }
-    if told["COORDINATOR_ADDRESS"]:
+    # Read the environment.
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    numbers: dict[str, Any] = {}
+    if address:
         try:
             numbers = {
-                "num_processes": int(told["NUM_PROCESSES"]),
-                "process_id": int(told["PROCESS_ID"]),
+                "num_processes": int(os.environ["JAX_NUM_PROCESSES"]),
+                "process_id": int(os.environ["JAX_PROCESS_ID"]),
             }
-        except (TypeError, ValueError):
+        except (KeyError, ValueError):
             raise InputError(
-                "JAX_COORDINATOR_ADDRESS is set; JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers beside it"
+                "JAX_COORDINATOR_ADDRESS is set; JAX_NUM_PROCESSES and JAX_PROCESS_ID must be "
+                "numbers beside it"
             ) from None
     elif os.environ.get("SLURM_NTASKS") == "1":
         return  # JAX would take one of the machine's devices for the one task
-    else:
-        numbers = {}
+    # Join.
     try:
-        jax.distributed.initialize(
-            told["COORDINATOR_ADDRESS"], **numbers, heartbeat_timeout_seconds=HEARTBEAT_S
-        )
+        jax.distributed.initialize(address, **numbers, heartbeat_timeout_seconds=HEARTBEAT_S)
     except ValueError as error:
         if numbers:
             raise InputError(
                 f"JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID: {error}"
             ) from None
-        return  # nothing tells of others
-    faulthandler.disable()  # where another process dies JAX ends this one; its stack, which absl would print, says nothing
+        return  # there are no others
+    # If another process dies, JAX ends this one, and absl would print its useless stack.
+    faulthandler.disable()
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Returns True for the one process that writes files and messages."""
     return jax.process_index() == 0
 
 
 def say(words: str) -> None:
-    """A line to the person at the terminal, from one process."""
+    """Prints a line to stderr, from the first process only."""
     if is_first():
         print(words, file=sys.stderr, flush=True)
 
 
 def of_first(value: np.ndarray) -> np.ndarray:
-    """What the first process has, on all: folders may look different from each machine, for a moment or for good."""
+    """Returns the first process's value on all processes.
+
+    For example, one folder may look different from each machine.
+    """
     wait_for_all("of_first")
     return np.asarray(multihost_utils.broadcast_one_to_all(value))
 
 
 def all_agree(good: bool) -> bool:
-    """Whether it is so on all processes."""
+    """Returns True if `good` holds on every process."""
     wait_for_all("all_agree")
     return bool(np.all(multihost_utils.process_allgather(np.array(good))))
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when all processes have come here, by way of the coordinator: collectives of a CPU wait half a minute at most."""
+    """Returns when all processes have called it with the same name.
+
+    They wait through the coordinator, since collectives of a CPU time out after half a minute.
+    """
     if jax.process_count() > 1:
         everybody = set(range(jax.process_count()))
         multihost.sync_global_processes(
@@ -97,33 +103,42 @@ def wait_for_all(name: str) -> None:
         )
 
 
-def compiled(function: Callable, *args) -> Callable:
-    """A jitted function, compiled for such arguments by all processes before one of them waits for the others in it."""
+def compiled(function: Any, *args) -> Callable:
+    """Returns a jitted function, compiled for these arguments.
+
+    All processes have compiled it when this returns, so that none waits in it for the others.
+    """
     if jax.process_count() == 1 or isinstance(function, jax.stages.Compiled):
         return function
-    made = function.lower(*args).compile()
+    program = function.lower(*args).compile()
     wait_for_all("compiled")
-    return made
+    return program
 
 
 @contextlib.contextmanager
 def notice() -> Iterator[Callable[[int], bool]]:
-    """Yields `told(step)`: whether SIGTERM came, to any of the processes, and all shall stop after this same step."""
+    """Yields a function of the step that returns True if all processes should stop after it.
+
+    That is so after SIGTERM has come to any of them.
+    """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    signals: list[bool] = []
+    handler = signal.signal(signal.SIGTERM, lambda *_: signals.append(True))
     try:
-        yield lambda step: bool(came)
+        yield lambda step: bool(signals)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def leave(words: str, code: int) -> None:
-    """Ends this process at once, with words: an orderly exit would wait for the others, who may wait for this one."""
+    """Prints a message and ends this process at once.
+
+    An orderly exit would wait for the other processes, which may be waiting for this one.
+    """
     try:
         print(words, file=sys.stderr, flush=True)
         sys.stdout.flush()
-    finally:  # also where nobody listens any more
+    finally:  # even if the streams are closed
         os._exit(code)

@@ -14,7 +14,10 @@ MIN_SHARDED_SIZE = 2**16  # elements; smaller arrays cost more to gather than to
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """The `("data", "fsdp")` mesh; `data` -1 takes all the devices that `fsdp` leaves, less than all must be asked for."""
+    """Returns the `("data", "fsdp")` mesh; `data` -1 uses all devices that `fsdp` leaves.
+
+    Raises InputError if there are too few devices, or if several processes would not use all.
+    """
     count = jax.device_count()
     if data == -1:
         data = max(count // fsdp, 1)
@@ -29,12 +32,13 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
 
 
 def check_batch(batch_size: int, mesh: Mesh, name: str) -> None:
-    """Raises InputError where a batch can't be dealt out evenly to the mesh and the processes."""
+    """Raises InputError if a batch does not divide evenly over the devices and the processes."""
     for count, what in ((mesh.size, "devices"), (jax.process_count(), "processes")):
         if batch_size <= 0 or batch_size % count:
             nearest = max(round(batch_size / count), 1) * count
             raise InputError(
-                f"{name}={batch_size} does not divide over {count} {what}; the nearest that does is {nearest}"
+                f"{name}={batch_size} does not divide over {count} {what}; "
+                f"the nearest that does is {nearest}"
             )
 
 
@@ -51,22 +55,28 @@ def padded_batch(batch_size: int, mesh: Mesh, name: str = "batch_size") -> int:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Returns the sharding of an array that is the same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def random_key(seed: int, mesh: Mesh) -> jax.Array:
-    """A random key on every device. Programs take it as an argument, so that another seed is not another program."""
+    """Returns a random key on every device.
+
+    Programs take it as an argument, so that another seed needs no compilation.
+    """
     return jax.jit(jax.random.key, out_shardings=replicated(mesh))(seed)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First axis over all devices."""
+    """Returns the sharding of an array's first axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def state_sharding(tree: Any, mesh: Mesh) -> Any:
-    """Shardings for a tree of arrays or shapes: large ones over `fsdp` along their largest axis that divides."""
+    """Returns shardings for a tree of arrays or shapes.
+
+    Large ones are split over `fsdp` along the largest axis that divides evenly.
+    """
     fsdp = mesh.shape["fsdp"]
 
     def shard(leaf):
@@ -81,17 +91,16 @@ def state_sharding(tree: Any, mesh: Mesh) -> Any:
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, "n"]:
-    """Which rows of a batch lie on devices of this process; a pod's mesh need not give it neighbours."""
+    """Returns the rows of a batch on this process's devices, which need not be neighbours."""
     parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from this process's rows of a batch, as `local_rows` orders them."""
+    """Returns global arrays from this process's rows of a batch, in the order of `local_rows`."""
     sharding = batch_sharding(mesh)
-    with jax.transfer_guard(
-        "allow"
-    ):  # this one is meant; JAX takes it for an oversight where processes are several
+    # With several processes, JAX would take this intended transfer for an oversight.
+    with jax.transfer_guard("allow"):
         return {
             name: jax.make_array_from_process_local_data(sharding, value)
             for name, value in batch.items()

@@ -52,7 +52,10 @@ def open_folder(name: str, field: str) -> pathlib.Path:
 
 def check_name(name: str, field: str) -> None:
     """Raises InputError if a URL is not gs://BUCKET/..., or gcsfs is not installed."""
-    scheme = _SCHEME.match(name)[1]
+    match = _SCHEME.match(name)
+    if match is None:
+        raise ValueError(f"{name!r} is no URL")
+    scheme = match[1]
     if scheme.lower() in ("gs", "gcs") and not _FOLDER_IN_BUCKET.fullmatch(name):
         raise InputError(f"{field}={name}: not a folder in a bucket. Write gs://BUCKET/FOLDER.")
     if scheme == "file":
@@ -165,7 +168,7 @@ def file_sizes(folder: pathlib.Path) -> dict[str, int]:
     """Returns the bytes of each file below a folder, by its path within it."""
     if is_remote(folder):
         top = str(folder).removeprefix("gs://") + "/"
-        found = filesystem().find(str(folder), detail=True)
-        return {name.removeprefix(top): int(one["size"]) for name, one in found.items()}
+        objects = filesystem().find(str(folder), detail=True)
+        return {name.removeprefix(top): int(entry["size"]) for name, entry in objects.items()}
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}

@@ -1,4 +1,4 @@
-"""Pictures in files: reading them with words for what is wrong, writing them whole, folders of them by name."""
+"""Picture files: reading them with clear errors, writing them atomically, finding them by name."""
 
 import os
 import pathlib
@@ -15,7 +15,10 @@ from cranio_jax.files.atomic import whole_file
 
 
 def open_picture(path: pathlib.Path) -> Image.Image:
-    """A picture, upright and read to its end. Raises InputError, naming the file, where it is missing or damaged."""
+    """Returns a picture, upright and read to its end.
+
+    Raises InputError, naming the file, if it is missing or damaged.
+    """
     try:
         with path.open("rb") as opened, Image.open(opened) as file:
             picture = ImageOps.exif_transpose(file)
@@ -35,7 +38,7 @@ def open_picture(path: pathlib.Path) -> Image.Image:
 
 
 def read_face(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-    """A face in 8 bit RGB. Raises InputError where the file holds none."""
+    """Returns a face in 8 bit RGB. Raises InputError if the file holds no usable picture."""
     picture = open_picture(path)
     if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
         values = np.asarray(picture, np.float32)
@@ -43,33 +46,36 @@ def read_face(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
             raise InputError(f"{path}: holds pixels that are not numbers")
         if picture.mode == "F" or values.max(initial=0) > 65535:
             raise InputError(
-                f"{path}: holds {picture.mode} pixels, whose range is anybody's guess; store it in 8 or 16 bit"
+                f"{path}: holds {picture.mode} pixels of an unknown range; store it in 8 or 16 bit"
             )
-        return np.repeat(np.uint8(values / 257.0 + 0.5)[..., None], 3, -1)
+        grey = (values / 257.0 + 0.5).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, -1)
     return np.asarray(picture.convert("RGB"))
 
 
 def write_png(path: pathlib.Path, picture: UInt8[np.ndarray, "h w *c"]) -> None:
-    """Writes a picture, whole or not at all."""
+    """Writes a picture, completely or not at all."""
     with whole_file(path, "wb") as file:
         Image.fromarray(picture).save(file, "PNG")
 
 
 class PairedFolders(Sequence):
-    """Examples from two folders whose files have the same names: `face` from one, `generated` (one of a kind) from the other.
+    """Examples from two folders whose files have the same names.
 
-    Subfolders count as part of the name, endings do not.
+    `face` comes from one folder, `generated` (a single sample) from the other. Subfolders are a
+    part of the name, endings are not.
     """
 
     def __init__(self, generated: pathlib.Path, reference: pathlib.Path, pattern: str = ""):
-        """`pattern`: a regular expression that finds `(?P<subject>...)` and perhaps `view` and `variant` in a name.
+        """Pairs the files of two folders.
 
-        Without it each name is a subject of its own. Raises InputError where folders, names or sizes do not match.
+        `pattern` is a regular expression that finds `(?P<subject>...)`, and perhaps `view` and
+        `variant`, in a name. Without it each name is its own subject. Raises InputError if folders,
+        names or sizes do not match.
         """
-        ours, theirs = (
-            _named(generated, "evaluate.generated"),
-            _named(reference, "evaluate.reference"),
-        )
+        # Pair the names.
+        ours = _named(generated, "evaluate.generated")
+        theirs = _named(reference, "evaluate.reference")
         if ours.keys() != theirs.keys():
             alone = min(ours.keys() ^ theirs.keys())
             where, other = (generated, reference) if alone in ours else (reference, generated)
@@ -77,6 +83,7 @@ class PairedFolders(Sequence):
                 f"{where} holds {alone!r}, {other} does not; both folders must hold the same names"
             )
         self._pairs = [(name, ours[name], theirs[name]) for name in sorted(ours)]
+        # Find the subjects.
         try:
             self._pattern = re.compile(pattern)
         except re.error as error:
@@ -86,6 +93,7 @@ class PairedFolders(Sequence):
         if pattern and "subject" not in self._pattern.groupindex:
             raise InputError(f"evaluate.names={pattern!r} has no group (?P<subject>...)")
         self.who = [self._who(name) for name in sorted(ours)]
+        # Compare the sizes.
         self.size: tuple[int, int] = picture_size(self._pairs[0][2])
         for path in (path for _, *pair in self._pairs for path in pair):
             if (size := picture_size(path)) != self.size:
@@ -96,12 +104,12 @@ class PairedFolders(Sequence):
                 )
 
     def _who(self, name: str) -> dict[str, str]:
-        found = self._pattern.search(name)
-        if not found:
+        match = self._pattern.search(name)
+        if not match:
             raise InputError(
                 f"evaluate.names={self._pattern.pattern!r} finds no subject in {name!r}"
             )
-        groups = {group: text or "" for group, text in found.groupdict().items()}
+        groups = {group: text or "" for group, text in match.groupdict().items()}
         return {
             "id": name,
             "subject": groups.get("subject", name),
@@ -112,7 +120,7 @@ class PairedFolders(Sequence):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: Any) -> dict[str, Any]:  # type: ignore[override]
         _, generated, reference = self._pairs[index]
         return {"face": read_face(reference), "generated": read_face(generated)[None]}
 
@@ -139,13 +147,13 @@ def name_of(path: pathlib.Path, folder: pathlib.Path) -> str:
 
 
 def _named(folder: pathlib.Path, field: str) -> dict[str, pathlib.Path]:
-    found: dict[str, pathlib.Path] = {}
+    paths: dict[str, pathlib.Path] = {}
     for path in find_pictures(folder, field):
         name = name_of(path, folder)
-        if name in found:
-            raise InputError(f"{path} and {found[name].name} have one name; keep one of them")
-        found[name] = path
-    return found
+        if name in paths:
+            raise InputError(f"{path} and {paths[name].name} have one name; keep one of them")
+        paths[name] = path
+    return paths
 
 
 def picture_size(path: pathlib.Path) -> tuple[int, int]:

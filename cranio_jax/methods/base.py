@@ -1,34 +1,187 @@
-"""The protocol's answers of a method that freezes nothing and starts from no published weights."""
+"""The interface of a method, and the parts that several methods share."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jaxtyping import Array, Float
+
+from cranio_jax.data import Batch
+from cranio_jax.errors import InputError
+
+Tree = Any
+Kind = Literal["generator", "embedder", "matcher"]
+Metrics = dict[str, jax.Array]
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Everything that training, evaluation and the jobs call on a method.
+
+    A state is a dictionary that holds `step` and everything else that must survive a restart:
+    parameters, their moving average, the optimizer's state, a pool of images. `frozen` is loaded
+    once and never saved. Functions that take a batch are pure and run inside jit.
+
+    Attributes:
+      kind: 'generator' has `generate`; 'embedder' embeds faces, 'matcher' faces and X-rays.
+      writes_pipeline: whether job=export can write it as a diffusers pipeline.
+      supports_remat: whether train.remat=True is possible.
+      remat: whether a step recomputes activations to save memory.
+      needs_faces: whether a step reads the faces even if latents are cached.
+      needs_subjects: whether a step reads `subject_index`.
+      settings: by network, the fields of its config.json.
+    """
+
+    kind: ClassVar[Kind]
+    writes_pipeline: ClassVar[bool]
+    supports_remat: ClassVar[bool]
+    needs_subjects: ClassVar[bool]
+
+    @property
+    def remat(self) -> bool: ...
+
+    @property
+    def needs_faces(self) -> bool: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def count_people(self) -> None:
+        """Reads from the records how many people there are, if `init` needs the number."""
+
+    def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> Tree:
+        """Returns published weights to start from, placed on the mesh. Not for jit."""
+
+    def init(self, key: jax.Array, loaded: Tree = None) -> tuple[Tree, Tree]:
+        """Returns `(state, frozen)` of an untrained model; `loaded` is what `load` returned."""
+
+    def encodable(self) -> dict[str, dict[str, Any]]:
+        """Returns the fields that can be cached, because training never changes their networks.
+
+        Each comes with everything but the batch that its values depend on, as JSON.
+        """
+
+    def encode(self, frozen: Tree, batch: Batch) -> Batch:
+        """Returns the encodable fields whose inputs `batch` holds; `train_step` accepts them."""
+
+    def train_step(
+        self, state: Tree, frozen: Tree, batch: Batch, key: jax.Array
+    ) -> tuple[Tree, Metrics]:
+        """Returns the state after one update on a global batch, and scalars to log with `loss`."""
+
+    def weight_hashes(self) -> dict[str, str]:
+        """Returns the SHA-256 of each file that `load` reads, by name."""
+
+    def parameter_count(self) -> dict[str, int]:
+        """Returns the number of parameters of each network."""
+
+    def generation_params(self, state: Tree) -> Tree:
+        """Returns the part of the state that `generate` or `embed` takes."""
+
+    if TYPE_CHECKING:  # a method has one of the two, as its `kind` says
+
+        def generate(self, params: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> jax.Array:
+            """Returns faces `(batch, height, width, 3)` in [-1, 1].
+
+            The noise of each face depends on `key` and its `id_hash` alone.
+            """
+
+        def embed(self, params: Tree, frozen: Tree, batch: Batch) -> dict[str, jax.Array]:
+            """Returns vectors `(batch, width)` of each `face`, and of a matcher's `xray`."""
 
 
 class FromScratch:
-    """See `cranio_jax.methods.Method`; a subclass has `init`, `train_step`, `generation_params`, and `generate` or `embed`."""
+    """Defaults of a method that has no frozen network and starts from no published weights.
 
+    A subclass adds `kind`, `init`, `train_step`, `generation_params`, and `generate` or `embed`.
+    """
+
+    writes_pipeline: ClassVar[bool] = False
+    supports_remat: ClassVar[bool] = False
     remat = False
+    settings: Mapping[str, Any] = {}
 
-    settings: Mapping[str, Any] = {}  # no published networks
+    def count_people(self) -> None:
+        """Does nothing: the networks' sizes do not depend on the records."""
 
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> dict[str, Any]:
-        """Nothing."""
+        """Returns nothing."""
         return {}
 
+    def init(self, key: jax.Array, loaded: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns `(state, frozen)`; a subclass implements it."""
+        raise NotImplementedError
+
     def encodable(self) -> dict[str, dict[str, Any]]:
-        """Nothing is frozen."""
+        """Returns nothing: every network is trained."""
+        return {}
+
+    def encode(self, frozen: Tree, batch: Batch) -> Batch:
+        """Returns nothing, as `encodable` does."""
         return {}
 
     def weight_hashes(self) -> dict[str, str]:
-        """No published weights."""
+        """Returns nothing: there are no published weights."""
         return {}
 
     def parameter_count(self) -> dict[str, int]:
-        """Parameters of each trained part, batch norms' statistics not counted."""
-        params = jax.eval_shape(self.init, jax.random.key(0))[0]["params"]
-        return {
-            name: sum(math.prod(p.shape) for p in part.values()) for name, part in params.items()
-        }
+        """Returns the number of parameters by network, without the batch norms' statistics."""
+        return count_parameters(jax.eval_shape(self.init, jax.random.key(0))[0]["params"])
+
+
+def count_parameters(params: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Returns the number of parameters of each network."""
+    return {name: sum(math.prod(p.shape) for p in part.values()) for name, part in params.items()}
+
+
+def check_whole_batch(train: ml_collections.ConfigDict, reason: str) -> None:
+    """Raises InputError if `config.train` cuts a batch up, which the method does not support."""
+    if train.accumulate != 1:
+        raise InputError(f"train.accumulate={train.accumulate}: {reason}. Set it to 1.")
+
+
+def scaled(pictures: Array) -> Float[Array, "b h w c"]:
+    """Returns 8 bit pictures as float32 in [-1, 1]."""
+    return pictures.astype(jnp.float32) / 127.5 - 1.0
+
+
+def unit_vectors(vectors: Float[Array, "m n"], axis: int) -> Float[Array, "m n"]:
+    """Returns vectors along `axis`, scaled to length 1."""
+    square = (vectors**2).sum(axis, keepdims=True)
+    return vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
+
+
+def descend(
+    optimizer: optax.GradientTransformation, gradients: Tree, opt_state: Tree, params: Tree
+) -> tuple[Tree, Tree]:
+    """Returns `(params, opt_state)` after one update of the optimizer."""
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def finish_step(
+    optimizer: optax.GradientTransformation,
+    state: dict[str, Any],
+    gradients: Tree,
+    metrics: Metrics,
+) -> tuple[dict[str, Any], Metrics]:
+    """Returns the next state after one update of all parameters, and the metrics.
+
+    The metrics gain the norm of the gradients.
+    """
+    params, opt_state = descend(optimizer, gradients, state["opt_state"], state["params"])
+    changed = {"step": state["step"] + 1, "params": params, "opt_state": opt_state}
+    return state | changed, metrics | {"gradient_norm": optax.global_norm(gradients)}
+
+
+def moving_average(average: Tree, params: Tree, step: Array, decay: float) -> Tree:
+    """Returns the exponential moving average of the parameters after `step` updates.
+
+    Early steps use a smaller decay, so that the average forgets the random start.
+    """
+    decay_now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: e + (1.0 - decay_now) * (p - e), average, params)

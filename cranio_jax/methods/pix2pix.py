@@ -1,6 +1,7 @@
 """Pix2Pix: a U-Net against a discriminator of patches, with an L1 term (Isola et al. 2017).
 
-The X-ray alone goes in, as in the study: of age and BMI it is told nothing. Its only noise is dropout, in use as well.
+As in the study, the only input is the X-ray; age and BMI are not used. The only noise is dropout,
+which stays on in generation.
 """
 
 from typing import Any
@@ -13,79 +14,100 @@ from jaxtyping import Array, Float
 from cranio_jax.errors import InputError
 from cranio_jax.methods.adversarial import (
     Adversarial,
-    absolute,
     check_norm,
-    faces_of,
-    judged,
-    scaled,
+    in_float32,
+    mean_absolute_difference,
 )
-from cranio_jax.models.functional import Network
+from cranio_jax.models.functional import Network, statistics_of
 from cranio_jax.models.translation import NLayerDiscriminator, UnetGenerator, levels_of
+
+Tree = dict[str, Any]
 
 
 class Pix2Pix(Adversarial):
-    """The method behind the protocol of `cranio_jax.methods.Method`."""
+    """A generator `G` and a discriminator `D` of X-ray and face; see `methods.base.Method`."""
 
     def __init__(self, config: ml_collections.ConfigDict):
-        """Builds the structure of both networks, and no parameter. Raises InputError on impossible settings."""
-        m, dtype = config.method, jnp.dtype(config.compute_dtype)
+        """Builds the structure of both networks without parameters.
+
+        Raises InputError on impossible settings.
+        """
+        m = config.method
+        dtype = jnp.dtype(config.compute_dtype)
         check_norm(m.norm)
         try:
             levels = levels_of(config.data.settings.size)
         except ValueError as error:
             raise InputError(
-                f"data.settings.size={error}, which Pix2Pix's U-Net halves it by"
+                f"data.settings.size={error}, by which Pix2Pix's U-Net divides it"
             ) from None
-        judge = dict(
-            features_in=6,
-            channels=m.channels,
-            layers=m.discriminator_layers,
-            norm=m.norm,
-            dropout=m.discriminator_dropout,
-        )
-        networks = {
-            "G": Network(
-                lambda rngs: UnetGenerator(
-                    levels, m.channels, m.norm, m.dropout, dtype=dtype, rngs=rngs
-                )
-            ),
-            "D": Network(lambda rngs: NLayerDiscriminator(**judge, dtype=dtype, rngs=rngs)),
-        }
-        super().__init__(config, networks)
 
-    def train_step(self, state, frozen, batch, key) -> tuple[dict[str, Any], dict[str, Array]]:
-        """The discriminator's update, then the generator's against it, from one forward pass. Draws hang on seed and step alone."""
-        m, (x, y) = self.config, self.pictures(batch)
+        def generator(rngs):
+            return UnetGenerator(levels, m.channels, m.norm, m.dropout, dtype=dtype, rngs=rngs)
+
+        def discriminator(rngs):
+            return NLayerDiscriminator(
+                features_in=6,
+                channels=m.channels,
+                layers=m.discriminator_layers,
+                norm=m.norm,
+                dropout=m.discriminator_dropout,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        super().__init__(config, {"G": Network(generator), "D": Network(discriminator)})
+
+    def train_step(
+        self, state: Tree, frozen: Tree, batch: Tree, key: Array
+    ) -> tuple[Tree, dict[str, Array]]:
+        """Returns the state after an update of the discriminator, then of the generator.
+
+        Both use one forward pass. Random draws depend on the key and the step alone.
+        """
+        m = self.config
+        x, y = self.pictures(batch)
         keys = jax.random.split(jax.random.fold_in(key, state["step"]), (4, x.shape[0]))
 
+        # Generate faces.
         def forward(params):
             generator = self.module("G", {"G": params}, state)
-            return faces_of(generator(x, keys[0])), self.kept_statistics(generator)
+            return in_float32(generator(x, keys[0])), statistics_of(generator)
 
         fake, backward, statistics = jax.vjp(forward, state["params"]["G"], has_aux=True)
 
+        # Update the discriminator.
         def judge(params, faces, real, keys):
-            module = self.module("D", {"D": params}, state)
-            return judged(module(jnp.concatenate([x, faces], -1), keys), real, m.gan)
+            pairs = jnp.concatenate([x, faces], -1)
+            return self.judge("D", {"D": params}, state, pairs, real=real, keys=(keys,))
 
-        apart = lambda params: (
-            (judge(params, fake, False, keys[1]) + judge(params, y, True, keys[2])) / 2
-        )
-        discriminating, slope = jax.value_and_grad(apart)(state["params"]["D"])
-        state = self.updated(state, "judge", {"D": slope})
+        def discrimination(params):
+            return (judge(params, fake, False, keys[1]) + judge(params, y, True, keys[2])) / 2
 
+        params = state["params"]["D"]
+        discriminator_loss, gradient = jax.value_and_grad(discrimination)(params)
+        state = self.updated(state, "judge", {"D": gradient})
+
+        # Update the generator.
         def loss(fake):
-            fooling, away = judge(state["params"]["D"], fake, True, keys[3]), absolute(fake, y)
-            return fooling + m.l1 * away, {"fooling": fooling, "l1": away}
+            fooling = judge(state["params"]["D"], fake, True, keys[3])
+            l1 = mean_absolute_difference(fake, y)
+            return fooling + m.l1 * l1, {"fooling": fooling, "l1": l1}
 
-        (total, metrics), slope = jax.value_and_grad(loss, has_aux=True)(fake)
-        state = self.updated(state, "generate", {"G": backward(slope)[0]})
-        state |= {"step": state["step"] + 1, "statistics": state["statistics"] | {"G": statistics}}
-        return state, {"loss": total, "discriminator": discriminating} | metrics
+        (total, terms), gradient = jax.value_and_grad(loss, has_aux=True)(fake)
+        state = self.updated(state, "generate", {"G": backward(gradient)[0]})
+        metrics = {"loss": total, "discriminator": discriminator_loss} | terms
+        return self.finished(state, {"G": statistics}), metrics
 
-    def generate(self, params, frozen, batch, key) -> Float[Array, "b h w 3"]:
-        """One face for each X-ray; batch norms use what they have stored, so that no face depends on its neighbours."""
+    def generate(
+        self, params: Tree, frozen: Tree, batch: Tree, key: Array
+    ) -> Float[Array, "b h w 3"]:
+        """Returns one face for each X-ray.
+
+        Batch norms use their stored statistics, so that no face depends on others in the batch.
+        """
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["id_hash"])
-        return faces_of(
-            self.networks["G"].bind(params)(jnp.repeat(scaled(batch["xray"]), 3, -1), keys)
-        )
+        return in_float32(self.networks["G"].bind(params)(self.xrays(batch), keys))
+
+
+METHOD = Pix2Pix

@@ -1,7 +1,8 @@
-"""A matcher of X-rays and faces: one network brings both into one space, trained by the contrastive loss (Hadsell et al. 2006).
+"""A matcher of X-rays and faces: one network maps both to one space (Hadsell et al. 2006).
 
-It generates nothing, and answers what a reader will ask: is it better to make a face, or to compare directly? After the
-group's earlier work; network, margin and that all pairs of a batch are compared are ours.
+It generates nothing. It answers whether comparing an X-ray with faces directly is better than
+generating a face. It follows the group's earlier work; the network, the margin and the use of all
+pairs of a batch are ours.
 """
 
 from typing import Any
@@ -9,104 +10,107 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 from jaxtyping import Array, Float, Int
 
 from cranio_jax import models
 from cranio_jax.errors import InputError
-from cranio_jax.methods import optimizer
-from cranio_jax.methods.base import FromScratch
-from cranio_jax.models.functional import Network, is_statistic, params_of
+from cranio_jax.methods import base, optimizer
+from cranio_jax.models.functional import Network, Params, split_statistics, statistics_of
+
+Tree = dict[str, Any]
 
 
 def contrastive(
     xrays: Float[Array, "b d"], faces: Float[Array, "b d"], subjects: Int[Array, "b"], margin: float
 ) -> Float[Array, ""]:
-    """Squared distance of an X-ray and a face of one subject, squared lack of distance below `margin` of two subjects'.
+    """Returns the contrastive loss over all pairs of an X-ray and a face in the batch.
 
-    Of all pairs of the batch; both kinds count alike, however many there are.
+    It is the mean squared distance of one subject's pairs, plus the mean squared lack of distance
+    below `margin` of two subjects' pairs.
     """
     square = ((xrays[:, None] - faces[None]) ** 2).sum(-1)
     distance = jnp.sqrt(jnp.maximum(square, 1e-12))
     same = subjects[:, None] == subjects[None]
-    mean = lambda values, where: (values * where).sum() / jnp.maximum(where.sum(), 1)
+
+    def mean(values, where):
+        return (values * where).sum() / jnp.maximum(where.sum(), 1)
+
     return mean(square, same) + mean(jnp.maximum(margin - distance, 0.0) ** 2, ~same)
 
 
-class Siamese(FromScratch):
-    """The method behind the protocol of `cranio_jax.methods.Method`, with `embed` in place of `generate`."""
+class Siamese(base.FromScratch):
+    """A matcher of X-rays and faces; see `methods.base.Method`."""
 
-    needs_faces = needs_subjects = True
+    kind: base.Kind = "matcher"
+    needs_faces = True
+    needs_subjects = True
 
     def __init__(self, config: ml_collections.ConfigDict):
-        """Builds the structure of the network, and no parameter. Raises InputError on impossible settings."""
-        m = self.config = config.method
-        self.dtype = jnp.dtype(config.compute_dtype)
+        """Builds the structure of the network without parameters.
+
+        Raises InputError on impossible settings.
+        """
+        m = config.method
+        self.config = m
         settings = {"network": m.network, "channels": m.channels, "height": m.side, "width": m.side}
+        dtype = jnp.dtype(config.compute_dtype)
         try:
-            self.network = Network(models.make_embedder(settings, dtype=self.dtype))
+            self.network = Network(models.make_embedder(settings, dtype=dtype))
         except ValueError as error:
             raise InputError(f"method.{error}") from None
-        if config.train.accumulate != 1:
-            raise InputError(
-                f"train.accumulate={config.train.accumulate}; pairs are of the whole batch, so it must be 1"
-            )
+        base.check_whole_batch(config.train, "the loss compares all pairs of the batch at once")
         self.optimizer = optimizer.make_optimizer(config.train, {})
 
-    def init(self, key: Array, loaded: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`(state, frozen)` of fresh parameters; `statistics` are those of the batch norms."""
-        made = (loaded or {}).get("twin") or self.network.init(key)
-        statistics = {path: p for path, p in made.items() if is_statistic(path)}
-        params = {"twin": {path: p for path, p in made.items() if path not in statistics}}
-        state = {"step": jnp.zeros((), jnp.int32), "params": params, "statistics": statistics}
-        return state | {"opt_state": self.optimizer.init(params)}, {}
+    def init(self, key: Array, loaded: dict[str, Params] | None = None) -> tuple[Tree, Tree]:
+        """Returns `(state, frozen)` of fresh parameters; `statistics` are those of batch norms."""
+        twin, statistics = split_statistics((loaded or {}).get("twin") or self.network.init(key))
+        trained = {"twin": twin}
+        state = {
+            "step": jnp.zeros((), jnp.int32),
+            "params": trained,
+            "statistics": statistics,
+            "opt_state": self.optimizer.init(trained),
+        }
+        return state, {}
 
-    def _embed(self, module, batch) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
-        """Unit vectors of X-rays and faces, which the network sees in one batch."""
+    def _embed(self, module: Any, batch: Tree) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
+        """Returns unit vectors of X-rays and faces, which the network sees as one batch."""
         count, side = batch["face"].shape[0], self.config.side
-        pictures = (
-            jnp.concatenate([jnp.repeat(batch["xray"], 3, -1), batch["face"]]).astype(jnp.float32)
-            / 127.5
-            - 1.0
-        )
-        vectors = module(jax.image.resize(pictures, (2 * count, side, side, 3), "linear")).astype(
-            jnp.float32
-        )
-        vectors *= jax.lax.rsqrt(jnp.maximum((vectors**2).sum(1, keepdims=True), 1e-12))
+        both = jnp.concatenate([jnp.repeat(batch["xray"], 3, -1), batch["face"]])
+        pictures = jax.image.resize(base.scaled(both), (2 * count, side, side, 3), "linear")
+        vectors = base.unit_vectors(module(pictures).astype(jnp.float32), 1)
         return vectors[:count], vectors[count:]
 
-    def train_step(self, state, frozen, batch, key):
-        """One update; batch norms see X-rays and faces of the whole global batch together."""
+    def train_step(
+        self, state: Tree, frozen: Tree, batch: Tree, key: Array
+    ) -> tuple[Tree, base.Metrics]:
+        """Returns the state after one update, and metrics.
+
+        Batch norms see X-rays and faces of the whole global batch together.
+        """
+        subjects = batch["subject_index"]
 
         def loss(params):
             module = self.network.bind(params["twin"] | state["statistics"])
             module.train()
             xrays, faces = self._embed(module, batch)
-            found = (xrays @ faces.T).argmax(1)
-            right = (batch["subject_index"][found] == batch["subject_index"]).mean(
-                dtype=jnp.float32
-            )
-            kept = {path: p for path, p in params_of(module).items() if is_statistic(path)}
-            value = contrastive(xrays, faces, batch["subject_index"], self.config.margin)
-            return value, ({"loss": value, "accuracy": right}, kept)
+            nearest = (xrays @ faces.T).argmax(1)
+            accuracy = (subjects[nearest] == subjects).mean(dtype=jnp.float32)
+            value = contrastive(xrays, faces, subjects, self.config.margin)
+            return value, ({"loss": value, "accuracy": accuracy}, statistics_of(module))
 
         gradients, (metrics, statistics) = jax.grad(loss, has_aux=True)(state["params"])
-        updates, opt_state = self.optimizer.update(gradients, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
-        return {
-            "step": state["step"] + 1,
-            "params": params,
-            "statistics": statistics,
-            "opt_state": opt_state,
-        }, metrics
+        state, metrics = base.finish_step(self.optimizer, state, gradients, metrics)
+        return state | {"statistics": statistics}, metrics
 
-    def generation_params(self, state):
-        """Parameters and statistics of the network."""
+    def generation_params(self, state: Tree) -> Params:
+        """Returns parameters and statistics of the network."""
         return state["params"]["twin"] | state["statistics"]
 
-    def embed(self, params, frozen, batch) -> dict[str, Float[Array, "b d"]]:
-        """Vectors of the batch's X-rays and of its faces."""
-        return dict(
-            zip(("xray", "face"), self._embed(self.network.bind(params), batch), strict=True)
-        )
+    def embed(self, params: Params, frozen: Tree, batch: Tree) -> dict[str, Float[Array, "b d"]]:
+        """Returns unit vectors of each `xray` and of each `face`."""
+        xrays, faces = self._embed(self.network.bind(params), batch)
+        return {"xray": xrays, "face": faces}
+
+
+METHOD = Siamese

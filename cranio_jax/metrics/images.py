@@ -1,5 +1,7 @@
 """Pixel metrics of pairs of pictures, for each example."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,12 +27,11 @@ def _check_side(name: str, least: int, height: int, width: int) -> None:
 def _mean(
     values: Float[Array, "b h w c"], where: Float[Array, "b h w 1"] | None
 ) -> Float[Array, "b"]:
-    """Mean over pixels and channels; of the pixels `where` is 1 alone."""
+    """Returns the mean over channels and pixels, or over the pixels at which `where` is 1."""
     if where is None:
         return values.mean((1, 2, 3))
-    return (values * where).sum((1, 2, 3)) / jnp.maximum(
-        where.sum((1, 2, 3)) * values.shape[-1], 1.0
-    )
+    count = where.sum((1, 2, 3)) * values.shape[-1]
+    return (values * where).sum((1, 2, 3)) / jnp.maximum(count, 1.0)
 
 
 def psnr(
@@ -38,9 +39,10 @@ def psnr(
     b: Float[Array, "b h w c"],
     where: Float[Array, "b h w 1"] | None = None,
 ) -> Float[Array, "b"]:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1]; identical ones count as one in 8 bit off by half (54 dB).
+    """Returns the peak signal-to-noise ratio in dB of pictures in [0, 1].
 
-    With `where`, of the pixels alone at which it is 1.
+    With `where`, only the pixels at which it is 1 count. Identical pictures get 54 dB, as if each
+    value in 8 bit were off by a half.
     """
     error = _mean((a - b) ** 2, where)
     return -10.0 * jnp.log10(jnp.maximum(error, (0.5 / 255.0) ** 2))
@@ -50,40 +52,39 @@ def _smooth(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     kernel = np.exp(-0.5 * ((np.arange(_WINDOW) - (_WINDOW - 1) / 2) / _SIGMA) ** 2)
     for axis in (1, 2):
         fits = x.shape[axis] - _WINDOW + 1
-        # A sum of moved pictures: a convolution by channels would be computed in half precision on some devices, and slowly on others.
-        x = sum(
+        # A convolution would have half precision on some devices, and be slow on others.
+        parts: Any = (
             weight * jax.lax.slice_in_dim(x, i, i + fits, axis=axis)
             for i, weight in enumerate((kernel / kernel.sum()).tolist())
         )
+        x = sum(parts)
     return x
 
 
 def _halved(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-    return (
-        sum(
-            x[:, i : x.shape[1] - 1 + i : 2, j : x.shape[2] - 1 + j : 2]
-            for i in range(2)
-            for j in range(2)
-        )
-        / 4
+    parts: Any = (
+        x[:, i : x.shape[1] - 1 + i : 2, j : x.shape[2] - 1 + j : 2]
+        for i in range(2)
+        for j in range(2)
     )
+    return sum(parts) / 4
 
 
 def _terms(
     a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]
 ) -> tuple[Float[Array, "b h2 w2 c"], Float[Array, "b h2 w2 c"]]:
-    """Luminance, and contrast with structure, at the places where the window fits."""
+    """Returns luminance, and contrast with structure, at the places where the window fits."""
     c1, c2 = 0.01**2, 0.03**2
-    # Flat pictures would lose the digits of their variance to the mean.
+    # Centre: next to a large mean, the variance of a flat picture would lose its precision.
     middle_a, middle_b = a.mean((1, 2), keepdims=True), b.mean((1, 2), keepdims=True)
     a, b = a - middle_a, b - middle_b
     mean_a, mean_b = _smooth(a), _smooth(b)
     var_a, var_b = _smooth(a * a) - mean_a**2, _smooth(b * b) - mean_b**2
     covariance = _smooth(a * b) - mean_a * mean_b
     mean_a, mean_b = mean_a + middle_a, mean_b + middle_b
-    return (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1), (2 * covariance + c2) / (
-        var_a + var_b + c2
-    )
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (var_a + var_b + c2)
+    return luminance, structure
 
 
 def ssim(
@@ -91,10 +92,12 @@ def ssim(
     b: Float[Array, "b h w c"],
     where: Float[Array, "b h w 1"] | None = None,
 ) -> Float[Array, "b"]:
-    """Structural similarity (Wang et al. 2004) of pictures in [0, 1].
+    """Returns the structural similarity (Wang et al. 2004) of pictures in [0, 1].
 
-    Gaussian window of 11 pixels, sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance, mean over channels and
-    over the places where the window fits; with `where`, over those of them alone at which it is 1.
+    It uses a Gaussian window of 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03 and population
+    covariances. The mean is over channels and the places where the window fits; with `where`, over
+    those at which it is 1.
+
     Raises InputError if a side is shorter than SSIM_SIDE.
     """
     _check_side("SSIM", SSIM_SIDE, *a.shape[1:3])
@@ -104,21 +107,20 @@ def ssim(
 
 
 def ms_ssim(a: Float[Array, "b h w c"], b: Float[Array, "b h w c"]) -> Float[Array, "b"]:
-    """Multi-scale structural similarity (Wang et al. 2003) of pictures in [0, 1] with sides of MS_SSIM_SIDE at least.
+    """Returns the multi-scale structural similarity (Wang et al. 2003) of pictures in [0, 1].
 
-    Five scales, halved by means of 2 x 2 pixels (an odd last row is left out); at each the mean contrast and structure,
-    not below 0, to the power of the scale's weight; luminance at the coarsest alone; mean over channels.
+    Each of five scales contributes the mean contrast and structure, at least 0, to the power of its
+    weight; the coarsest also the luminance. Scales are halved by means of 2 x 2 pixels, without an
+    odd last row. The result is a mean over channels.
+
     Raises InputError if a side is shorter than MS_SSIM_SIDE.
     """
     _check_side("MS-SSIM", MS_SSIM_SIDE, *a.shape[1:3])
-    value = 1.0
+    value: Any = 1.0
     for scale, weight in enumerate(_SCALES):
         luminance, structure = _terms(a, b)
         last = scale == len(_SCALES) - 1
-        value = (
-            value
-            * jnp.maximum((luminance * structure if last else structure).mean((1, 2)), 0.0)
-            ** weight
-        )
+        similarity = luminance * structure if last else structure
+        value = value * jnp.maximum(similarity.mean((1, 2)), 0.0) ** weight
         a, b = _halved(a), _halved(b)
     return value.mean(-1)

@@ -8,7 +8,7 @@ from numpy import ndarray as Array
 
 
 def subject_means(values: Float[Array, "n"], subjects: Sequence[str]) -> Float[Array, "s"]:
-    """The mean of each subject's values, in the order of the subjects' names."""
+    """Returns the mean of each subject's values, in the order of the subjects' names."""
     _, which = np.unique(subjects, return_inverse=True)
     return np.bincount(which, values) / np.bincount(which)
 
@@ -16,12 +16,14 @@ def subject_means(values: Float[Array, "n"], subjects: Sequence[str]) -> Float[A
 def bootstrap(
     values: Float[Array, "n"], subjects: Sequence[str], rounds: int, seed: int
 ) -> tuple[float, float, float]:
-    """Mean over subjects and the 95 % interval of resampling them: one subject's pictures are not independent.
+    """Returns the mean over subjects and the bounds of its 95 % bootstrap interval.
+
+    Subjects are resampled, because one subject's pictures are not independent.
 
     Args:
       values: one number for each example.
-      subjects: whose example it is.
-      rounds: resamples.
+      subjects: the subject of each example.
+      rounds: number of resamples.
       seed: of the resampling.
     """
     means = subject_means(values, subjects)
@@ -37,7 +39,10 @@ def permutation_test(
     rounds: int,
     seed: int,
 ) -> float:
-    """Chance of so large a mean gain over `control` if it were none: signs of the subjects' mean gains are drawn anew."""
+    """Returns the p-value of the mean gain over `control`, one-sided.
+
+    The null distribution flips the signs of the subjects' mean gains at random.
+    """
     gains = subject_means(np.asarray(values) - np.asarray(control), subjects)
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (rounds, len(gains)))
     return float((1 + ((signs * gains).mean(1) >= gains.mean() - 1e-12).sum()) / (1 + rounds))

@@ -1,4 +1,4 @@
-"""Whose face is it? Generated faces as queries, real faces as the gallery, both as vectors whose direction is the identity."""
+"""Retrieval of real faces by generated ones, from vectors whose direction is the identity."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,38 +14,44 @@ VIEWS = ("same", "any")
 
 
 class Faces(NamedTuple):
-    """Embedded faces: `(n, d)` vectors, whose each is, and its view."""
+    """Embedded faces: `(n, d)` vectors, and the subject and the view of each."""
 
     vectors: Float[Array, "n d"]
     subjects: Sequence[str]
     views: Sequence[str]
 
     def take(self, rows: Int[Array, "m"]) -> "Faces":
-        """Some of them."""
-        return Faces(
-            self.vectors[rows], [self.subjects[i] for i in rows], [self.views[i] for i in rows]
-        )
+        """Returns the faces at `rows`."""
+        subjects = [self.subjects[i] for i in rows]
+        views = [self.views[i] for i in rows]
+        return Faces(self.vectors[rows], subjects, views)
 
 
 def one_image(faces: Faces, view: str, seed: int) -> Int[Array, "m"]:
-    """The places of one face of each subject, drawn from `seed`; of each subject and view where views are kept apart."""
+    """Returns the places of one face of each subject, drawn from `seed`.
+
+    If `view` is 'same', there is one of each subject and view.
+    """
     rows = np.random.default_rng(seed).permutation(len(faces.subjects))
-    key = lambda i: (faces.subjects[i], faces.views[i] if view == "same" else "")
-    first = {key(i): i for i in rows}
-    return np.array(sorted(first.values()))
+    if view == "same":
+        chosen = {(faces.subjects[i], faces.views[i]): i for i in rows}
+    else:
+        chosen = {(faces.subjects[i], ""): i for i in rows}
+    return np.array(sorted(chosen.values()))
 
 
 def similarities(
     queries: Faces, gallery: Faces, view: str = "any"
 ) -> tuple[Float[Array, "q g"], Bool[Array, "q g"], Bool[Array, "q g"]]:
-    """Cosines, whether they are of one subject, and whether the protocol lets the query see that gallery face.
+    """Returns cosines, whether both faces are one subject's, and whether the pair is allowed.
 
     Args:
       queries, gallery: embedded faces.
-      view: 'same' compares faces of one view alone, 'any' all with all.
+      view: 'same' allows pairs of one view only, 'any' allows all pairs.
 
     Raises:
-      InputError: a protocol that is none, vectors that are not numbers, a query whose subject the gallery lacks.
+      InputError: an unknown view, vectors that are not numbers, or a query whose subject the
+        gallery lacks.
     """
     if view not in VIEWS:
         raise InputError(f"retrieval view={view!r} is not one of {', '.join(VIEWS)}")
@@ -60,23 +66,30 @@ def similarities(
         return vectors / lengths
 
     cosines = unit("queries", queries.vectors) @ unit("gallery", gallery.vectors).T
-    equal = lambda a, b: np.asarray(a)[:, None] == np.asarray(b)[None]
-    same = equal(queries.subjects, gallery.subjects)
-    allowed = equal(queries.views, gallery.views) if view == "same" else np.ones(same.shape, bool)
+    same = _equal(queries.subjects, gallery.subjects)
+    allowed = np.ones(same.shape, bool)
+    if view == "same":
+        allowed = _equal(queries.views, gallery.views)
     if not (same & allowed).any(1).all():
         lacking = queries.subjects[int(np.argmin((same & allowed).any(1)))]
         raise InputError(
-            f"retrieval: the gallery holds no face of the query's subject {lacking} in that protocol"
+            f"retrieval: the gallery holds no face of the query's subject {lacking} in that "
+            "protocol"
         )
     return cosines, same, allowed
+
+
+def _equal(a: Sequence[str], b: Sequence[str]) -> Bool[Array, "q g"]:
+    return np.asarray(a)[:, None] == np.asarray(b)[None]
 
 
 def ranked(
     cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: Bool[Array, "q g"]
 ) -> Bool[Array, "q g"]:
-    """For each query, which places of its list are its subject's; of equal cosines the subject's own come last.
+    """Returns, for each query's ranking, which places hold its own subject.
 
-    So a network that maps all faces to one vector finds nobody. Faces that are not allowed fill the end.
+    Among equal cosines the own subject comes last, so that a network that maps all faces to one
+    vector finds nobody. Faces that are not allowed come at the end.
     """
     key = np.where(allowed, cosines, -np.inf)
     order = np.lexsort((same, -key), axis=1)
@@ -86,11 +99,12 @@ def ranked(
 def at_k(
     hits: Bool[Array, "q g"], allowed: Bool[Array, "q g"], ks: Sequence[int]
 ) -> dict[str, Float[Array, "q"]]:
-    """`recall@k`, `map@k` and `mrr@k` of each query.
+    """Returns `recall@k`, `map@k` and `mrr@k` of each query.
 
-    recall@k: 1 where the subject is among the first k (the cumulative match characteristic at k). map@k: precision at
-    each of the subject's places within k, summed and divided by the most that k places can hold. mrr@k: one over the
-    first of the subject's places, 0 beyond k. Raises InputError where k is more than a query's gallery.
+    recall@k is 1 if the subject is among the first k (the cumulative match characteristic at k).
+    map@k is the sum of the precision at each of the subject's places within k, divided by the most
+    that k places can hold. mrr@k is one over the subject's first place, or 0 beyond k. Raises
+    InputError if k is more than the size of a query's gallery.
     """
     smallest = int(allowed.sum(1).min())
     for k in ks:
@@ -108,27 +122,34 @@ def at_k(
 
 
 def match_curve(hits: Bool[Array, "q g"]) -> Float[Array, "g"]:
-    """The share of queries whose subject is among the first 1, 2, ... places."""
+    """Returns the share of queries whose subject is among the first 1, 2, ... places."""
     return np.maximum.accumulate(hits, 1).mean(0)
 
 
 def separation(
     cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: Bool[Array, "q g"]
 ) -> dict[str, float]:
-    """How far cosines with oneself and with others lie apart: `d_prime`, and `eer`, where both kinds of error are alike."""
-    own, others = np.sort(cosines[same & allowed]), np.sort(cosines[~same & allowed])
+    """Returns how well cosines separate a subject's own faces from others'.
+
+    `d_prime` is the distance of their means in standard deviations. `eer` is the error rate at the
+    threshold where both kinds of error are equal. Raises InputError if there are no others.
+    """
+    same_subject = np.sort(cosines[same & allowed])
+    others = np.sort(cosines[~same & allowed])
     if not len(others):
         raise InputError("retrieval: the gallery holds the query's subject alone")
-    spread = np.sqrt((own.var() + others.var()) / 2)
-    d_prime = (own.mean() - others.mean()) / spread if spread else 0.0
+    spread = np.sqrt((same_subject.var() + others.var()) / 2)
+    d_prime = (same_subject.mean() - others.mean()) / spread if spread else 0.0
     # A pair is accepted from the threshold on.
-    thresholds = np.append(np.unique(np.concatenate([own, others])), np.inf)
-    refused = np.searchsorted(own, thresholds) / len(own)
+    thresholds = np.append(np.unique(np.concatenate([same_subject, others])), np.inf)
+    refused = np.searchsorted(same_subject, thresholds) / len(same_subject)
     accepted = 1.0 - np.searchsorted(others, thresholds) / len(others)
     after = int(np.argmax(refused >= accepted))
     before = max(after - 1, 0)
-    gap = lambda i: accepted[i] - refused[i]
-    part = gap(before) / (gap(before) - gap(after)) if gap(before) != gap(after) else 0.0
+    gaps = accepted - refused
+    part = 0.0
+    if gaps[before] != gaps[after]:
+        part = gaps[before] / (gaps[before] - gaps[after])
     return {
         "d_prime": float(d_prime),
         "eer": float(refused[before] + part * (refused[after] - refused[before])),

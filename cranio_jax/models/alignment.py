@@ -1,4 +1,4 @@
-"""The part of a picture that an embedder of faces sees: a fixed crop, or the face aligned by its landmarks."""
+"""The input of a face embedder: a fixed crop, or the face aligned by its landmarks."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from cranio_jax.errors import InputError
 
-# Where ArcFace's 112 x 112 crop has the eyes, the tip of the nose and the corners of the mouth: (column, row), the
-# picture's left first.
+# Eyes, tip of the nose and corners of the mouth in ArcFace's 112 x 112 crop, as (column, row); the
+# picture's left comes first.
 TEMPLATE = np.array(
     [
         [38.2946, 51.6963],
@@ -22,11 +22,12 @@ TEMPLATE = np.array(
 
 
 def check_crop(crop: tuple[float, float, float, float], name: str) -> None:
-    """Raises InputError where a crop is none."""
+    """Raises InputError if a crop is not a part of the picture."""
     top, left, height, width = crop
     if not (0 <= top < top + height <= 1 and 0 <= left < left + width <= 1):
         raise InputError(
-            f"{name}={tuple(crop)} is not (top, left, height, width) within the picture, as parts of 1"
+            f"{name}={tuple(crop)}: it is not (top, left, height, width) within the picture. "
+            "Give parts of 1."
         )
 
 
@@ -52,7 +53,10 @@ def crop_box(
 def crop_face(
     faces: Float[Array, "b H W 3"], crop: tuple[float, float, float, float], height: int, width: int
 ) -> Float[Array, "b h w 3"]:
-    """The fixed crop `(top, left, height, width)`, as parts of the picture, at the size an embedder takes."""
+    """Returns a crop of each picture, scaled to `height` x `width`.
+
+    `crop` is `(top, left, height, width)` in parts of the picture.
+    """
     rows, columns = crop_box(crop, *faces.shape[1:3])
     part = faces[:, rows, columns]
     return jax.image.resize(part, (faces.shape[0], height, width, 3), "linear")
@@ -61,20 +65,22 @@ def crop_face(
 def align_face(
     faces: Float[Array, "b H W 3"], landmarks: Float[Array, "b 5 2"], height: int, width: int
 ) -> Float[Array, "b h w 3"]:
-    """Faces in [-1, 1] turned, scaled and moved until their landmarks meet TEMPLATE: least squares, never mirrored.
+    """Returns faces in [-1, 1], turned, scaled and moved so that their landmarks meet TEMPLATE.
 
-    Umeyama's fit (1991), in the plane a closed form; sampled bilinearly, black beyond the picture. A crop that is smaller
-    than the template's is its middle.
+    The similarity is a least-squares fit without mirroring (Umeyama 1991), which has a closed form
+    in the plane. Sampling is bilinear, and black outside of the picture. A size smaller than the
+    template's 112 x 112 gives its centre.
     """
-    middle, goal = landmarks.mean(1, keepdims=True), TEMPLATE.mean(0)
+    # Fit the similarity.
+    middle = landmarks.mean(1, keepdims=True)
+    goal = TEMPLATE.mean(0)
     x, y = jnp.moveaxis(landmarks - middle, -1, 0)
     u, v = jnp.asarray(TEMPLATE - goal)[None].transpose(2, 0, 1)
     # (a + ib)(x + iy) is nearest to u + iv.
     spread = (x**2 + y**2).sum(-1)
-    a, b = (
-        ((x * u + y * v).sum(-1) / spread)[:, None, None],
-        ((x * v - y * u).sum(-1) / spread)[:, None, None],
-    )
+    a = ((x * u + y * v).sum(-1) / spread)[:, None, None]
+    b = ((x * v - y * u).sum(-1) / spread)[:, None, None]
+    # Find the place of each pixel in the picture, and sample there.
     columns, rows = jnp.meshgrid(
         jnp.arange(width) + (112 - width) / 2 - goal[0],
         jnp.arange(height) + (112 - height) / 2 - goal[1],
@@ -87,9 +93,12 @@ def align_face(
         ],
         1,
     )
-    sample = lambda channel, place: jax.scipy.ndimage.map_coordinates(
-        channel, tuple(place), order=1, mode="constant", cval=-1.0
-    )
+
+    def sample(channel, place):
+        return jax.scipy.ndimage.map_coordinates(
+            channel, tuple(place), order=1, mode="constant", cval=-1.0
+        )
+
     return jax.vmap(jax.vmap(sample, (-1, None), -1))(faces, places)
 
 
@@ -100,7 +109,7 @@ def embedder_input(
     height: int,
     width: int,
 ) -> Float[Array, "b h w 3"]:
-    """What an embedder sees: aligned where the landmarks are known (no NaN), else the fixed crop."""
+    """Returns faces aligned if all their landmarks are known (not NaN), else the fixed crop."""
     fixed = crop_face(faces, crop, height, width)
     if landmarks is None:
         return fixed
@@ -110,7 +119,7 @@ def embedder_input(
 
 
 def cosine_distance(a: Float[Array, "b d"], b: Float[Array, "b d"]) -> Float[Array, "b"]:
-    """1 - cos, 0 for the same direction."""
+    """Returns 1 - cosine, which is 0 for the same direction."""
     dot = (a * b).sum(-1)
     # The square root has no slope at zero.
     return 1.0 - dot * jax.lax.rsqrt(jnp.maximum((a * a).sum(-1) * (b * b).sum(-1), 1e-12))

@@ -1,4 +1,7 @@
-"""Networks that ArcFace (Deng et al. 2019) is published with: a face to a vector whose direction is its identity."""
+"""The networks that ArcFace (Deng et al. 2019) is published with.
+
+They turn a face into a vector whose direction is its identity.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -12,7 +15,7 @@ from cranio_jax.models.layers import batch_norm, conv
 
 
 class PReLU(nnx.Module):
-    """Leaky where negative, with a slope for each channel."""
+    """ReLU with a learnt slope of each channel for negative values."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
         self.weight = nnx.Param(jnp.full((features,), 0.25))
@@ -57,7 +60,10 @@ IRESNET_LAYERS = {
 
 
 class IResNet(nnx.Module):
-    """insightface's network: faces to 512 numbers; published for 112 x 112 pixels and 64 channels."""
+    """insightface's network: 512 numbers of a face.
+
+    It is published for 112 x 112 pixels and 64 channels.
+    """
 
     def __init__(
         self,
@@ -77,7 +83,8 @@ class IResNet(nnx.Module):
         self.prelu = PReLU(channels, rngs=rngs)
         features_in = channels
         for i, count in enumerate(IRESNET_LAYERS[layers]):
-            features, blocks = channels * 2**i, []
+            features = channels * 2**i
+            blocks = []
             for j in range(count):
                 blocks.append(IBasicBlock(features_in, features, 2 if j == 0 else 1, **kw))
                 features_in = features
@@ -145,14 +152,20 @@ class Bottleneck(nnx.Module):
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        kw, inner = dict(dtype=dtype, rngs=rngs), features_in * expansion
+        kw = dict(dtype=dtype, rngs=rngs)
+        inner = features_in * expansion
         self.conv = nnx.List(
             [
-                conv(features_in, inner, 1, use_bias=False, **kw), batch_norm(inner, **kw), PReLU(inner, rngs=rngs),
-                conv(inner, inner, 3, stride, use_bias=False, feature_group_count=inner, **kw), batch_norm(inner, **kw),
-                PReLU(inner, rngs=rngs), conv(inner, features, 1, use_bias=False, **kw), batch_norm(features, **kw),
+                conv(features_in, inner, 1, use_bias=False, **kw),
+                batch_norm(inner, **kw),
+                PReLU(inner, rngs=rngs),
+                conv(inner, inner, 3, stride, use_bias=False, feature_group_count=inner, **kw),
+                batch_norm(inner, **kw),
+                PReLU(inner, rngs=rngs),
+                conv(inner, features, 1, use_bias=False, **kw),
+                batch_norm(features, **kw),
             ]
-        )  # fmt: skip
+        )
         self.connect = stride == 1 and features_in == features
 
     def __call__(self, x):
@@ -163,7 +176,10 @@ class Bottleneck(nnx.Module):
 
 
 class MobileFaceNet(nnx.Module):
-    """MobileFaceNet (Chen et al. 2018): faces to 128 numbers; published for 112 x 96 pixels and 64 channels."""
+    """MobileFaceNet (Chen et al. 2018): 128 numbers of a face.
+
+    It is published for 112 x 96 pixels and 64 channels.
+    """
 
     scale = 127.5 / 128.0  # of pictures in [-1, 1]; the checkpoint's (x - 127.5) / 128
 
@@ -212,10 +228,10 @@ EMBEDDERS = {
 
 
 def make_embedder(settings: Mapping[str, Any], dtype=None) -> Callable[[Any], nnx.Module]:
-    """What builds, from its layers' `rngs`, the network of `settings`: its `network`, and its
-    `channels`, `height` and `width` where these are not the published ones.
+    """Returns a function that builds a network from the `rngs` of its layers.
 
-    Raises ValueError where there is none such.
+    `settings` has its `network`, and its `channels`, `height` and `width` if they differ from the
+    published ones. Raises ValueError if there is no such network.
     """
     sizes = dict(settings)
     name = sizes.pop("network")

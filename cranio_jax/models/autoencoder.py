@@ -51,11 +51,11 @@ class AutoencoderKLConfig:
             ("down_block_types", "DownEncoderBlock2D"),
             ("up_block_types", "UpDecoderBlock2D"),
         ):
-            if any(k != kind for k in getattr(self, name)) or len(getattr(self, name)) != len(
-                self.block_out_channels
-            ):
+            blocks = tuple(getattr(self, name))
+            if blocks != (kind,) * len(self.block_out_channels):
                 raise ValueError(
-                    f"{name}={getattr(self, name)} is not implemented: one {kind} for each of block_out_channels"
+                    f"{name}={getattr(self, name)} is not implemented: "
+                    f"one {kind} for each of block_out_channels"
                 )
 
     @classmethod
@@ -71,11 +71,12 @@ class AttentionBlock(Attention):
         super().__init__(features, features, 1, bias=True, dtype=dtype, rngs=rngs)
         self.group_norm = nnx.GroupNorm(features, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
 
-    def __call__(self, hidden: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(  # type: ignore[override]
+        self, hidden: Float[Array, "b h w c"]
+    ) -> Float[Array, "b h w c"]:
         b, h, w, c = hidden.shape
-        return hidden + super().__call__(self.group_norm(hidden).reshape(b, h * w, c)).reshape(
-            b, h, w, c
-        )
+        attended = super().__call__(self.group_norm(hidden).reshape(b, h * w, c))
+        return hidden + attended.reshape(b, h, w, c)
 
 
 class _Stage(nnx.Module):
@@ -116,10 +117,13 @@ class _Stage(nnx.Module):
 class _MidBlock(nnx.Module):
     def __init__(self, c, *, dtype=None, rngs: nnx.Rngs):
         features = c.block_out_channels[-1]
-        resnet = lambda: ResnetBlock2D(
-            features, features, None, c.norm_num_groups, 1e-6, c.act_fn, dtype=dtype, rngs=rngs
-        )
-        self.resnets = nnx.List([resnet(), resnet()])
+        resnets = [
+            ResnetBlock2D(
+                features, features, None, c.norm_num_groups, 1e-6, c.act_fn, dtype=dtype, rngs=rngs
+            )
+            for _ in range(2)
+        ]
+        self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(
             [AttentionBlock(features, c.norm_num_groups, dtype=dtype, rngs=rngs)]
         )
@@ -129,7 +133,7 @@ class _MidBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Picture to the moments of the latents."""
+    """Returns the moments of a picture's latents."""
 
     def __init__(self, c: AutoencoderKLConfig, *, dtype=None, rngs: nnx.Rngs):
         widths = c.block_out_channels
@@ -164,7 +168,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents to picture."""
+    """Returns the picture of latents."""
 
     def __init__(self, c: AutoencoderKLConfig, *, dtype=None, rngs: nnx.Rngs):
         widths = c.block_out_channels[::-1]
@@ -199,7 +203,7 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderKL(nnx.Module):
-    """Autoencoder with a diagonal Gaussian over latents, at 1/2^(blocks - 1) of the picture's size."""
+    """Autoencoder with a diagonal Gaussian over latents of 1/2^(blocks - 1) of the size."""
 
     def __init__(self, config: AutoencoderKLConfig, *, dtype=None, rngs: nnx.Rngs):
         c = self.config = config
@@ -213,14 +217,14 @@ class AutoencoderKL(nnx.Module):
     def moments(
         self, picture: Float[Array, "b H W 3"]
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-        """Mean and log-variance (cut to [-30, 20]) of the latents of a picture in [-1, 1]."""
+        """Returns mean and log-variance (clipped to [-30, 20]) of a picture's latents."""
         mean, log_variance = jnp.split(self.quant_conv(self.encoder(picture)), 2, -1)
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def encode(
         self, picture: Float[Array, "b H W 3"], key: Array | None = None
     ) -> Float[Array, "b h w c"]:
-        """Scaled latents of a picture in [-1, 1]: a draw where `key` is given, else the mean."""
+        """Returns a picture's scaled latents: a sample if `key` is set, else the mean."""
         mean, log_variance = self.moments(picture)
         if key is not None:
             mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(
@@ -229,5 +233,5 @@ class AutoencoderKL(nnx.Module):
         return mean * self.config.scaling_factor
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-        """The picture, about [-1, 1], of scaled latents."""
+        """Returns the picture, in about [-1, 1], of scaled latents."""
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))

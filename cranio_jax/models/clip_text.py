@@ -67,41 +67,36 @@ class CLIPTextConfig:
 
 class CLIPTextEmbeddings(nnx.Module):
     def __init__(self, c: CLIPTextConfig, *, dtype=None, rngs: nnx.Rngs):
-        embed = lambda count: nnx.Embed(
-            count,
-            c.hidden_size,
-            embedding_init=nnx.initializers.normal(0.02),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        def embed(count):
+            initializer = nnx.initializers.normal(0.02)
+            return nnx.Embed(
+                count, c.hidden_size, embedding_init=initializer, dtype=dtype, rngs=rngs
+            )
+
         self.token_embedding = embed(c.vocab_size)
         self.position_embedding = embed(c.max_position_embeddings)
 
     def __call__(self, input_ids):
-        return self.token_embedding(input_ids) + self.position_embedding(
-            jnp.arange(input_ids.shape[1])[None]
-        )
+        places = jnp.arange(input_ids.shape[1])[None]
+        return self.token_embedding(input_ids) + self.position_embedding(places)
 
 
 class CLIPAttention(nnx.Module):
     """Causal self-attention."""
 
     def __init__(self, c: CLIPTextConfig, *, dtype=None, rngs: nnx.Rngs):
-        linear = lambda: nnx.Linear(c.hidden_size, c.hidden_size, dtype=dtype, rngs=rngs)
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            linear(),
-            linear(),
-            linear(),
-            linear(),
-        )
+        width = c.hidden_size
+        self.q_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.k_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.v_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.out_proj = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
         self.heads = c.num_attention_heads
 
     def __call__(self, hidden):
-        split = lambda x: x.reshape(*x.shape[:2], self.heads, -1)
-        q, k, v = (split(p(hidden)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(
-            jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(hidden.shape)
-        )
+        heads = (*hidden.shape[:2], self.heads, -1)
+        q, k, v = (p(hidden).reshape(heads) for p in (self.q_proj, self.k_proj, self.v_proj))
+        attended = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(attended.reshape(hidden.shape))
 
 
 class CLIPMLP(nnx.Module):
@@ -116,10 +111,9 @@ class CLIPMLP(nnx.Module):
 
 class CLIPEncoderLayer(nnx.Module):
     def __init__(self, c: CLIPTextConfig, *, dtype=None, rngs: nnx.Rngs):
-        norm = lambda: nnx.LayerNorm(
-            c.hidden_size, epsilon=c.layer_norm_eps, dtype=dtype, rngs=rngs
-        )
-        self.layer_norm1, self.layer_norm2 = norm(), norm()
+        width, eps = c.hidden_size, c.layer_norm_eps
+        self.layer_norm1 = nnx.LayerNorm(width, epsilon=eps, dtype=dtype, rngs=rngs)
+        self.layer_norm2 = nnx.LayerNorm(width, epsilon=eps, dtype=dtype, rngs=rngs)
         self.self_attn = CLIPAttention(c, dtype=dtype, rngs=rngs)
         self.mlp = CLIPMLP(c, dtype=dtype, rngs=rngs)
 
@@ -141,7 +135,7 @@ class CLIPEncoder(nnx.Module):
 
 
 class CLIPTextModel(nnx.Module):
-    """Token ids to a sequence of vectors. Stable Diffusion attends to all of them."""
+    """Turns token ids into a sequence of vectors, to all of which Stable Diffusion attends."""
 
     def __init__(self, config: CLIPTextConfig, *, dtype=None, rngs: nnx.Rngs):
         c = self.config = config

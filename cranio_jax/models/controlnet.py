@@ -25,10 +25,11 @@ from cranio_jax.models.unet import (
 
 @dataclasses.dataclass(frozen=True)
 class ControlNetConfig(UNet2DConditionConfig):
-    """The U-Net's fields and those of the picture's encoder. Output and decoder fields are of no effect.
+    """The U-Net's fields and those of the picture's encoder.
 
-    Each entry of `conditioning_embedding_out_channels` after the first halves the picture's size, so their
-    number must agree with the autoencoder: four for its factor of 8.
+    Output and decoder fields have no effect. Each entry of `conditioning_embedding_out_channels`
+    after the first halves the picture, so their number must agree with the autoencoder: four for
+    its factor of 8.
     """
 
     conditioning_channels: int = 3
@@ -56,7 +57,7 @@ class ControlNetConfig(UNet2DConditionConfig):
 
 
 class ControlNetConditioningEmbedding(nnx.Module):
-    """Brings a picture to the latents' size and the U-Net's width; its last layer starts at zero."""
+    """Turns a picture into features of the latents' size; its last layer starts at zero."""
 
     def __init__(
         self, features: int, channels: int, widths: tuple[int, ...], *, dtype=None, rngs: nnx.Rngs
@@ -116,7 +117,7 @@ class ControlNetModel(nnx.Module):
         controlnet_cond: Float[Array, "b H W k"],
         conditioning_scale: float = 1.0,
     ) -> tuple[list[Array], Array]:
-        """Additions to the residuals and to the middle block of a U-Net.
+        """Returns additions to the residuals and to the middle block of a U-Net.
 
         Args:
           sample: noisy latents.
@@ -132,8 +133,9 @@ class ControlNetModel(nnx.Module):
         picture = run(self.controlnet_cond_embedding, controlnet_cond, remat=self.remat)
         if picture.shape[1:3] != sample.shape[1:3]:
             raise ValueError(
-                f"the picture comes to {picture.shape[1:3]} and the latents are {sample.shape[1:3]}: "
-                "conditioning_embedding_out_channels must have one entry for each halving, and one more"
+                f"the picture comes to {picture.shape[1:3]} and the latents are "
+                f"{sample.shape[1:3]}: conditioning_embedding_out_channels must have one entry for "
+                "each halving, and one more"
             )
         hidden, residuals, _ = encode(self, sample, timesteps, encoder_hidden_states, picture)
         residuals = [

@@ -11,56 +11,69 @@ STORED = nnx.Any(nnx.Param, nnx.BatchStat)  # what a checkpoint holds
 
 
 def params_of(module: nnx.Module) -> Params:
-    """Parameters by path, such as `down_blocks.0.resnets.0.conv1.kernel`."""
-    return {
-        ".".join(map(str, path)): param.get_value()
-        for path, param in nnx.to_flat_state(nnx.state(module, STORED))
-    }
+    """Returns parameters by path, such as `down_blocks.0.resnets.0.conv1.kernel`."""
+    flat: Any = nnx.to_flat_state(nnx.state(module, STORED))
+    return {".".join(map(str, path)): param.get_value() for path, param in flat}
 
 
 def is_statistic(path: str) -> bool:
-    """Whether a parameter is a batch norm's stored statistic, which no gradient changes."""
+    """Returns True for a batch norm's statistic, which no gradient changes."""
     return path.endswith((".mean", ".var"))
 
 
-class KeySequence:
-    """Stands for `nnx.Rngs` while parameters are made: a fresh key at each call, by counting.
+def split_statistics(params: Params) -> tuple[Params, Params]:
+    """Returns the parameters that gradients change, and the batch norms' statistics."""
+    trained = {path: p for path, p in params.items() if not is_statistic(path)}
+    return trained, {path: p for path, p in params.items() if is_statistic(path)}
 
-    NNX's own streams keep their count in a Variable, and setting one under a trace searches the whole trace for
-    its origin: quadratic in the number of layers, minutes for a U-Net.
+
+def statistics_of(module: nnx.Module) -> Params:
+    """Returns the statistics that a module's batch norms have stored."""
+    return split_statistics(params_of(module))[1]
+
+
+class KeySequence:
+    """A replacement for `nnx.Rngs` while parameters are drawn: each call returns a new key.
+
+    NNX's own streams keep their count in a Variable. Setting one under a trace searches the whole
+    trace for its origin, which takes minutes for a U-Net.
     """
 
     def __init__(self, key: jax.Array):
-        self._key, self._count = key, 0
+        self._key = key
+        self._count = 0
 
     def params(self) -> jax.Array:
-        """The next key."""
+        """Returns the next key."""
         self._count += 1
         return jax.random.fold_in(self._key, self._count)
 
 
 class Network:
-    """A module that is built in no memory: its structure here, its parameters wherever they are passed in."""
+    """The structure of a module, without parameters, which are passed in at each use."""
 
     def __init__(self, make: Callable[[Any], nnx.Module]):
-        """`make` builds the module from what its layers take as `rngs`."""
+        """Takes a function that builds the module from the `rngs` of its layers."""
         self._make = make
         abstract = nnx.eval_shape(lambda: make(KeySequence(jax.random.key(0))))
-        self._graph, state, self._rest = nnx.split(abstract, STORED, ...)
-        self._paths = {
-            ".".join(map(str, path)): (path, param) for path, param in nnx.to_flat_state(state)
-        }
+        parts: Any = nnx.split(abstract, STORED, ...)  # nnx declares a tuple of unknown length
+        self._graph, state, self._rest = parts
+        flat: Any = nnx.to_flat_state(state)
+        self._paths = {".".join(map(str, path)): (path, param) for path, param in flat}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each parameter."""
+        """Returns the shape of each parameter."""
         return {name: tuple(param.get_value().shape) for name, (_, param) in self._paths.items()}
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters; call it inside jit."""
+        """Returns fresh parameters; call it inside jit."""
         return params_of(self._make(KeySequence(key)))
 
     def bind(self, params: Params) -> Any:
-        """The module with these parameters. Raises KeyError where the names are not the module's."""
+        """Returns the module with these parameters.
+
+        Raises KeyError if their names are not the module's.
+        """
         if params.keys() != self._paths.keys():
             wrong = sorted(params.keys() ^ self._paths.keys())
             raise KeyError(

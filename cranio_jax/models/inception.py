@@ -1,7 +1,8 @@
-"""The Inception of the FID (Heusel et al. 2017): TensorFlow's graph of 2015-12-05 by the keys of its PyTorch port.
+"""The FID's Inception (Heusel et al. 2017): TensorFlow's graph of 2015-12-05.
 
-It differs from torchvision's Inception v3: averages leave padding out, the last block takes a maximum, there are 1008
-classes, and pictures are scaled as TensorFlow 1 scaled them.
+Attribute paths are the keys of its PyTorch port. It differs from torchvision's Inception v3:
+averages leave out the padding, the last block takes a maximum, there are 1008 classes, and pictures
+are scaled as TensorFlow 1 scaled them.
 """
 
 import functools
@@ -20,7 +21,7 @@ SIDE = 299
 def tensorflow_resize(
     x: Float[Array, "b h w c"], size: int = SIDE
 ) -> Float[Array, "b size size c"]:
-    """TensorFlow 1's bilinear scaling: corners start alike, nothing is smoothed."""
+    """Returns pictures scaled by TensorFlow 1's bilinear method, which does not smooth."""
     for axis in (1, 2):
         count = x.shape[axis]
         place = np.arange(size, dtype=np.float32) * np.float32(count / size)
@@ -63,7 +64,10 @@ class ConvNorm(nnx.Module):
 
 
 def _windows(x, combine, stride: int = 1):
-    """Three neighbours combined along rows, then columns. XLA's own windows on a CPU take three to eight times as long."""
+    """Returns each three neighbours combined along rows, then columns.
+
+    On a CPU, XLA's own windows take three to eight times as long.
+    """
     for axis in (1, 2):
         last = x.shape[axis] - 2
         x = functools.reduce(
@@ -90,24 +94,26 @@ def _greatest(x):
 
 
 def _branch(name: str, *links) -> list[list[tuple]]:
-    """The steps of a branch, each of `(key, features, kernel, stride, padding)`, by the checkpoint's keys.
+    """Returns the steps of a branch, each a list of `(key, features, kernel, stride, padding)`.
 
-    One link is NAME, several are NAME_1, NAME_2, ...; a list of two links is two convolutions of the same input, side by
-    side: NAME_3a, NAME_3b.
+    Keys are the checkpoint's: NAME for a single link, else NAME_1, NAME_2, ... A list of two links
+    is two parallel convolutions of the same input, such as NAME_3a and NAME_3b.
     """
-    steps = []
+    steps: list[list[tuple]] = []
     for i, link in enumerate(links, 1):
         key = name if len(links) == 1 else f"{name}_{i}"
-        steps.append(
-            [(key + letter, *part) for letter, part in zip("ab", link, strict=True)]
-            if isinstance(link, list)
-            else [(key, *link)]
-        )
+        if isinstance(link, list):
+            steps.append([(key + letter, *part) for letter, part in zip("ab", link, strict=True)])
+        else:
+            steps.append([(key, *link)])
     return steps
 
 
 class Block(nnx.Module):
-    """Branches side by side, and behind them what `pool` leaves, through `pooled` convolutions where these are not 0."""
+    """Parallel branches and a pooled one, concatenated.
+
+    If `pooled` is not 0, a 1 x 1 convolution to so many channels follows the pooling.
+    """
 
     def __init__(
         self, features_in: int, branches, pool, pooled: int = 0, *, dtype=None, rngs: nnx.Rngs
@@ -130,15 +136,15 @@ class Block(nnx.Module):
             self.branch_pool = ConvNorm(features_in, pooled, dtype=dtype, rngs=rngs)
 
     def __call__(self, x):
-        found = []
+        outputs = []
         for branch in self.keys:
             hidden = x
             for step in branch:
                 hidden = jnp.concatenate([getattr(self, key)(hidden) for key in step], -1)
-            found.append(hidden)
+            outputs.append(hidden)
         pooled = self.pool(x)
-        found.append(self.branch_pool(pooled) if hasattr(self, "branch_pool") else pooled)
-        return jnp.concatenate(found, -1)
+        outputs.append(self.branch_pool(pooled) if hasattr(self, "branch_pool") else pooled)
+        return jnp.concatenate(outputs, -1)
 
 
 _POINT = ((1, 1), 1, (0, 0))
@@ -190,7 +196,7 @@ def _block_e(features_in, pool, **kw):
 
 
 class FIDInception(nnx.Module):
-    """Pictures to 2048 features and 1008 logits without bias, as FID, KID and the Inception score take them."""
+    """The network of FID, KID and the Inception score: 2048 features, 1008 logits without bias."""
 
     def __init__(self, *, dtype=None, rngs: nnx.Rngs):
         kw = dict(dtype=dtype, rngs=rngs)
@@ -213,7 +219,7 @@ class FIDInception(nnx.Module):
     def __call__(
         self, pictures: Num[Array, "b h w 3"]
     ) -> tuple[Float[Array, "b 2048"], Float[Array, "b 1008"]]:
-        """Features and logits of pictures of any size, in [0, 255]."""
+        """Returns features and logits of pictures of any size, in [0, 255]."""
         x = (tensorflow_resize(pictures.astype(jnp.float32)) - 128.0) / 128.0
         x = _shrunk(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
         x = _shrunk(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))

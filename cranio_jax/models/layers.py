@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,12 @@ def convolve(
     padding: Sequence[tuple[int, int]],
     groups: int = 1,
 ) -> Float[Array, "b h2 w2 d"]:
-    """A convolution; on a CPU, one of 1 x 1 or whose kernel outweighs its picture becomes a matrix product.
+    """Returns a convolution, computed in the form that is fastest on the backend.
 
-    XLA's own code for these there reaches a half and a third of the speed, and copies the kernel turned round at each gradient.
-    Without any padding it takes up to six times as long as with some, so there is some, and what comes of it is cut off.
+    On a CPU, a 1 x 1 convolution, or one with more channels than pixels, becomes a matrix product.
+    XLA's own code reaches a half and a third of the speed for these, and copies the flipped kernel
+    for each gradient. It takes up to six times as long without padding as with some, so one column
+    is added and its result cut off.
     """
     *window, _, features = kernel.shape
     height, width = (
@@ -38,9 +41,12 @@ def convolve(
     on_cpu = jax.default_backend() == "cpu"
     if on_cpu and groups == 1 and (window == [1, 1] or x.shape[0] * height * width <= features):
         x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)))
-        reach = lambda first, count: slice(first, first + stride * (count - 1) + 1, stride)
+
+        def strided(first, count):
+            return slice(first, first + stride * (count - 1) + 1, stride)
+
         taps = [
-            x[:, reach(i, height), reach(j, width)]
+            x[:, strided(i, height), strided(j, width)]
             for i in range(window[0])
             for j in range(window[1])
         ]
@@ -48,20 +54,24 @@ def convolve(
     if on_cpu and not sum(rows) + sum(columns):
         columns = (0, 1)
     axes = ("NHWC", "HWIO", "NHWC")
-    found = jax.lax.conv_general_dilated(
+    result = jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), (rows, columns), None, None, axes, groups
     )
-    return found[:, :, :width]
+    return result[:, :, :width]
 
 
 class Conv(nnx.Conv):
-    """nnx's, through `convolve`."""
+    """nnx.Conv computed by `convolve`; takes square strides and explicit padding alone."""
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    def __call__(  # type: ignore[override]
+        self, x: Float[Array, "b h w c"]
+    ) -> Float[Array, "b h2 w2 d"]:
         bias = None if self.bias is None else self.bias[...].reshape(1, 1, 1, -1)
         x, kernel, bias = nnx.nn.dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
-        stride = self.strides if isinstance(self.strides, int) else self.strides[0]
-        x = convolve(x, kernel, stride, self.padding, self.feature_group_count)
+        strides: Any = self.strides
+        padding: Any = self.padding
+        stride = strides if isinstance(strides, int) else strides[0]
+        x = convolve(x, kernel, stride, padding, groups=self.feature_group_count)
         return x if bias is None else x + bias
 
 
@@ -76,7 +86,7 @@ def conv(
     rngs: nnx.Rngs,
     **kwargs,
 ) -> nnx.Conv:
-    """A square convolution padded as torch does: `padding` on every side, kernel // 2 by default."""
+    """Returns a square convolution with torch's padding, kernel // 2 on every side by default."""
     padding = kernel // 2 if padding is None else padding
     return Conv(
         features_in,
@@ -93,7 +103,10 @@ def conv(
 def batch_norm(
     features: int, epsilon: float = 1e-5, *, dtype=None, rngs: nnx.Rngs, **kwargs
 ) -> nnx.BatchNorm:
-    """Normalises by the stored statistics; after `train()` by the batch's, of which the stored ones take a tenth (as torch)."""
+    """Returns torch's batch norm, which uses its stored statistics.
+
+    After `train()` it uses the batch's, and the stored ones move a tenth of the way to them.
+    """
     return nnx.BatchNorm(
         features,
         use_running_average=True,
@@ -106,7 +119,7 @@ def batch_norm(
 
 
 def zero_conv(features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Conv:
-    """The 1 x 1 convolution that starts at zero, so that a ControlNet starts without effect."""
+    """Returns a 1 x 1 convolution of zeros, so that a ControlNet starts without effect."""
     return conv(features, features, 1, dtype=dtype, rngs=rngs, kernel_init=nnx.initializers.zeros)
 
 
@@ -116,17 +129,18 @@ def timestep_embedding(
     flip_sin_to_cos: bool = True,
     freq_shift: float = 0.0,
 ) -> Float[Array, "batch dim"]:
-    """Sinusoidal embedding of diffusion steps (Vaswani et al. 2017, with diffusers' two switches)."""
+    """Returns the sinusoidal embedding of diffusion steps (Vaswani et al. 2017).
+
+    The two switches are diffusers'.
+    """
     half = dim // 2
     frequencies = jnp.exp(
         -math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
     )
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]
-    parts = (
-        (jnp.cos(angles), jnp.sin(angles))
-        if flip_sin_to_cos
-        else (jnp.sin(angles), jnp.cos(angles))
-    )
+    parts = [jnp.sin(angles), jnp.cos(angles)]
+    if flip_sin_to_cos:
+        parts.reverse()
     return jnp.concatenate(parts, -1)
 
 
@@ -209,13 +223,17 @@ class Upsample2D(nnx.Module):
                 b, 2 * h, 2 * w, c
             )
         else:
-            rows, columns = jnp.arange(size[0]) * h // size[0], jnp.arange(size[1]) * w // size[1]
+            rows = jnp.arange(size[0]) * h // size[0]
+            columns = jnp.arange(size[1]) * w // size[1]
             hidden = hidden[:, rows][:, :, columns]
         return self.conv(hidden)
 
 
 def cudnn_takes(q: Float[Array, "b n h d"]) -> bool:
-    """Whether cuDNN's attention, which never writes the logits to memory, is here and takes this type, length and head size."""
+    """Returns True if cuDNN's attention, which keeps the logits out of memory, can be used.
+
+    It needs a CUDA device, and supports some types, lengths and head sizes.
+    """
     fits = (
         q.dtype in (jnp.bfloat16, jnp.float16)
         and q.shape[1] % 2 == 0
@@ -232,13 +250,12 @@ def cudnn_takes(q: Float[Array, "b n h d"]) -> bool:
 def attend(
     q: Float[Array, "b n h d"], k: Float[Array, "b m h d"], v: Float[Array, "b m h d"]
 ) -> Float[Array, "b n h d"]:
-    """Scaled dot-product attention, by cuDNN where it can."""
+    """Returns scaled dot-product attention, computed by cuDNN if possible."""
     if not cudnn_takes(q):
         return jax.nn.dot_product_attention(q, k, v)
     lengths = None
-    if (
-        k.shape[1] % 2
-    ):  # JAX has cuDNN take gradients of even lengths alone; CLIP's 77 tokens get one more, which is masked
+    # JAX supports cuDNN's gradients for even lengths only; CLIP's 77 tokens get a masked one more.
+    if k.shape[1] % 2:
         lengths = jnp.full(k.shape[0], k.shape[1], jnp.int32)
         k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
     return jax.nn.dot_product_attention(
@@ -247,7 +264,7 @@ def attend(
 
 
 class Attention(nnx.Module):
-    """Multi-head attention over a sequence; to itself where no `context` is given."""
+    """Multi-head attention of a sequence to `context`, or to itself by default."""
 
     def __init__(
         self,
@@ -269,9 +286,13 @@ class Attention(nnx.Module):
         self, hidden: Float[Array, "b n c"], context: Float[Array, "b m d"] | None = None
     ) -> Float[Array, "b n c"]:
         context = hidden if context is None else context
-        split = lambda x: x.reshape(*x.shape[:2], self.heads, -1)
-        q, k, v = split(self.to_q(hidden)), split(self.to_k(context)), split(self.to_v(context))
+        q = self._split(self.to_q(hidden))
+        k = self._split(self.to_k(context))
+        v = self._split(self.to_v(context))
         return self.to_out[0](attend(q, k, v).reshape(hidden.shape))
+
+    def _split(self, x: Float[Array, "b n c"]) -> Float[Array, "b n h d"]:
+        return x.reshape(*x.shape[:2], self.heads, -1)
 
 
 class GEGLU(nnx.Module):
@@ -286,7 +307,7 @@ class GEGLU(nnx.Module):
 
 
 class ReLU(nnx.Module):
-    """As an entry of a list of layers."""
+    """ReLU as an entry of a list of layers."""
 
     def __call__(self, x):
         return jax.nn.relu(x)
@@ -316,8 +337,9 @@ class BasicTransformerBlock(nnx.Module):
     """Self-attention, cross-attention and feed-forward, each behind a layer norm."""
 
     def __init__(self, dim: int, dim_context: int, heads: int, *, dtype=None, rngs: nnx.Rngs):
-        norm = lambda: nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.norm1, self.norm2, self.norm3 = norm(), norm(), norm()
+        self.norm1 = nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm3 = nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.attn1 = Attention(dim, dim, heads, dtype=dtype, rngs=rngs)
         self.attn2 = Attention(dim, dim_context, heads, dtype=dtype, rngs=rngs)
         self.ff = FeedForward(dim, dtype=dtype, rngs=rngs)
@@ -345,11 +367,12 @@ class Transformer2DModel(nnx.Module):
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        project = (
-            (lambda: nnx.Linear(features, features, dtype=dtype, rngs=rngs))
-            if use_linear_projection
-            else (lambda: conv(features, features, 1, dtype=dtype, rngs=rngs))
-        )
+
+        def project():
+            if use_linear_projection:
+                return nnx.Linear(features, features, dtype=dtype, rngs=rngs)
+            return conv(features, features, 1, dtype=dtype, rngs=rngs)
+
         self.norm = nnx.GroupNorm(features, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.proj_in = project()
         self.transformer_blocks = nnx.List(

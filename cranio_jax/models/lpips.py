@@ -1,6 +1,9 @@
-"""LPIPS: a distance of pictures in the features of a classifier (Zhang et al. 2018), with torchvision's trunks."""
+"""LPIPS: a distance of pictures in a classifier's features (Zhang et al. 2018).
 
-from collections.abc import Sequence
+The classifiers are torchvision's.
+"""
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,8 @@ class MaxPool(nnx.Module):
     """Largest of each window; `ceil` keeps a last window that is cut off by the edge."""
 
     def __init__(self, window: int, ceil: bool = False):
-        self.window, self.ceil = window, ceil
+        self.window = window
+        self.ceil = ceil
 
     def __call__(self, x):
         pad = [(0, (n - self.window) % 2 if self.ceil else 0) for n in x.shape[1:3]]
@@ -83,9 +87,13 @@ def _squeezenet(**kw) -> tuple[list, tuple[int, ...]]:
     return layers, (1, 4, 7, 9, 10, 11, 12)
 
 
-TRUNKS = {"vgg": (_vgg16, (64, 128, 256, 512, 512)), "alex": (_alexnet, (64, 192, 384, 256, 256))}
-TRUNKS["squeeze"] = (_squeezenet, (64, 128, 256, 384, 384, 512, 512))
-# The shortest side, in pixels, of a picture that pooling leaves something of.
+# Each trunk's layers, and the channels of its taps.
+TRUNKS: dict[str, tuple[Callable[..., tuple[list, tuple[int, ...]]], tuple[int, ...]]] = {
+    "vgg": (_vgg16, (64, 128, 256, 512, 512)),
+    "alex": (_alexnet, (64, 192, 384, 256, 256)),
+    "squeeze": (_squeezenet, (64, 128, 256, 384, 384, 512, 512)),
+}
+# The shortest side, in pixels, of a picture that is not pooled away.
 LEAST_SIDES = {"vgg": 16, "alex": 31, "squeeze": 17}
 
 
@@ -99,7 +107,7 @@ def check_side(trunk: str, height: int, width: int) -> None:
 
 
 def _unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Of length one along the channels."""
+    """Returns `x` scaled to length one along the channels."""
     # The square root has no slope at zero; a channel that is dead everywhere must not make NaN.
     square = (x**2).sum(-1, keepdims=True)
     length = jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0)
@@ -107,7 +115,7 @@ def _unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
 
 
 class Head(nnx.Module):
-    """Weighs the channels of a tap."""
+    """Learnt weights of a tap's channels."""
 
     def __init__(self, features: int, *, dtype=None, rngs: nnx.Rngs):
         # The published heads' keys are `linK.model.1.weight`, behind a dropout.
@@ -132,28 +140,32 @@ class LPIPS(nnx.Module):
             setattr(self, f"lin{i}", Head(width, dtype=dtype, rngs=rngs))
 
     def describe(self, picture: Float[Array, "b h w 3"]) -> list[Array]:
-        """Returns what the trunk's taps hold for pictures in [-1, 1].
+        """Returns the trunk's features at its taps, of pictures in [-1, 1].
 
         Raises InputError if the pictures are too small for the trunk.
         """
         check_side(self.trunk, *picture.shape[1:3])
-        hidden, found = (picture - _SHIFT[None, None, None]) / _SCALE[None, None, None], []
+        hidden = (picture - _SHIFT[None, None, None]) / _SCALE[None, None, None]
+        taps = []
         for i, layer in enumerate(self.features):
             hidden = layer(hidden)
             if i in self.taps:
-                found.append(hidden)
-        return found
+                taps.append(hidden)
+        return taps
 
     def summary(self, taps: Sequence[Array]) -> Float[Array, "b c"]:
-        """The last tap over the picture: at each place scaled to a mean square of 1 over the channels, then averaged."""
+        """Returns the mean of the last tap over the picture.
+
+        Before that, each place is scaled to a mean square of 1 over the channels.
+        """
         return taps[-1].shape[-1] ** 0.5 * _unit(taps[-1]).mean((1, 2))
 
     def __call__(self, a: Float[Array, "b h w 3"], b: Float[Array, "b h w 3"]) -> Float[Array, "b"]:
-        """The distance of pictures in [-1, 1], 0 for equal ones."""
+        """Returns the distance of pictures in [-1, 1], 0 for equal ones."""
         return self.distance(self.describe(a), self.describe(b))
 
     def distance(self, a: Sequence[Array], b: Sequence[Array]) -> Float[Array, "b"]:
-        """As calling, from `describe`."""
+        """Returns the distance of two pictures from their taps, as `describe` returns them."""
         heads = (getattr(self, f"lin{i}") for i in range(len(self.taps)))
         return sum(
             head((_unit(x) - _unit(y)) ** 2).mean((1, 2, 3))

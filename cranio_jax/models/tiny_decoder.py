@@ -1,4 +1,4 @@
-"""TAESD's decoder: Stable Diffusion's latents to pictures in a fraction of the autoencoder's time, nearly as well."""
+"""TAESD's decoder of Stable Diffusion's latents: faster than the autoencoder's, nearly as good."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -47,8 +47,8 @@ class TinyBlock(nnx.Module):
     """Three convolutions and a residual."""
 
     def __init__(self, features: int, *, dtype=None, rngs: nnx.Rngs):
-        layer = lambda: conv(features, features, dtype=dtype, rngs=rngs)
-        self.conv = nnx.List([layer(), NoLayer(), layer(), NoLayer(), layer()])
+        first, second, third = (conv(features, features, dtype=dtype, rngs=rngs) for _ in range(3))
+        self.conv = nnx.List([first, NoLayer(), second, NoLayer(), third])
 
     def __call__(self, x):
         hidden = jax.nn.relu(self.conv[2](jax.nn.relu(self.conv[0](x))))
@@ -56,23 +56,27 @@ class TinyBlock(nnx.Module):
 
 
 class TinyLayers(nnx.Module):
-    """The decoder's sequence; what has no parameters keeps its place, so that indices agree with the keys."""
+    """The decoder's sequence.
+
+    Layers without parameters keep their place, so that indices agree with the checkpoint's keys.
+    """
 
     def __init__(self, c: TinyDecoderConfig, *, dtype=None, rngs: nnx.Rngs):
         kw = dict(dtype=dtype, rngs=rngs)
         layers = [conv(c.latent_channels, c.decoder_block_out_channels[0], **kw), NoLayer()]
-        self.doubled, last = [], len(c.num_decoder_blocks) - 1
+        doubled = []
+        last = len(c.num_decoder_blocks) - 1
         for i, (features, count) in enumerate(
             zip(c.decoder_block_out_channels, c.num_decoder_blocks, strict=True)
         ):
             layers += [TinyBlock(features, **kw) for _ in range(count)]
             if i < last:
                 layers.append(NoLayer())
-                self.doubled.append(len(layers))  # the picture doubles before this layer
+                doubled.append(len(layers))  # the picture doubles before this layer
             layers.append(
                 conv(features, c.out_channels if i == last else features, use_bias=i == last, **kw)
             )
-        self.doubled = tuple(self.doubled)
+        self.doubled = tuple(doubled)
         self.layers = nnx.List(layers)
 
     def __call__(self, x):
@@ -94,6 +98,6 @@ class TinyDecoder(nnx.Module):
         self.decoder = TinyLayers(config, dtype=dtype, rngs=rngs)
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-        """Pictures, about [-1, 1]."""
-        # What lies far outside is drawn in softly, then [0, 1] becomes [-1, 1].
+        """Returns pictures, in about [-1, 1]."""
+        # Large values are squashed softly, then [0, 1] becomes [-1, 1].
         return self.decoder(jnp.tanh(latents / 3.0) * 3.0) * 2.0 - 1.0

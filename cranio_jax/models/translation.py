@@ -1,10 +1,12 @@
-"""The networks of Pix2Pix, CycleGAN and CUT, with attribute paths equal to the keys of the authors' checkpoints.
+"""The networks of Pix2Pix, CycleGAN and CUT.
 
-Isola et al. 2017, Zhu et al. 2017, Park et al. 2020. Pictures are in [-1, 1].
+Isola et al. 2017, Zhu et al. 2017, Park et al. 2020. Attribute paths are the keys of the authors'
+checkpoints. Pictures are in [-1, 1].
 """
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from jaxtyping import Array, Float
 from cranio_jax.models.layers import NoLayer, ReLU, batch_norm, conv, convolve
 
 NORMS = ("batch", "instance")
-_DRAWN = nnx.initializers.normal(0.02)  # of all weights; scales of batch norms around 1
+_DRAWN = nnx.initializers.normal(0.02)  # of all weights; batch norms' scales add 1
 
 
 def _conv(
@@ -43,25 +45,30 @@ def _conv(
 
 
 class InstanceNorm(nnx.Module):
-    """Each channel of each picture to mean 0 and variance 1; nothing is learnt and nothing stored."""
+    """Normalises each channel of each picture, without parameters or stored statistics."""
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centred = exact - exact.mean((1, 2), keepdims=True)
-        return (centred * jax.lax.rsqrt((centred**2).mean((1, 2), keepdims=True) + 1e-5)).astype(
-            x.dtype
-        )
+        variance = (centred**2).mean((1, 2), keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype)
 
 
 def _norm(kind: str, features: int, *, dtype=None, rngs):
     if kind == "instance":
         return InstanceNorm()
-    around_one = lambda key, shape, dtype: 1.0 + _DRAWN(key, shape, dtype)
+
+    def around_one(key, shape, dtype):
+        return 1.0 + _DRAWN(key, shape, dtype)
+
     return batch_norm(features, scale_init=around_one, dtype=dtype, rngs=rngs)
 
 
 class ConvTranspose(nnx.Module):
-    """Doubles height and width as torch's ConvTranspose2d does with stride 2 and padding 1, of kernel 4, or 3 and output padding 1."""
+    """Doubles height and width, as torch's ConvTranspose2d does with stride 2 and padding 1.
+
+    The kernel is 4, or 3 with an output padding of 1.
+    """
 
     def __init__(
         self,
@@ -84,16 +91,18 @@ class ConvTranspose(nnx.Module):
         x, kernel, bias = nnx.nn.dtypes.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         missing = 4 - kernel.shape[0]
         kernel = jnp.pad(kernel, ((0, missing), (0, missing), (0, 0), (0, 0)))[::-1, ::-1]
-        # Of two neighbours x[u - 1] and x[u] an even row takes the weights 3 and 1, the odd row before it 2 and 0: the four
-        # kinds of pixels are channels of one convolution of 2 x 2, where zeros between pixels would be multiplied otherwise.
+        # From two neighbours x[u - 1] and x[u], an even row takes the weights 3 and 1, and the odd
+        # row before it 2 and 0. So the four kinds of pixels are channels of one 2 x 2 convolution,
+        # which multiplies no zeros between pixels.
         (batch, height, width, _), (features, features_in) = x.shape, kernel.shape[2:]
         phases = kernel.reshape(2, 2, 2, 2, features, features_in).transpose(0, 2, 5, 1, 3, 4)
-        # Padded here, for XLA's gradient of a kernel of 2 x 2 with padding takes sixty times as long on a CPU.
+        # On a CPU, XLA's gradient of a padded 2 x 2 convolution takes sixty times as long.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        found = convolve(x, phases.reshape(2, 2, features_in, 4 * features), 1, ((0, 0), (0, 0)))
-        found = found.reshape(batch, height + 1, width + 1, 2, 2, features)
+        kernel = phases.reshape(2, 2, features_in, 4 * features)
+        pixels = convolve(x, kernel, 1, ((0, 0), (0, 0)))
+        pixels = pixels.reshape(batch, height + 1, width + 1, 2, 2, features)
         rows = [
-            jnp.stack([found[:, i : height + i, j : width + j, i, j] for j in range(2)], 3)
+            jnp.stack([pixels[:, i : height + i, j : width + j, i, j] for j in range(2)], 3)
             for i in range(2)
         ]
         x = jnp.stack(rows, 2).reshape(batch, 2 * height, 2 * width, features)
@@ -101,13 +110,13 @@ class ConvTranspose(nnx.Module):
 
 
 def dropped(x: Float[Array, "b h w c"], keys: Array, rate: float) -> Float[Array, "b h w c"]:
-    """Dropout, drawn for each picture from a key of its own."""
+    """Returns `x` after dropout, which is drawn for each picture from its own key."""
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(kept, x / (1.0 - rate), 0.0)
 
 
 class UnetSkipConnectionBlock(nnx.Module):
-    """Halves, does what lies inside, doubles; what came in goes along beside the result."""
+    """Halves the picture, applies the inner block, doubles, and concatenates the input."""
 
     def __init__(
         self,
@@ -121,9 +130,11 @@ class UnetSkipConnectionBlock(nnx.Module):
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        """`inside` is None in the innermost block; `features_in` is not 0 in the outermost alone."""
+        """`inside` is None in the innermost block; only the outermost has `features_in`."""
         kw = dict(dtype=dtype, rngs=rngs)
-        self.outermost, self.dropout, bias = bool(features_in), dropout, norm == "instance"
+        self.outermost = bool(features_in)
+        self.dropout = dropout
+        bias = norm == "instance"
         down = _conv(features_in or outer, inner, 4, 2, 1, use_bias=bias, **kw)
         up = ConvTranspose(
             inner * (1 if inside is None else 2), outer, 4, use_bias=bias or self.outermost, **kw
@@ -145,7 +156,7 @@ class UnetSkipConnectionBlock(nnx.Module):
         self.model = nnx.List(layers)
 
     def __call__(self, x: Float[Array, "b h w c"], keys: Array) -> Float[Array, "b h w d"]:
-        """`keys` `(b,)` are those of the dropout, which is the only noise there is."""
+        """`keys` `(b,)` are for dropout, the only noise."""
         if self.outermost:
             down, inside, _, up = self.model
             return jnp.tanh(up(jax.nn.relu(inside(down(x), keys))))
@@ -188,7 +199,7 @@ class UnetGenerator(nnx.Module):
 
 
 class Reflected(nnx.Module):
-    """Mirrors so many pixels beyond each edge."""
+    """Pads `count` mirrored pixels at each edge."""
 
     def __init__(self, count: int):
         self.count = count
@@ -210,12 +221,13 @@ class Tanh(nnx.Module):
 def _blurred(
     x: Float[Array, "b h w c"], taps: Sequence[float], stride: int
 ) -> Float[Array, "b h2 w2 c"]:
-    """Smoothed along rows and columns, as far as the taps fit; of the result every so many pixels."""
+    """Returns `x` smoothed along rows and columns without padding, and strided."""
     for axis in (1, 2):
         fits = x.shape[axis] - len(taps) + 1
-        x = sum(
+        parts: Any = (
             tap * jax.lax.slice_in_dim(x, i, i + fits, stride, axis) for i, tap in enumerate(taps)
         )
+        x = sum(parts)
     return x
 
 
@@ -227,7 +239,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """CUT's doubling: each new pixel from the two nearest in each direction, three to one."""
+    """CUT's doubling: each pixel weighs the two nearest in each direction three to one."""
 
     def __call__(self, x):
         sides = x.shape[1:3]
@@ -245,14 +257,16 @@ class ResnetBlock(nnx.Module):
     """Two convolutions and a residual."""
 
     def __init__(self, features: int, norm: str, *, dtype=None, rngs: nnx.Rngs):
-        kw, layers = dict(dtype=dtype, rngs=rngs), []
+        kw = dict(dtype=dtype, rngs=rngs)
+        layers: list[nnx.Module] = []
         for last in (False, True):
             layers += [
                 Reflected(1),
                 _conv(features, features, 3, use_bias=norm == "instance", **kw),
                 _norm(norm, features, **kw),
             ]
-            layers += [] if last else [ReLU()]
+            if not last:
+                layers.append(ReLU())
         self.conv_block = nnx.List(layers)
 
     def __call__(self, x):
@@ -263,7 +277,10 @@ class ResnetBlock(nnx.Module):
 
 
 class ResnetGenerator(nnx.Module):
-    """CycleGAN's generator of `blocks` residual blocks at a quarter of the size; `antialias` as in CUT."""
+    """CycleGAN's generator: `blocks` residual blocks at a quarter of the size.
+
+    `antialias` blurs at halvings and doublings, as CUT does.
+    """
 
     def __init__(
         self,
@@ -275,15 +292,22 @@ class ResnetGenerator(nnx.Module):
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        kw, bias = dict(dtype=dtype, rngs=rngs), norm == "instance"
-        after = lambda features: [_norm(norm, features, **kw), ReLU()]
+        kw = dict(dtype=dtype, rngs=rngs)
+        bias = norm == "instance"
+
+        def after(features):
+            return [_norm(norm, features, **kw), ReLU()]
+
+        # Halve twice.
         layers = [Reflected(3), _conv(3, channels, 7, use_bias=bias, **kw), *after(channels)]
         for width in (channels, 2 * channels):
             layers += [
                 _conv(width, 2 * width, 3, 1 if antialias else 2, 1, use_bias=bias, **kw),
                 *after(2 * width),
             ]
-            layers += [Downsample()] if antialias else []
+            if antialias:
+                layers.append(Downsample())
+        # Transform, then double twice.
         layers += [ResnetBlock(4 * channels, norm, **kw) for _ in range(blocks)]
         for width in (4 * channels, 2 * channels):
             if antialias:
@@ -301,17 +325,20 @@ class ResnetGenerator(nnx.Module):
     def features(
         self, x: Float[Array, "b h w 3"], places: Sequence[int]
     ) -> list[Float[Array, "b h2 w2 c"]]:
-        """What the layers of these places in the list make of pictures; nothing behind the last is computed."""
-        found = []
+        """Returns the outputs of the layers at `places`; layers after the last are not computed."""
+        features = []
         for place, layer in enumerate(list(self.model)[: max(places) + 1]):
             x = layer(x)
             if place in places:
-                found.append(x)
-        return found
+                features.append(x)
+        return features
 
 
 class NLayerDiscriminator(nnx.Module):
-    """PatchGAN: pictures to a map of logits, each of which sees 70 x 70 pixels with `layers` 3; `antialias` as in CUT."""
+    """PatchGAN: returns a map of logits; with 3 `layers`, each sees 70 x 70 pixels.
+
+    `antialias` blurs at halvings, as CUT does.
+    """
 
     def __init__(
         self,
@@ -325,26 +352,29 @@ class NLayerDiscriminator(nnx.Module):
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        """`dropout` follows each activation but the first; ours, for where it stands in the study is not told."""
-        kw, bias, self.dropout = dict(dtype=dtype, rngs=rngs), norm == "instance", dropout
+        """`dropout` follows each activation but the first; the study does not say where it is."""
+        self.dropout = dropout
+        kw = dict(dtype=dtype, rngs=rngs)
+        bias = norm == "instance"
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
         halving = 1 if antialias else 2
         less = [Downsample()] if antialias else []
-        made = [_conv(features_in, channels, 4, halving, 1, **kw), LeakyReLU(), *less]
+        modules = [_conv(features_in, channels, 4, halving, 1, **kw), LeakyReLU(), *less]
         for i, (before, width) in enumerate(itertools.pairwise(widths), 1):
             last = i == layers
-            made += [
+            modules += [
                 _conv(before, width, 4, 1 if last else halving, 1, use_bias=bias, **kw),
                 _norm(norm, width, **kw),
                 LeakyReLU(),
             ]
-            made += [] if last else less
-        self.model = nnx.List([*made, _conv(widths[-1], 1, 4, 1, 1, **kw)])
+            if not last:
+                modules += less
+        self.model = nnx.List([*modules, _conv(widths[-1], 1, 4, 1, 1, **kw)])
 
     def __call__(
         self, x: Float[Array, "b h w c"], keys: Array | None = None
     ) -> Float[Array, "b h2 w2 1"]:
-        """`keys` `(b,)` are those of the dropout, of which there is none without them."""
+        """`keys` `(b,)` are for dropout; without them there is none."""
         for place, layer in enumerate(self.model):
             x = layer(x)
             if self.dropout and keys is not None and place > 1 and isinstance(layer, LeakyReLU):
@@ -353,7 +383,10 @@ class NLayerDiscriminator(nnx.Module):
 
 
 class PatchSampler(nnx.Module):
-    """CUT's two-layer perceptrons: features of patches to unit vectors, one perceptron for each layer of the generator."""
+    """CUT's two-layer perceptrons, one for each layer of the generator.
+
+    They turn features of patches into unit vectors.
+    """
 
     def __init__(self, widths: Sequence[int], features: int = 256, *, dtype=None, rngs: nnx.Rngs):
         kw = dict(kernel_init=_DRAWN, dtype=dtype, rngs=rngs)
@@ -372,24 +405,19 @@ class PatchSampler(nnx.Module):
             )
 
     def __call__(self, patches: Sequence[Float[Array, "b n _"]]) -> list[Float[Array, "b n d"]]:
-        found = []
+        vectors = []
         for i, x in enumerate(patches):
             first, _, second = getattr(self, f"mlp_{i}")
             x = second(jax.nn.relu(first(x))).astype(jnp.float32)
-            found.append(x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-7))
-        return found
-
-
-def receptive_field(layers: int) -> int:
-    """Pixels that a logit of NLayerDiscriminator sees."""
-    field = 1
-    for stride in (1, 1, *(2,) * layers):
-        field = (field - 1) * stride + 4
-    return field
+            vectors.append(x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-7))
+        return vectors
 
 
 def levels_of(size: int) -> int:
-    """Halvings of Pix2Pix's U-Net for pictures of `size` pixels: 8 at most, which make one pixel of 256. Raises ValueError."""
+    """Returns how often Pix2Pix's U-Net halves pictures of `size` pixels, 8 times at most.
+
+    Raises ValueError if the size is impossible.
+    """
     levels = min(int(np.log2(size)), 8)
     if levels < 5 or size % 2**levels:
         raise ValueError(f"{size} is not a multiple of {2 ** max(levels, 5)}")

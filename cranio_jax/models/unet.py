@@ -113,10 +113,9 @@ class UNet2DConditionConfig:
     def __post_init__(self):
         blocks = len(self.block_out_channels)
         for name in ("down_block_types", "up_block_types"):
-            if len(getattr(self, name)) != blocks:
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} entries, block_out_channels has {blocks}"
-                )
+            count = len(getattr(self, name))
+            if count != blocks:
+                raise ValueError(f"{name} has {count} entries, block_out_channels has {blocks}")
         for name in PER_BLOCK:
             values = per_block(getattr(self, name), blocks, name)
             if any(isinstance(value, (list, tuple)) for value in values):
@@ -169,7 +168,7 @@ def run(layer: nnx.Module, *inputs: Array, remat: bool) -> Array:
 
 
 class DownBlock2D(nnx.Module):
-    """Residual blocks, each followed by a transformer where `attentions` is given; a downsampler."""
+    """Residual blocks, each followed by a transformer if `attentions` is set; a downsampler."""
 
     def __init__(
         self,
@@ -293,7 +292,7 @@ def down_blocks(c, *, dtype=None, rngs: nnx.Rngs) -> nnx.List:
 
 
 def residual_features(c) -> list[int]:
-    """Channels of each residual that the encoder hands on, from `conv_in` to the lowest resolution."""
+    """Returns the channels of each residual, from `conv_in` to the lowest resolution."""
     features = [c.block_out_channels[0]]
     for i, width in enumerate(c.block_out_channels):
         features += [width] * (c.layers[i] + (i < len(c.block_out_channels) - 1))
@@ -371,7 +370,8 @@ class UNet2DConditionModel(nnx.Module):
 def encode(model, sample, timesteps, context, extra=None):
     """Runs conv_in, the encoder and the middle block of a UNet or ControlNet.
 
-    `extra` is added after conv_in. Returns the middle block's output, the residuals and the time embedding.
+    `extra` is added after conv_in. Returns the middle block's output, the residuals and the time
+    embedding.
     """
     c = model.config
     temb = timestep_embedding(timesteps, c.block_out_channels[0], c.flip_sin_to_cos, c.freq_shift)

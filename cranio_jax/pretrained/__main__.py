@@ -1,4 +1,7 @@
-"""python -m cranio_jax.pretrained convert FILE OUT.safetensors: published weights of feature networks, without torch's format."""
+"""python -m cranio_jax.pretrained convert FILE OUT.safetensors: converts published weights.
+
+The weights are those of feature networks.
+"""
 
 import argparse
 import pathlib
@@ -9,10 +12,10 @@ from cranio_jax.pretrained.convert import convert
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Does what the command line says; wrong input ends in one sentence."""
+    """Runs the command line; wrong input ends the program with a one-line message."""
     parser = argparse.ArgumentParser(
         prog="python -m cranio_jax.pretrained",
-        description=__doc__.split(": ", 1)[1],
+        description="Converts published weights of feature networks to safetensors.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="convert")
@@ -20,7 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
     command.add_argument(
         "file",
         type=pathlib.Path,
-        help="a .pth of torchvision, lpips, insightface or the FID's Inception, an insightface .onnx, or safetensors",
+        help="a .pth of torchvision, lpips, insightface or the FID's Inception, "
+        "an insightface .onnx, or safetensors",
     )
     command.add_argument("out", type=pathlib.Path, help="the safetensors file to write")
     options = parser.parse_args(arguments)

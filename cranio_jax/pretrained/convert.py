@@ -1,4 +1,4 @@
-"""Published files of feature networks to safetensors, which need neither torch nor onnx to be read."""
+"""Conversion of published feature networks to safetensors, which need no torch or onnx."""
 
 import pathlib
 
@@ -12,23 +12,22 @@ from cranio_jax.pretrained.kinds import check_hash, recognise
 
 
 def convert(file: pathlib.Path, out: pathlib.Path) -> str:
-    """Writes the weights in `file` to `out` as safetensors in float32, with torch's keys; says what they are.
+    """Writes the weights in `file` to `out` as safetensors in float32, and says what they are.
 
-    Raises InputError where the name promises another content, or the content is nothing known.
+    Keys are torch's. Raises InputError if the name promises other content, or the content is
+    unknown.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     digest = check_hash(file)
     with open_weights(file) as tensors:
-        found = recognise(tensors, file.name)
-        several = len(found) > 1
-        values = {
-            f"{kind.network}.{key}" if several else key: np.ascontiguousarray(
-                tensor.read(), np.float32
-            )
-            for kind, own in found
-            for key, tensor in own.items()
-        }
+        parts = recognise(tensors, file.name)
+        values = {}
+        for kind, part in parts:
+            prefix = f"{kind.network}." if len(parts) > 1 else ""
+            for key, tensor in part.items():
+                values[prefix + key] = np.ascontiguousarray(tensor.read(), np.float32)
     with whole_file(out, "wb") as target:
         target.write(safetensors.numpy.save(values, {"format": "pt", "source_sha256": digest}))
-    return f"{file.name} is {' and '.join(kind.title for kind, _ in found)}: {len(values)} tensors, SHA-256 {digest}"
+    titles = " and ".join(kind.title for kind, _ in parts)
+    return f"{file.name} is {titles}: {len(values)} tensors, SHA-256 {digest}"

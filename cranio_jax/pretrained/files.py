@@ -40,14 +40,14 @@ _STATES |= {"net", "backbone", "params", "params_ema", "model_ema", "ema"}
 
 
 class Tensor(NamedTuple):
-    """A tensor that is read when asked for."""
+    """A tensor that is read on demand."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
 
 def choose(names: Collection[str]) -> str | None:
-    """The weights among a folder's file names: a file, or the index of a sharded one; None if there are none."""
+    """Returns the weights file, or the index of a sharded one, among a folder's file names."""
     for pattern in _CHOICES:
         for name in sorted(names):
             if pattern.fullmatch(name):
@@ -59,9 +59,10 @@ def shard_patterns(name: str) -> list[str]:
     """Returns patterns of the files with the tensors of `name`, a weights file or an index."""
     if not name.endswith(".json"):
         return [name]
-    found = _VARIANT.search(name)
-    variant = found[0] if found else ""
-    stem, suffix = name.split(".")[0], "safetensors" if ".safetensors" in name else "bin"
+    match = _VARIANT.search(name)
+    variant = match[0] if match else ""
+    stem = name.split(".")[0]
+    suffix = "safetensors" if ".safetensors" in name else "bin"
     patterns = [f"{stem}{variant}-*.{suffix}", f"{stem}-*{variant}.{suffix}"]
     return patterns if variant else [f"{stem}-?????-of-?????.{suffix}"]
 
@@ -79,17 +80,21 @@ def shards(index: pathlib.Path) -> list[str]:
 
 
 def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """The files of a weights file, an index of shards, or a folder with either. Raises InputError where there are none."""
+    """Returns the files of a weights file, an index of shards, or a folder with either.
+
+    Raises InputError if one is missing.
+    """
     if path.is_dir():
         name = choose([p.name for p in path.iterdir()])
         if name is None:
             raise InputError(
-                f"{path} holds no weights; expected diffusion_pytorch_model or model .safetensors or .bin"
+                f"{path} holds no weights; expected diffusion_pytorch_model or model "
+                ".safetensors or .bin"
             )
         path = path / name
-    files = (
-        [path.with_name(name) for name in shards(path)] if path.name.endswith(".json") else [path]
-    )
+    files = [path]
+    if path.name.endswith(".json"):
+        files = [path.with_name(name) for name in shards(path)]
     for file in files:
         if not file.is_file():
             raise InputError(f"{file}: no such weights file")

@@ -74,7 +74,7 @@ class Kind:
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of its tensors by torch's keys."""
+        """Returns the shapes of its tensors by torch's keys."""
         shapes = Network(self.make).shapes() if self.make else {}
         return {
             torch_key(path): torch_shape(path, shape)
@@ -84,7 +84,7 @@ class Kind:
 
     @property
     def extras(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of tensors that published files hold besides."""
+        """Returns the shapes of other tensors that published files hold."""
         layers = CLASSIFIERS[self.network] if self.part == "trunk" else {}
         weights = {f"classifier.{i}.weight": shape for i, shape in layers.items()}
         return weights | {f"classifier.{i}.bias": shape[:1] for i, shape in layers.items()}
@@ -101,26 +101,26 @@ class Kind:
 @functools.cache
 def kinds() -> tuple[Kind, ...]:
     """Returns all that can be recognised."""
-    inception = functools.partial(_made, models.FIDInception)
+    inception = functools.partial(_build, models.FIDInception)
     title = "the Inception of the FID"
-    found = [Kind("inception", "inception", title, "Conv2d_1a_3x3.conv.weight", inception)]
+    all_kinds = [Kind("inception", "inception", title, "Conv2d_1a_3x3.conv.weight", inception)]
     probes = {f"iresnet{n}": f"layer3.{c[2] - 1}.prelu.weight" for n, c in IRESNET_LAYERS.items()}
     for name, network in models.EMBEDDERS.items():
         probe = probes.get(name, "linear7.conv.weight")
-        make = functools.partial(_made, network)
-        found.append(Kind("embedder", name, f"an ArcFace network, {name}", probe, make))
+        make = functools.partial(_build, network)
+        all_kinds.append(Kind("embedder", name, f"an ArcFace network, {name}", probe, make))
     for trunk in models.TRUNKS:
-        make = functools.partial(_made, functools.partial(models.LPIPS, trunk))
+        make = functools.partial(_build, functools.partial(models.LPIPS, trunk))
         probes = {"features.": "features.0.weight", "lin": "lin0.model.1.weight"}
         for part, title, prefix in (
             ("trunk", f"the trunk {trunk} of LPIPS", "features."),
             ("heads", f"LPIPS's heads for {trunk}", "lin"),
         ):
-            found.append(Kind(part, trunk, title, probes[prefix], make, prefix))
-    return tuple(found)
+            all_kinds.append(Kind(part, trunk, title, probes[prefix], make, prefix))
+    return tuple(all_kinds)
 
 
-def _made(network: Callable[..., Any], rngs: Any) -> Any:
+def _build(network: Callable[..., Any], rngs: Any) -> Any:
     return network(rngs=rngs)
 
 
@@ -132,39 +132,39 @@ def recognise(tensors: dict[str, Tensor], what: str) -> list[tuple[Kind, dict[st
     of v0.0, which were fitted behind other inputs.
     """
     current = current_tensors(tensors, what)
-    found: list[tuple[Kind, dict[str, Tensor]]] = []
+    parts: list[tuple[Kind, dict[str, Tensor]]] = []
     embedder: tuple[Kind, dict[str, Tensor]] | None = None
     rest = dict(current)
     for kind in kinds():
         for before in _prefixes(kind):
-            own = kind.tensors_in(current, before) if before + kind.probe in current else {}
-            if not own or len(own) < len(kind.shapes):
+            of_kind = kind.tensors_in(current, before) if before + kind.probe in current else {}
+            if not of_kind or len(of_kind) < len(kind.shapes):
                 continue
             if kind.part != "embedder":
-                found.append((_with_release(kind, own, what), own))
-            elif embedder is None or len(own) > len(embedder[1]):
+                parts.append((_with_release(kind, of_kind, what), of_kind))
+            elif embedder is None or len(of_kind) > len(embedder[1]):
                 # A deep network holds all that a shallower one does.
-                embedder = kind, own
+                embedder = kind, of_kind
             for key, shape in (kind.shapes | kind.extras).items():
                 if before + key in rest and rest[before + key].shape == shape:
                     del rest[before + key]
-    found += [embedder] if embedder else []
-    if rest or not found:
+    parts += [embedder] if embedder else []
+    if rest or not parts:
         raise InputError(_why_not(current, rest, what))
-    return found
+    return parts
 
 
 def _prefixes(kind: Kind) -> tuple[str, ...]:
     return ("", f"{kind.network}.") if kind.part in ("trunk", "heads") else ("",)
 
 
-def _with_release(kind: Kind, own: dict[str, Tensor], what: str) -> Kind:
+def _with_release(kind: Kind, of_kind: dict[str, Tensor], what: str) -> Kind:
     """Returns the kind with what is known of its release. Raises InputError for v0.0."""
     if kind.part != "heads":
         return kind
     sums = []
     for key in kind.shapes:
-        values = np.asarray(own[key].read(), np.float32).ravel()
+        values = np.asarray(of_kind[key].read(), np.float32).ravel()
         sums.append(values @ np.linspace(1 / len(values), 1, len(values)))
     release = [r for r, s in RELEASES.items() if np.allclose(sums, s[kind.network], rtol=1e-2)]
     if release == ["v0.0"]:
@@ -197,11 +197,11 @@ def _why_not(current: dict[str, Tensor], rest: dict[str, Tensor], what: str) -> 
         depths = "; ".join(f"{n}: {counts}" for n, counts in IRESNET_LAYERS.items())
         return f"{what} is an IResNet of {blocks} blocks in its stages; known are {depths}"
     # A deeper network may share as many tensors: of equals the one with less missing is nearer.
-    near, own, before = max(
+    near, shared, before = max(
         ((k, k.tensors_in(current, b), b) for k in kinds() for b in _prefixes(k)),
-        key=lambda found: (len(found[1]), -len(found[0].shapes)),
+        key=lambda candidate: (len(candidate[1]), -len(candidate[0].shapes)),
     )
-    if 2 * len(own) < len(near.shapes):
+    if 2 * len(shared) < len(near.shapes):
         some = min(current, default="none")
         return (
             f"{what} holds {len(current)} tensors, such as {some!r}, of none that is known: {known}"
@@ -209,7 +209,7 @@ def _why_not(current: dict[str, Tensor], rest: dict[str, Tensor], what: str) -> 
     for key, shape in near.shapes.items():
         if before + key not in current:
             return f"{what} is not {near.title}: it lacks the tensor {key!r} of shape {shape}"
-        if key not in own:
+        if key not in shared:
             seen = current[before + key].shape
             return f"{what} is not {near.title}: its tensor {key!r} is {seen}, expected {shape}"
     return (
@@ -230,12 +230,12 @@ def check_hash(file: pathlib.Path) -> str:
     A name as torch's hub gives it, `vgg16-397923af.pth`, holds the beginning of the hash; some
     other names are KNOWN.
     """
-    found = sha256(file)
+    digest = sha256(file)
     named = re.search(r"-([0-9a-f]{8})\.pth$", file.name)
     promised = named[1] if named else KNOWN.get(file.name, "")
-    if not found.startswith(promised):
+    if not digest.startswith(promised):
         raise InputError(
-            f"{file.name}: the content's SHA-256 begins with {found[:8]}, not as the name says; "
+            f"{file.name}: the content's SHA-256 begins with {digest[:8]}, not as the name says; "
             "fetch it again"
         )
-    return found
+    return digest

@@ -39,13 +39,14 @@ def match(shapes: Shapes, tensors: dict[str, Tensor], what: str) -> dict[str, Te
     Raises:
       InputError: a tensor is missing, left over, or of another shape.
     """
-    current, found = current_tensors(tensors, what), {}
+    current = current_tensors(tensors, what)
+    matched: dict[str, Tensor] = {}
     names = set(current)
     for path, shape in shapes.items():
         key, wanted = torch_key(path), torch_shape(path, shape)
         if key not in current:
             raise InputError(f"{what} lacks the tensor {key!r} of shape {wanted}")
-        found[path] = tensor = current.pop(key)
+        matched[path] = tensor = current.pop(key)
         # The oldest files keep a linear layer as a 1 x 1 convolution.
         if tensor.shape not in (wanted, (*wanted, 1, 1)):
             raise InputError(
@@ -56,7 +57,7 @@ def match(shapes: Shapes, tensors: dict[str, Tensor], what: str) -> dict[str, Te
         raise InputError(
             f"{what} holds {len(extra)} tensors that the network lacks, such as {min(extra)!r}"
         )
-    return found
+    return matched
 
 
 def _is_idle(key: str, tensor: Tensor, names: Collection[str], what: str) -> bool:
@@ -77,7 +78,10 @@ def _is_idle(key: str, tensor: Tensor, names: Collection[str], what: str) -> boo
 
 
 def pick(shapes: Shapes, tensors: dict[str, Tensor]) -> tuple[Shapes, dict[str, Tensor]]:
-    """What parameters and a file have in common by name: a ControlNet's encoder in a U-Net's file."""
+    """Returns the shapes and the tensors that parameters and a file have in common by name.
+
+    An example is a ControlNet's encoder in a U-Net's file.
+    """
     current = current_tensors(tensors, "the file")
     shapes = {path: shape for path, shape in shapes.items() if torch_key(path) in current}
     return shapes, {key: current[key] for key in map(torch_key, shapes)}
@@ -90,9 +94,9 @@ def load(
     what: str,
     dtype: Any = np.float32,
 ) -> Params:
-    """Parameters, each read, converted and placed before the next is touched.
+    """Returns parameters, each read, converted and placed before the next one is touched.
 
-    So the host holds what stays on it and one tensor more.
+    So the host holds one tensor more than what stays on it.
 
     Args:
       shapes: of the parameters, by path.
@@ -103,10 +107,9 @@ def load(
     """
 
     def place(path, tensor):
-        # A turned view: the copy to the device turns faster than numpy does.
-        value = from_torch(
-            path, tensor.read().reshape(torch_shape(path, shapes[path])).astype(dtype, copy=False)
-        )
+        # A transposed view: the copy to the device transposes faster than numpy does.
+        shape = torch_shape(path, shapes[path])
+        value = from_torch(path, tensor.read().reshape(shape).astype(dtype, copy=False))
         # A copy still under way would keep `value` alive beside the next tensor.
         return jax.block_until_ready(
             jax.make_array_from_callback(value.shape, shardings[path], value.__getitem__)

@@ -125,14 +125,14 @@ def read_lora(path: pathlib.Path, layers: Mapping[str, Shapes]) -> Lora:
         factors[layer][role] = key
     # The factors of each layer to an addition.
     strength = _strength(path, what)
-    found: Lora = {}
+    lora: Lora = {}
     for (part, key), keys in factors.items():
         rank = _checked_rank(keys, shapes, key, layers[part][key], what)
         alpha = alphas[keys["alpha"]] if "alpha" in keys else None
         scale = strength(part, key, rank) if alpha is None else alpha / rank
         addition = Addition(keys["down"], keys["up"], keys.get("mid", ""), rank, scale)
-        found.setdefault(part, {})[key] = addition
-    return found
+        lora.setdefault(part, {})[key] = addition
+    return lora
 
 
 def merged(
@@ -149,10 +149,10 @@ def merged(
       lora: the tensors of the LoRA file, open as long as `base` is.
       scale: of all additions.
     """
-    found = dict(base)
+    sums = dict(base)
     for key, addition in additions.items():
-        found[key] = _sum(base[key], addition, lora, scale)
-    return found
+        sums[key] = _sum(base[key], addition, lora, scale)
+    return sums
 
 
 def _sum(tensor: Tensor, addition: Addition, lora: Mapping[str, Tensor], scale: float) -> Tensor:

@@ -1,7 +1,8 @@
-"""One rule between our parameters' paths and torch's keys.
+"""The rule between our parameters' paths and torch's keys.
 
-The path of a parameter is the key of the reference checkpoint but for its last word, and a kernel's axes are
-turned: `conv1.kernel` `(height, width, in, out)` is `conv1.weight` `(out, in, height, width)`.
+The path of a parameter is the key of the reference checkpoint except for its last word. A kernel's
+axes are permuted: `conv1.kernel` `(height, width, in, out)` is `conv1.weight`
+`(out, in, height, width)`.
 """
 
 import re
@@ -16,7 +17,7 @@ _LEAVES = {
     "var": "running_var",
 }
 
-# Names of older writers, as today's would put them; files of both ages are in circulation.
+# Names of older writers and today's replacements; files of both kinds are in circulation.
 _OLD_NAMES = (
     (r"^text_model\.", ""),
     (r"(attentions\.\d+\.)query\.", r"\1to_q."),
@@ -37,7 +38,7 @@ _UNUSED = re.compile(
 
 
 def torch_key(path: str) -> str:
-    """The checkpoint's key of a parameter: `a.b.kernel` -> `a.b.weight`."""
+    """Returns the checkpoint's key of a parameter: `a.b.kernel` -> `a.b.weight`."""
     stem, _, leaf = path.rpartition(".")
     return f"{stem}.{_LEAVES.get(leaf, leaf)}".lstrip(".")
 
@@ -54,15 +55,15 @@ def current_key(key: str) -> str | None:
 
 
 def to_torch(path: str, value: np.ndarray) -> np.ndarray:
-    """A parameter with torch's order of axes."""
+    """Returns a parameter with torch's order of axes."""
     return value.transpose(-1, -2, *range(value.ndim - 2)) if path.endswith("kernel") else value
 
 
 def torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in torch of a parameter of `shape`."""
+    """Returns the shape in torch of a parameter of `shape`."""
     return (shape[-1], shape[-2], *shape[:-2]) if path.endswith("kernel") else tuple(shape)
 
 
 def from_torch(path: str, value: np.ndarray) -> np.ndarray:
-    """A view of a torch tensor with our order of axes."""
+    """Returns a view of a torch tensor with our order of axes."""
     return value.transpose(*range(2, value.ndim), 1, 0) if path.endswith("kernel") else value

@@ -32,7 +32,7 @@ NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 FOREIGN = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "image_encoder")
 
 
-# What a single file may not tell, and what to think of.
+# Settings that a single file may lack, and how to choose them.
 HINTS = {
     "prediction_type": "'v_prediction' (most models of 768 pixels) or 'epsilon' (of 512)",
     "attention_head_dim": "the heads of each block",
@@ -43,7 +43,7 @@ HINTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """Published parts and their settings; none at all where everything is trained from scratch.
+    """Published parts and their settings; none if everything is trained from scratch.
 
     Attributes:
       folders: by part, where its files are; a single file may hold several parts. LoRA files are
@@ -63,7 +63,7 @@ class Pipeline:
 
     @contextlib.contextmanager
     def open(self, part: str) -> Iterator[dict[str, Tensor]]:
-        """The tensors of a part by diffusers' keys, with LoRA in them.
+        """Yields the tensors of a part by diffusers' keys, with LoRA in them.
 
         'unet_lora' has the factors of the LoRA that training continues, which 'unet' lacks.
         """
@@ -87,14 +87,13 @@ class Pipeline:
         return {name: lora[part] for name, lora in self.loras.items() if part in lora}
 
     def _factors(self, lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = {}
+        factors = {}
         for key, addition in self.loras["lora"]["unet"].items():
             layer = key.removesuffix(".weight")
-            found[f"{layer}.lora_A.weight"] = lora[addition.down]
-            found[f"{layer}.lora_B.weight"] = _scaled(
-                lora[addition.up], addition.scale * self.lora_scale
-            )
-        return found
+            factors[f"{layer}.lora_A.weight"] = lora[addition.down]
+            scale = addition.scale * self.lora_scale
+            factors[f"{layer}.lora_B.weight"] = _scaled(lora[addition.up], scale)
+        return factors
 
     def continuing(self, rank: int) -> "Pipeline":
         """Returns a pipeline whose LoRA is what training starts from, if it is of this rank.
@@ -126,9 +125,9 @@ class Pipeline:
         Args:
           settings: by part, those of this pipeline with the user's own over them.
         """
-        for part, own in self.settings.items():
+        for part, fields in self.settings.items():
             where = self.folders["unet" if part == "scheduler" else part]
-            for field in (field for field in own if where.is_file()):
+            for field in (field for field in fields if where.is_file()):
                 if settings[part].get(field) is None:
                     raise InputError(
                         f"method.{part}.{field}: {where.name} doesn't tell it. "
@@ -142,7 +141,7 @@ def _scaled(tensor: Tensor, scale: float) -> Tensor:
 
 @contextlib.contextmanager
 def open_published(where: pathlib.Path, part: str) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a part by diffusers' keys, of a folder or a single file."""
+    """Yields the tensors of a part by diffusers' keys, from a folder or a single file."""
     if where.is_file():
         with open_file(where) as tensors:
             yield read_part(tensors, part, where.name)
@@ -152,7 +151,7 @@ def open_published(where: pathlib.Path, part: str) -> Iterator[dict[str, Tensor]
 
 
 def read_settings(path: pathlib.Path) -> dict[str, Any]:
-    """The content of a config.json. Raises InputError where there is none."""
+    """Returns the content of a config.json. Raises InputError if it can't be read."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -181,7 +180,6 @@ def find(
 
     if where.count("/") != 1 or where.startswith((".", "/", "~")):
         raise InputError(f"{where}: no such folder or file, and not a hub id (owner/name)")
-    revision = revision or None
     wrong_name = (
         errors.RepositoryNotFoundError,
         errors.RevisionNotFoundError,
@@ -189,7 +187,7 @@ def find(
         errors.GatedRepoError,
     )
     try:
-        files = huggingface_hub.HfApi().list_repo_files(where, revision=revision)
+        files = huggingface_hub.HfApi().list_repo_files(where, revision=revision or None)
         wanted = patterns or _wanted(files, parts)
     except wrong_name as error:
         raise InputError(
@@ -200,7 +198,10 @@ def find(
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(
-                where, revision=revision, allow_patterns=wanted, local_files_only=wanted is None
+                where,
+                revision=revision or None,
+                allow_patterns=wanted,
+                local_files_only=wanted is None,
             )
         )
     except errors.LocalEntryNotFoundError:
@@ -320,10 +321,10 @@ def _folder(model: str, revision: str) -> tuple[dict[str, pathlib.Path], dict[st
     }
     foreign, missing = present.intersection(FOREIGN), set(NEEDED) - present
     if foreign or missing:
-        found = f"with {min(foreign)}" if foreign else f"without {min(missing)}"
+        difference = f"with {min(foreign)}" if foreign else f"without {min(missing)}"
         kind = index.get("_class_name", "pipeline of unknown kind")
         raise InputError(
-            f"{model} holds a {kind} {found}; expected a Stable Diffusion 1.x or 2.x pipeline "
+            f"{model} holds a {kind} {difference}; expected a Stable Diffusion 1.x or 2.x pipeline "
             f"({', '.join(NEEDED)})"
         )
     folders = {part: folder / part for part in (*NEEDED, "controlnet") if part in present}

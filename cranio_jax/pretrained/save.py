@@ -1,4 +1,4 @@
-"""Parameters to files that PyTorch's libraries open."""
+"""Writing parameters to files that PyTorch's libraries can open."""
 
 import pathlib
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from cranio_jax.models.functional import Params
 from cranio_jax.pretrained.files import Tensor
 from cranio_jax.pretrained.names import current_key, to_torch, torch_key
 
-# The file that diffusers and transformers look for, and what they put before its keys. Older readers know the text
-# encoder's tensors by their prefix only, newer ones by both names.
+# The file name that diffusers and transformers look for, and the prefix of its keys. Older readers
+# need the text encoder's prefix, newer ones accept both.
 _FILES = {"text_encoder": ("model", "text_model."), "unet_lora": ("pytorch_lora_weights", "unet.")}
 
 
 def tensors_of(params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Parameters by torch's keys, with its order of axes."""
+    """Returns parameters by torch's keys, with its order of axes."""
     return (
         (torch_key(path), to_torch(path, np.asarray(jax.device_get(value))))
         for path, value in params.items()
@@ -25,7 +25,7 @@ def tensors_of(params: Params) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def renamed(tensors: dict[str, Tensor]) -> Iterator[tuple[str, np.ndarray]]:
-    """A file's tensors by today's keys, without buffers."""
+    """Returns a file's tensors by today's keys, without buffers."""
     return (
         (new, tensor.read())
         for key, tensor in tensors.items()

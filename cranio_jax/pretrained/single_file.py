@@ -177,28 +177,30 @@ def read_part(tensors: Tensors, part: str, what: str) -> dict[str, Tensor]:
       InputError: the file is of another family, or holds a ControlNet's difference.
     """
     check_kind(tensors, what)
-    own, prefix = _under(tensors, part)
-    if not own:
+    of_part, prefix = _under(tensors, part)
+    if not of_part:
         return {}
     if part == "text_encoder":
-        found = _open_clip(own) if prefix == "cond_stage_model.model." else own
+        renamed = _open_clip(of_part) if prefix == "cond_stage_model.model." else of_part
     elif part == "vae":
         # Training saves a discriminator and averages too.
-        own = {key: t for key, t in own.items() if not re.match(r"(?:loss|model_ema)\.", key)}
-        found = _autoencoder(own)
+        of_part = {
+            key: t for key, t in of_part.items() if not re.match(r"(?:loss|model_ema)\.", key)
+        }
+        renamed = _autoencoder(of_part)
     else:
         if part == "controlnet":
             _check_control(tensors, what)
-        found = _renamed(own, _denoiser_places(own))
-    return current_tensors(found, what)
+        renamed = _renamed(of_part, _denoiser_places(of_part))
+    return current_tensors(renamed, what)
 
 
 def _under(tensors: Tensors, part: str) -> tuple[dict[str, Tensor], str]:
     """Returns the tensors of a part without their prefix, and the prefix."""
     for prefix in _PREFIXES[part]:
-        own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        if own:
-            return own, prefix
+        under = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+        if under:
+            return under, prefix
     pattern, *probes = _BARE.get(part, ("",))
     if any(probe in tensors for probe in probes):
         return {key: t for key, t in tensors.items() if re.match(pattern, key)}, ""
@@ -300,9 +302,9 @@ def _resnet(old: str, new: str) -> dict[str, str]:
     return {f"{old}.{a}": f"{new}.{b}" for a, b in names.items()}
 
 
-def _autoencoder(own: Tensors) -> dict[str, Tensor]:
+def _autoencoder(tensors: Tensors) -> dict[str, Tensor]:
     """Returns an autoencoder's tensors by diffusers' keys; its attention becomes linear layers."""
-    ups = {int(m[1]) for key in own if (m := re.match(r"decoder\.up\.(\d+)\.", key))}
+    ups = {int(m[1]) for key in tensors if (m := re.match(r"decoder\.up\.(\d+)\.", key))}
     places = {}
     for side in ("encoder", "decoder"):
         places[f"{side}.norm_out"] = f"{side}.conv_norm_out"
@@ -310,15 +312,15 @@ def _autoencoder(own: Tensors) -> dict[str, Tensor]:
             places[f"{side}.mid.block_{i}"] = f"{side}.mid_block.resnets.{i - 1}"
         for old, new in _AUTOENCODER_ATTENTION.items():
             places[f"{side}.mid.attn_1.{old}"] = f"{side}.mid_block.attentions.0.{new}"
-    for key in own:
+    for key in tensors:
         if m := re.match(r"(encoder\.down|decoder\.up)\.(\d+)\.(block\.(\d+)|\w+sample)\.", key):
             down = m[1] == "encoder.down"
             level = m[2] if down else max(ups) - int(m[2])
             inner = f"resnets.{m[4]}" if m[4] else f"{'down' if down else 'up'}samplers.0"
             places[m[0].removesuffix(".")] = f"{m[1]}_blocks.{level}.{inner}"
-    found = _renamed(own, places)
-    found = {key.replace(".nin_shortcut.", ".conv_shortcut."): t for key, t in found.items()}
-    return {key: _flat(t) if ".attentions." in key else t for key, t in found.items()}
+    renamed = _renamed(tensors, places)
+    renamed = {key.replace(".nin_shortcut.", ".conv_shortcut."): t for key, t in renamed.items()}
+    return {key: _flat(t) if ".attentions." in key else t for key, t in renamed.items()}
 
 
 _AUTOENCODER_ATTENTION = {
@@ -350,13 +352,13 @@ _OPEN_CLIP = (
 )
 
 
-def _open_clip(own: Tensors) -> dict[str, Tensor]:
+def _open_clip(tensors: Tensors) -> dict[str, Tensor]:
     """Returns OpenCLIP's text encoder by transformers' keys.
 
     Stable Diffusion 2 uses the output of its 23rd layer, so the 24th is left out.
     """
-    found = {}
-    for old, tensor in own.items():
+    renamed = {}
+    for old, tensor in tensors.items():
         if re.match(r"text_projection$|logit_scale$|attn_mask$|transformer\.resblocks\.23\.", old):
             continue
         key = old
@@ -364,11 +366,11 @@ def _open_clip(own: Tensors) -> dict[str, Tensor]:
             key = re.sub(pattern, new, key)
         joint = re.fullmatch(r"(.+)\.in_proj_(weight|bias)", key)
         if not joint:
-            found[key] = tensor
+            renamed[key] = tensor
             continue
         for i, name in enumerate(("q_proj", "k_proj", "v_proj")):
-            found[f"{joint[1]}.{name}.{joint[2]}"] = _third(tensor, i)
-    return found
+            renamed[f"{joint[1]}.{name}.{joint[2]}"] = _third(tensor, i)
+    return renamed
 
 
 def _third(tensor: Tensor, index: int) -> Tensor:
@@ -409,12 +411,12 @@ def read_settings_of(
 def settings_of(
     tensors: Tensors, notes: Mapping[str, str], parts: Iterable[str], what: str
 ) -> dict[str, dict[str, Any]]:
-    """As `read_settings_of`, of an open file's tensors and its header's notes."""
+    """Returns what `read_settings_of` does, from a file's tensors and its header's notes."""
     settings = {}
     for part in parts:
-        own = read_part(tensors, part, what)
-        if own:
-            shapes = {key: tensor.shape for key, tensor in own.items()}
+        of_part = read_part(tensors, part, what)
+        if of_part:
+            shapes = {key: tensor.shape for key, tensor in of_part.items()}
             settings[part] = _SETTINGS[part](_Known(shapes, f"{what}'s {part}"))
     if not settings:
         raise InputError(_missing(tensors, parts, what))
@@ -435,10 +437,10 @@ def _scheduler(tensors: Tensors, notes: Mapping[str, str], what: str) -> dict[st
 
     Files of Stable Diffusion 2 predict velocity or noise and hold the same tensors.
     """
-    told = notes.get("modelspec.prediction_type") or notes.get("modelspec.predict_key", "")
-    if "v_pred" in tensors or told.startswith("v"):
+    note = notes.get("modelspec.prediction_type") or notes.get("modelspec.predict_key", "")
+    if "v_pred" in tensors or note.startswith("v"):
         prediction = "v_prediction"
-    elif told == "epsilon" or not is_open_clip(tensors):
+    elif note == "epsilon" or not is_open_clip(tensors):
         prediction = "epsilon"
     else:
         prediction = None
@@ -456,8 +458,8 @@ def _scheduler(tensors: Tensors, notes: Mapping[str, str], what: str) -> dict[st
         return settings
     levels = np.asarray(tensors["alphas_cumprod"].read(), np.float64)
     for rescaled in (False, True):
-        usual = make_schedule(prediction_type="sample", rescale_betas_zero_snr=rescaled)
-        usual = usual.alphas_cumprod
+        schedule = make_schedule(prediction_type="sample", rescale_betas_zero_snr=rescaled)
+        usual = schedule.alphas_cumprod
         if levels.shape == usual.shape and np.allclose(levels, usual, rtol=1e-2, atol=1e-3):
             return settings | {
                 "rescale_betas_zero_snr": settings["rescale_betas_zero_snr"] or rescaled

@@ -148,7 +148,7 @@ def test_a_failed_cell_is_told_and_stops_nothing(tmp_path):
     ended = study(tmp_path, "--study=two.py", f"--workdir={tmp_path / 'w'}")
     assert ended.returncode == 1
     assert "cell 0 of 3: judge, seed 0: FAILED" in ended.stdout and "num_step" in ended.stdout
-    assert "method.gan='wgan' is not one of" in ended.stdout
+    assert "method.gan='wgan': it is unknown" in ended.stdout
     assert "cell 2 of 3: two, seed 0: FAILED, needs the embedder of judge" in ended.stdout
     assert "3 of 3 cells failed" in ended.stderr and not (tmp_path / "w" / "study.json").exists()
     # A folder belongs to its flags.

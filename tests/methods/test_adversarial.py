@@ -301,7 +301,7 @@ def test_rate_falls_over_the_second_half(config):
         (
             "pix2pix",
             lambda c: c.method.update(gan="wgan"),
-            "method.gan='wgan' is not one of bce, lsgan",
+            "method.gan='wgan': it is unknown. Use one of bce, lsgan",
         ),
         ("pix2pix", lambda c: c.method.update(norm="layer"), "method.norm='layer'"),
         ("pix2pix", lambda c: c.data.settings.update(size=100), "not a multiple of"),
@@ -309,9 +309,13 @@ def test_rate_falls_over_the_second_half(config):
         (
             "cyclegan",
             lambda c: c.method.learning_rates.update(D=1e-5),
-            "method.learning_rates names 'D'; expected some of G_A",
+            "method.learning_rates.D: there is no such network. Use some of G_A",
         ),
-        ("cut", lambda c: c.method.files.update(H="x.pth"), "method.files names 'H'"),
+        (
+            "cut",
+            lambda c: c.method.files.update(H="x.pth"),
+            "method.files.H: there is no such network",
+        ),
     ],
 )
 def test_bad_settings(name, change, words, config):

@@ -64,7 +64,7 @@ def test_a_step_updates_statistics_as_torch_does(arcface):
         "subject_index": np.arange(8, dtype=np.int32),
     }
     after, metrics = jax.jit(method.train_step)(state, {}, batch, jax.random.key(1))
-    seen = method._see(jnp.asarray(batch["face"]))
+    seen = method.crop(jnp.asarray(batch["face"]))
     conv = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False)
     kernel = np.array(state["params"]["embedder"]["conv1.kernel"]).transpose(3, 2, 0, 1)
     norm = torch.nn.BatchNorm2d(4)
@@ -111,5 +111,5 @@ def test_impossible_settings(arcface):
         make_method(arcface)
     arcface.method.network = "iresnet18"
     arcface.train.accumulate = 2
-    with pytest.raises(InputError, match="train.accumulate=2; batch norms want"):
+    with pytest.raises(InputError, match="train.accumulate=2: batch norms need"):
         make_method(arcface)

@@ -10,7 +10,8 @@ from skimage import transform
 from cranio_jax import models, pretrained
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
-from cranio_jax.methods import decoded, make_method
+from cranio_jax.methods import make_method
+from cranio_jax.methods.cranio_diff import losses as decoded
 from cranio_jax.models import alignment
 from cranio_jax.models.functional import Network
 
@@ -240,12 +241,12 @@ def test_bad_settings_are_named(config):
     for changes, message in (
         (dict(lpips=0.2), "method.losses.trunk_file is empty"),
         (dict(identity=0.2), "method.losses.embedder_file is empty"),
-        (dict(gate="soft"), "method.losses.gate='soft' is not one of"),
+        (dict(gate="soft"), "method.losses.gate='soft': it is unknown"),
         (dict(crop=(0.5, 0.0, 0.8, 1.0)), "is not .top, left, height, width. within the picture"),
         (dict(every=0), "method.losses.every=0"),
         (
             dict(lpips=0.1, trunk="resnet"),
-            "method.losses.trunk='resnet' is not one of vgg, alex, squeeze",
+            "method.losses.trunk='resnet': it is unknown. Use one of vgg, alex, squeeze",
         ),
     ):
         changed = config.copy_and_resolve_references()

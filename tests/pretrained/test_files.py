@@ -406,7 +406,7 @@ SPOILED = {
         lambda f: edit(
             f / "controlnet" / "config.json", lambda c: c.update(block_out_channels=[16, 64])
         ),
-        r"the ControlNet's block_out_channels is \(16, 64\), the U-Net's .* \(16, 32\); they must",
+        r"controlnet.block_out_channels=\(16, 64\): the U-Net's .* is \(16, 32\)",
     ),
     "no vocabulary": (
         lambda f: (f / "tokenizer" / "tokenizer.json").unlink(),

@@ -17,6 +17,7 @@ from cranio_jax.data.prompts import make_tokenizer
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
+from cranio_jax.methods.cranio_diff import losses
 from cranio_jax.models.functional import Network
 from cranio_jax.pretrained import save, save_embedder, tensors_of
 from cranio_jax.pretrained.names import from_torch, torch_key
@@ -121,7 +122,9 @@ def test_a_light_decoder_stands_in(pipelines, settings, tmp_path):
     method, state, frozen = loaded(config)
     latents = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
     batch = {"face": np.full((2, 32, 32, 3), 90, np.uint8), "frontal": np.ones(2, np.float32)}
-    got = method._decoded_terms(state["params"] | frozen, batch, latents, np.array([5, 9]))["lpips"]
+    got = losses.decoded_terms(method, state["params"] | frozen, batch, latents, np.array([5, 9]))[
+        "lpips"
+    ]
     with torch.no_grad():
         picture = (
             tiny.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2)))

@@ -1,0 +1,7 @@
+"""Cranio-Diff: latent diffusion with a ControlNet on the skull X-ray and a biometric prompt."""
+
+from cranio_jax.methods.cranio_diff.method import CranioDiff, PatchCodec
+
+__all__ = ["METHOD", "CranioDiff", "PatchCodec"]
+
+METHOD = CranioDiff

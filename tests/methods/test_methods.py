@@ -1,0 +1,45 @@
+"""The interface that all methods share, and how they are found by name."""
+
+import importlib
+
+import pytest
+
+from cranio_jax.errors import InputError
+from cranio_jax.methods import Method, check_method, method_names
+
+KINDS = {
+    "arcface": "embedder",
+    "cranio_diff": "generator",
+    "cut": "generator",
+    "cyclegan": "generator",
+    "pix2pix": "generator",
+    "siamese": "matcher",
+}
+
+
+def smoke_config(name):
+    """Returns a small configuration of a method."""
+    module = importlib.import_module(f"configs.{'demo' if name == 'cranio_diff' else name}")
+    return module.get_config("smoke")
+
+
+def test_methods_are_found_by_their_modules():
+    assert method_names() == sorted(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_method_has_the_whole_interface(name):
+    method = check_method(smoke_config(name))
+    assert isinstance(method, Method)
+    assert method.kind == KINDS[name]
+    assert hasattr(method, "generate") == (method.kind == "generator")
+    assert hasattr(method, "embed") == (method.kind != "generator")
+    assert method.writes_pipeline == method.supports_remat == (name == "cranio_diff")
+
+
+@pytest.mark.parametrize("name", ["base", "optimizer", "pix3pix", "cranio_diff.losses", ""])
+def test_other_modules_are_no_methods(name):
+    config = smoke_config("pix2pix")
+    config.method.name = name
+    with pytest.raises(InputError, match="there is no such method. Use one of arcface, cranio_d"):
+        check_method(config)
