@@ -19,9 +19,9 @@ from cranio_jax import data
 from cranio_jax.files.atomic import whole_file, write_json
 from cranio_jax.reporting.notice import NOTICE
 from cranio_jax.reporting.pages import STYLE
-from data_builders.entries import Entry, of_records
 from data_builders.images.burned_in import find_text
 from data_builders.images.likeness import duplicates, signature
+from data_builders.lists.entries import Entry, of_records
 
 SHOWN = 48  # pictures of a kind on the page
 THUMBNAIL = 160  # pixels

@@ -14,14 +14,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_builders.errors import InputError, UnreadableError
-from data_builders.listed import ListedConfig, rows_by_words
-from data_builders.local import LocalBuilder
-from data_builders.pseudonyms import alias
-from data_builders.rendering import ct
-from data_builders.rendering.volume import VIEWS, Volume, voxel_for
-from data_builders.rendering.warp import virtual
-from data_builders.shards import shards
-from data_builders.tables import (
+from data_builders.lists.listed import ListedConfig, rows_by_words
+from data_builders.lists.pseudonyms import alias
+from data_builders.lists.tables import (
     SEXES,
     SPLITS,
     Problem,
@@ -31,6 +26,11 @@ from data_builders.tables import (
     path_of,
     read_table,
 )
+from data_builders.local import LocalBuilder
+from data_builders.rendering import ct
+from data_builders.rendering.volume import VIEWS, Volume, voxel_for
+from data_builders.rendering.warp import virtual
+from data_builders.shards import shards
 from data_builders.volumes import plausible
 from data_builders.volumes.scan import check_orientation
 

@@ -18,9 +18,9 @@ from numpy import ndarray as Array
 from data_builders.errors import InputError, UnreadableError
 from data_builders.images.prepare import squared_xray
 from data_builders.images.radiograph import Radiograph, load_radiograph
+from data_builders.lists.table_files import Fit, Line, read_sheet
 from data_builders.local import LocalBuilder
 from data_builders.shards import shards
-from data_builders.table_files import Fit, Line, read_sheet
 
 SUBJECTS = 51
 WIDTH = 128  # of an embedding

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_builders.errors import InputError
-from data_builders.tables import (
+from data_builders.lists.tables import (
     SEXES,
     SPLITS,
     VIEWS,

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_builders.entries import Entry
 from data_builders.errors import InputError
 from data_builders.images.squares import moved
 from data_builders.images.staging import TEXT, Job, Ready, stage
-from data_builders.listed import ListedConfig, rows_by_words
+from data_builders.lists.entries import Entry
+from data_builders.lists.listed import ListedConfig, rows_by_words
+from data_builders.lists.pseudonyms import alias
 from data_builders.local import LocalBuilder
-from data_builders.pseudonyms import alias
 from data_builders.shards import shards
 from data_builders.skull_face.manifest import Face, Manifest, Row, Xray, read_manifest
 

@@ -14,9 +14,9 @@ import pytest
 from pyarrow import parquet
 
 from cranio_jax.errors import InputError
-from data_builders import splits
+from data_builders.lists import splits
+from data_builders.lists.tables import Problem, Values, file_of, number_of, path_of, read_table
 from data_builders.skull_face.manifest import LANDMARKS, read_manifest
-from data_builders.tables import Problem, Values, file_of, number_of, path_of, read_table
 
 NAMES = ["subject", "xray", "xray_view", "face", "face_view", "age", "sex"]
 HEADER = ",".join(NAMES)

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_builders import splits
 from data_builders.errors import InputError
-from data_builders.pseudonyms import read_salt
-from data_builders.tables import stop_or_skip
+from data_builders.lists import splits
+from data_builders.lists.pseudonyms import read_salt
+from data_builders.lists.tables import stop_or_skip
 
 
 @dataclasses.dataclass

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from data_builders.errors import InputError
-from data_builders.table_files import Fit
+from data_builders.lists.table_files import Fit
 
 # Other names, without spaces and signs. A unit other than years is none of an age.
 _SYNONYMS = {

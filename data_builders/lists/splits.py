@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from data_builders.errors import InputError
-from data_builders.table_files import read_text, text_lines
+from data_builders.lists.table_files import read_text, text_lines
 
 
 def by_seed(sexes: dict[str, str], test_fraction: float, seed: int) -> dict[str, str]:

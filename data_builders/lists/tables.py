@@ -8,9 +8,9 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from data_builders import columns
 from data_builders.errors import InputError
-from data_builders.table_files import Sheet, read_sheet
+from data_builders.lists import columns
+from data_builders.lists.table_files import Sheet, read_sheet
 
 VIEWS = ("frontal", "lateral")
 SEXES = {
