@@ -17,7 +17,7 @@ from data_builders.errors import InputError, UnreadableError
 from data_builders.lists.listed import ListedConfig, rows_by_words
 from data_builders.lists.pseudonyms import alias
 from data_builders.lists.tables import (
-    SEXES,
+    SEX_WORDS,
     SPLITS,
     Problem,
     check_filled,
@@ -181,7 +181,7 @@ def read_rows(config: CtHeadsConfig) -> tuple[list[Row], list[tuple[int, str]]]:
             check_filled(values, (*NEEDED, "split") if config.split == "column" else NEEDED)
             age, sex = (
                 number_of(values, "age", 0.0, 120.0, "years"),
-                SEXES[one_of(values, "sex", SEXES)],
+                SEX_WORDS[one_of(values, "sex", SEX_WORDS)],
             )
             split = one_of(values, "split", SPLITS) if values.get("split") else ""
             volume = path_of(values, "volume", config.root_path)

@@ -1,5 +1,6 @@
-"""What there is to look at before training: pairs of pictures and what is known of them, from records or from what will be records."""
+"""Pairs of pictures to inspect before training, from records or from a list not yet built."""
 
+import functools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,16 +12,16 @@ class Entry(NamedTuple):
     """A pair.
 
     Attributes:
-      where: what the user may look up: 'row 7' of their list, or a record's id.
-      key: of the X-ray, which may stand in several pairs.
+      where: how the user finds it: 'row 7' of their list, or a record's id.
+      key: of the X-ray, which may be part of several pairs.
       subject: pseudonym.
       split: the subject's.
-      told: by name: sex, age, bmi_change, xray_view, face_view, as far as they are known.
-      xray: reads its PNG file.
-      face: reads the face's; None where there is none.
+      told: conditions by name, those of TOLD that are known.
+      xray: reads the X-ray's PNG file.
+      face: reads the face's PNG file; None where there is no face.
       shape: height and width of the X-ray's file; None where they are not known.
       boxes: where text was painted over in the X-ray, `(left, top, right, bottom)` in its pixels.
-      masked: how much of its file's picture that is; None where it is not known.
+      masked: share of the X-ray that was painted over; None where it is not known.
       remarks: what was corrected when the X-ray was read.
     """
 
@@ -41,25 +42,35 @@ TOLD = ("sex", "age", "bmi_change", "xray_view", "face_view")
 
 
 def of_records(builder: tfds.core.DatasetBuilder) -> Iterator[Entry]:
-    """The pairs of records on disk; no picture is decoded."""
+    """Yields the pairs of records on disk; no picture is decoded."""
     unread = {
         name: tfds.decode.SkipDecoding()
         for name, feature in builder.info.features.items()
         if isinstance(feature, tfds.features.Image)
     }
-    plain = lambda value: value.decode() if isinstance(value, bytes) else float(value)
     for split in sorted(builder.info.splits):
         source = builder.as_data_source(split, decoders=unread)
         for i in range(len(source)):
             record = source[i]
-            read = lambda name, source=source, i=i: bytes(source[i][name])
+            subject = record["subject"].decode()
+            has_face = "face" in record
             yield Entry(
-                plain(record["id"]),
-                f"{plain(record['subject'])} {zlib.crc32(record['xray'])}",
-                plain(record["subject"]),
-                split,
-                {name: plain(record[name]) for name in TOLD if name in record},
-                lambda read=read: read("xray"),
-                (lambda read=read: read("face")) if "face" in record else None,
-                masked=plain(record["xray_masked"]) if "xray_masked" in record else None,
+                where=record["id"].decode(),
+                key=f"{subject} {zlib.crc32(record['xray'])}",
+                subject=subject,
+                split=split,
+                told={name: _plain(record[name]) for name in TOLD if name in record},
+                xray=functools.partial(_read, source, i, "xray"),
+                face=functools.partial(_read, source, i, "face") if has_face else None,
+                masked=float(record["xray_masked"]) if "xray_masked" in record else None,
             )
+
+
+def _plain(value: Any) -> str | float:
+    """Returns a record's text or number as Python's own."""
+    return value.decode() if isinstance(value, bytes) else float(value)
+
+
+def _read(source: Any, index: int, name: str) -> bytes:
+    """Returns a field of a record, read again from disk."""
+    return bytes(source[index][name])

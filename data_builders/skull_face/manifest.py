@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from data_builders.conditions import VIEWS
 from data_builders.errors import InputError
 from data_builders.lists.tables import (
-    SEXES,
+    SEX_WORDS,
     SPLITS,
-    VIEWS,
     Problem,
     check_filled,
     file_of,
@@ -145,7 +145,7 @@ def _row(number: int, values: dict[str, str], root: pathlib.Path) -> tuple[Row, 
         and _TRUE[one_of(values, "xray_inverted", _TRUE)],
     )
     split = one_of(values, "split", SPLITS) if values.get("split") else ""
-    sex = SEXES[one_of(values, "sex", SEXES)]
+    sex = SEX_WORDS[one_of(values, "sex", SEX_WORDS)]
     return Row(number, values["subject"], sex, split, xray, face), mass
 
 
