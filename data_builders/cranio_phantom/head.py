@@ -45,7 +45,7 @@ class Colour(NamedTuple):
     stubble: float
     makeup: float
     brow: float
-    seed: float
+    seed: float | jax.Array
 
 
 def frame(size: int) -> Frame:

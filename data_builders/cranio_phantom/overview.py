@@ -57,7 +57,9 @@ def ceiling(size: int = 64, subjects: int = 120) -> dict[str, float]:
     splits = cohort.split(0, subjects)
     conditions = [(age, change) for age in cohort.AGES for change in cohort.BMI_CHANGES]
     # Average the training faces.
-    mean = {condition: np.zeros((2, size, size, 3), np.float32) for condition in conditions}
+    mean: dict[tuple[int, int], np.ndarray] = {
+        condition: np.zeros((2, size, size, 3), np.float32) for condition in conditions
+    }
     for index in splits["train"]:
         for c in conditions:
             mean[c] = mean[c] + _faces(cohort.draw(0, index), *c, size) / len(splits["train"])
