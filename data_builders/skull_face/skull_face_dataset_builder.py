@@ -217,13 +217,14 @@ class Builder(LocalBuilder):
         """Returns the prepared pictures, and `(row number, words)` of unusable ones."""
         # Prepare each picture once.
         config = self.builder_config
-        xrays = {row.xray: _xray_job(config, row.xray) for row in rows}
-        jobs: dict[Xray | Face, Job] = {**xrays}
+        jobs: dict[Xray | Face, Job] = {row.xray: _xray_job(config, row.xray) for row in rows}
+        xrays = list(jobs)
         jobs |= {row.face: _face_job(config, row.face) for row in rows}
         folder = pathlib.Path(self._data_dir_root) / "skull_face_staged"
         staged = stage(list(jobs.values()), folder, config.secret, "pictures")
         results = dict(zip(jobs, staged, strict=True))
         ready = {source: result for source, result in results.items() if isinstance(result, Ready)}
+        # Name the unusable ones.
         sources: list[tuple[int, str, Xray | Face]] = []
         for row in rows:
             sources += [(row.number, "xray", row.xray), (row.number, "face", row.face)]
