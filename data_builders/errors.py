@@ -2,7 +2,7 @@
 
 
 class InputError(ValueError):
-    """Wrong input, in one sentence: the file, row or field, what is wrong, and what to do."""
+    """Wrong input. The message names the file, row or field, what is wrong, and what to do."""
 
 
 class UnreadableError(ValueError):

@@ -6,7 +6,7 @@ from data_builders.errors import InputError
 
 
 class LocalBuilder(tfds.core.ShardBasedBuilder):
-    """Builds and reads records on a local disk: array_record can't in a bucket."""
+    """Builds and reads records on a local disk, because array_record can't use a bucket."""
 
     def __init__(self, *, data_dir: str | None = None, **options):
         """Raises InputError if `data_dir`, or TFDS's own folder in its place, is in a bucket."""

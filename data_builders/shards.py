@@ -1,7 +1,7 @@
-"""Records to files of bounded size, in the order in which they come.
+"""Divides records into files of bounded size, in their order.
 
-TFDS's own builders shuffle a split before it is written, in memory up to a gigabyte and with TensorFlow beyond that. Grain
-shuffles when it reads, so nothing has to here.
+TFDS's own builders shuffle a split before they write it: in memory up to a gigabyte, with
+TensorFlow beyond that. Grain shuffles when it reads, so these builders need not.
 """
 
 import functools
@@ -11,9 +11,8 @@ from typing import Any
 
 import tqdm
 
-BYTES = (
-    256 << 20
-)  # of uncompressed pictures in a file, which TFDS holds in memory while it writes it
+# Uncompressed pictures in a file, which TFDS holds in memory while it writes.
+BYTES = 256 << 20
 
 Record = tuple[str, dict[str, Any]]
 
@@ -21,19 +20,21 @@ Record = tuple[str, dict[str, Any]]
 def shards(
     name: str, records: Iterable[Record], count: int, size: int
 ) -> list[Callable[[], Iterator[Record]]]:
-    """For a split of `tfds.core.ShardBasedBuilder`: what makes the records of each file; TFDS asks for one after the other.
+    """Returns a function for each file of a split that yields the file's records.
+
+    `tfds.core.ShardBasedBuilder` calls them one after the other.
 
     Args:
       name: of the split, for the progress line.
       records: keys and records.
-      count: of the records.
+      count: number of records.
       size: pixels along each side of their pictures, an X-ray and a face.
     """
     each = max(1, BYTES // (4 * size**2))
-    told = _told(records, f"writing {name}", count)
-    return [functools.partial(itertools.islice, told, each)] * -(-count // each)
+    source = _with_progress(records, f"writing {name}", count)
+    return [functools.partial(itertools.islice, source, each)] * -(-count // each)
 
 
-def _told(records: Iterable[Record], what: str, count: int) -> Iterator[Record]:
-    """As they are, with a progress line from the first to the last."""
-    yield from tqdm.tqdm(records, desc=what, total=count, unit=" records")
+def _with_progress(records: Iterable[Record], words: str, count: int) -> Iterator[Record]:
+    """Yields the records, with a progress line from the first to the last."""
+    yield from tqdm.tqdm(records, desc=words, total=count, unit=" records")

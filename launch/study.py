@@ -39,7 +39,7 @@ sys.path.insert(0, str(ROOT))
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import comparison
 from cranio_jax.evaluation import results as schema
-from cranio_jax.evaluation.results import Results, read_results
+from cranio_jax.evaluation.results import Results, read_comparison, read_results
 from cranio_jax.files import buckets
 from cranio_jax.files.atomic import write_json
 from cranio_jax.reporting import pages, tables
@@ -378,7 +378,7 @@ def main() -> None:
     # Compare them.
     page = compare(study, cells, workdir) if options.cell is None else None
     if page:
-        results = json.loads((workdir / "study.json").read_text())
+        results = read_comparison(workdir / "study.json")
         print(f"\n{tables.text(results)}\npage: {page}")
     if failed:
         sys.exit(f"cranio_jax: {failed} of {len(chosen)} cells failed")

@@ -15,9 +15,9 @@ from cranio_jax import data
 from cranio_jax.files.atomic import whole_file, write_json
 from cranio_jax.reporting import inspection as inspection_page
 from cranio_jax.reporting.inspection import Box, decoded
-from data_builders.entries import Entry, of_records
 from data_builders.images.burned_in import find_text
 from data_builders.images.likeness import duplicates, signature
+from data_builders.lists.entries import Entry, of_records
 
 # Pixels of the longer side. In smaller pictures teeth and noses look like letters, and letters
 # like nothing.

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from cranio_jax.reporting.document import document
 from cranio_jax.reporting.notice import NOTICE
-from data_builders.entries import Entry
+from data_builders.lists.entries import Entry
 
 # How many pictures of a kind the page shows.
 _SHOWN = 48

@@ -1,17 +1,20 @@
-"""Who the subjects are: draws of skull, soft tissue and colour, and what age and BMI do to them."""
+"""Draws subjects: their skull, soft tissue and colours, and how age and BMI change them."""
 
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from data_builders.conditions import SEXES
 from data_builders.cranio_phantom.head import Colour
 from data_builders.cranio_phantom.skull import FACTORS, MODES, Skull
 from data_builders.cranio_phantom.tissue import DEPTHS, Tissue
 
 AGES = (25, 45, 65)  # years
 BMI_CHANGES = (-10, 0, 10)  # percent of the subject's own BMI
-REFERENCE_AGE, REFERENCE_BMI_CHANGE = 45, 0  # at which the one X-ray of each view is taken
+# The one X-ray of each view is taken at these.
+REFERENCE_AGE = 45
+REFERENCE_BMI_CHANGE = 0
 _CUT = 1.6  # standard deviations; beyond this a skull becomes a caricature
 
 
@@ -20,8 +23,8 @@ class Subject(NamedTuple):
 
     Attributes:
       sex: 'female' or 'male'.
-      skull: the skull, in full.
-      depth_noise: `(len(DEPTHS),)` tissue depth beyond what the skull and the mean say, in published
+      skull: all parameters of the skull.
+      depth_noise: `(len(DEPTHS),)` deviation of the tissue depths from their means, in published
         standard deviations.
       soft: features of the soft parts as standard normals, by name.
       look: colours and hair as standard normals, by name.
@@ -35,7 +38,7 @@ class Subject(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """How much of a face no skull determines.
+    """How much people differ in what the skull does not determine.
 
     Attributes:
       skin: standard deviation of the skin's luminance, relative.
@@ -79,35 +82,47 @@ _LOOK = (
 def _normal(rng: np.random.Generator, size=None):
     """Standard normals cut at _CUT, by rejection."""
     values = rng.standard_normal(size)
-    while np.any(wild := np.abs(values) > _CUT):
-        values = np.where(wild, rng.standard_normal(size), values)
+    while np.any(outside := np.abs(values) > _CUT):
+        values = np.where(outside, rng.standard_normal(size), values)
     return values
 
 
 def sex_of(seed: int, index: int) -> str:
-    """Men and women alternate, from a start that the seed decides."""
-    return ("female", "male")[(index + seed) % 2]
+    """Returns the sex of a subject. Women and men alternate; the seed decides who comes first."""
+    return SEXES[(index + seed) % 2]
 
 
-def _personal_traits(rng: np.random.Generator):
+class _Traits(NamedTuple):
+    """The parts of a `Subject` that its skull does not determine."""
+
+    depth_noise: np.ndarray
+    soft: dict[str, float]
+    look: dict[str, float]
+
+
+def _personal_traits(rng: np.random.Generator) -> _Traits:
     common = _normal(rng)  # some people have more tissue everywhere
-    depth = 0.45 * common + np.sqrt(1 - 0.45**2) * _normal(rng, len(DEPTHS))
-    return depth, {k: float(_normal(rng)) for k in _SOFT}, {k: float(_normal(rng)) for k in _LOOK}
+    depth_noise = 0.45 * common + np.sqrt(1 - 0.45**2) * _normal(rng, len(DEPTHS))
+    soft = {name: float(_normal(rng)) for name in _SOFT}
+    look = {name: float(_normal(rng)) for name in _LOOK}
+    return _Traits(depth_noise, soft, look)
 
 
 def draw(seed: int, index: int) -> Subject:
-    """Subject `index` of the cohort `seed`; independent of how many subjects there are."""
+    """Returns subject `index` of the cohort `seed`, whatever the number of subjects."""
     rng = np.random.default_rng([seed, index])
     sex = sex_of(seed, index)
     sign = 1.0 if sex == "male" else -1.0
+    # Shape modes are correlated through the factors they share.
     factors = {name: _normal(rng) for name in FACTORS}
-    own = _normal(rng, len(MODES))
+    residuals = _normal(rng, len(MODES))
     shape = np.empty(len(MODES), np.float32)
     for i, mode in enumerate(MODES):
         loads = {f: weights[mode.name] for f, weights in FACTORS.items() if mode.name in weights}
         shared = sum(load * factors[f] for f, load in loads.items())
         rest = np.sqrt(1.0 - sum(load**2 for load in loads.values()))
-        shape[i] = np.clip(shared + rest * own[i], -_CUT, _CUT) + 0.9 * sign * mode.male
+        shape[i] = np.clip(shared + rest * residuals[i], -_CUT, _CUT) + 0.9 * sign * mode.male
+    # The other parameters are independent.
     skull = Skull(
         shape=shape,
         size=1.0 + 0.018 * sign + 0.014 * _normal(rng),
@@ -122,23 +137,43 @@ def draw(seed: int, index: int) -> Subject:
 
 
 def with_other_traits(subject: Subject, seed: int) -> Subject:
-    """The same skull and sex with everything that the skull leaves open drawn anew."""
-    depth, soft, look = _personal_traits(np.random.default_rng([seed, 7919]))
-    return subject._replace(depth_noise=depth, soft=soft, look=look)
+    """Returns a subject with the same skull and sex, and new draws of all other traits."""
+    traits = _personal_traits(np.random.default_rng([seed, 7919]))
+    return subject._replace(**traits._asdict())
+
+
+class Appearance(NamedTuple):
+    """A subject at one age and weight, ready to render. All leaves are float32."""
+
+    skull: Skull
+    tissue: Tissue
+    colour: Colour
 
 
 def _float32(tree):
     return jax.tree.map(lambda a: np.asarray(a, np.float32), tree)
 
 
-def appearance(
-    subject: Subject, age: float, bmi_change: float, spread: Spread
-) -> tuple[Skull, Tissue, Colour]:
-    """Skull, soft tissue and colours of a subject at an age (years) and a change of BMI (percent)."""
-    male = subject.sex == "male"
-    soft, look = subject.soft, subject.look
+def appearance(subject: Subject, age: float, bmi_change: float, spread: Spread) -> Appearance:
+    """Returns a subject's skull, soft tissue and colours.
+
+    Args:
+      subject: the person.
+      age: years.
+      bmi_change: percent of the subject's own BMI.
+      spread: how much people differ.
+    """
     sag = np.clip((age - 25.0) / 40.0, -0.2, 1.4)
-    weight = bmi_change / 10.0
+    tissue = _tissue(subject, age, bmi_change / 10.0, sag, spread)
+    colour = _colour(subject, age, sag, spread)
+    return Appearance(_float32(subject.skull), _float32(tissue), _float32(colour))
+
+
+def _tissue(subject: Subject, age: float, weight: float, sag: float, spread: Spread) -> Tissue:
+    """Returns the soft tissue; `weight` is the change of BMI in units of 10 %."""
+    male = subject.sex == "male"
+    soft = subject.soft
+    look = subject.look
     depth = np.array(
         [
             max(
@@ -149,10 +184,10 @@ def appearance(
             for d, n in zip(DEPTHS, subject.depth_noise, strict=True)
         ]
     )
-    # The bony opening and root of the nose say something about the soft nose, as in life.
+    # The soft nose depends in part on the bony opening and root, as in life.
     bone = dict(zip((m.name for m in MODES), subject.skull.shape, strict=True))
     long_hair = not male and look["hair_length"] > -0.9
-    tissue = Tissue(
+    return Tissue(
         depth=depth,
         nose_width=(1.02 if male else 0.93) + 0.05 * (soft["nose_width"] + bone["midface breadth"]),
         nose_length=(1.0 if male else 0.93)
@@ -173,6 +208,12 @@ def appearance(
         hairline=(sag * (5.0 + 4.0 * look["hairline"]) + 2.0 if male else 0.0)
         * min(1.0, spread.hair),
     )
+
+
+def _colour(subject: Subject, age: float, sag: float, spread: Spread) -> Colour:
+    """Returns the colours of skin, hair and eyes."""
+    male = subject.sex == "male"
+    look = subject.look
     luminance = 1.0 + spread.skin * look["skin"]
     hue = 0.012 * look["skin_hue"] * min(1.5, spread.skin / 0.06)
     skin = np.array([0.80 + hue, 0.605, 0.495 - hue]) * luminance + (0.015 if not male else 0.0)
@@ -187,7 +228,7 @@ def appearance(
     )
     blue = 1.0 / (1.0 + np.exp(-4.0 * (spread.hair * look["iris"] - 0.3)))
     iris = blue * np.array([0.36, 0.47, 0.52]) + (1 - blue) * np.array([0.33, 0.21, 0.12])
-    colour = Colour(
+    return Colour(
         skin=np.clip(skin * (1.0 - np.array([0.02, 0.03, 0.03]) * sag), 0.05, 1.0),
         hair=hair,
         iris=iris,
@@ -201,23 +242,21 @@ def appearance(
         brow=(1.0 if male else 0.85) + 0.15 * look["brow"],
         seed=subject.skull.seed + 3.0,
     )
-    return _float32(subject.skull), _float32(tissue), _float32(colour)
 
 
 def split(seed: int, subjects: int) -> dict[str, list[int]]:
-    """Subject indices of 'train' and 'test': every sixth subject of a shuffle is held out, each sex alike.
+    """Returns the subjects' indices in 'train' and 'test'.
 
+    One subject in six is held out at random, in the same proportion for each sex.
     Raises ValueError where a split would be empty.
     """
     rng = np.random.default_rng([seed, 104729])
-    by_sex = {
-        sex: [i for i in range(subjects) if sex_of(seed, i) == sex] for sex in ("female", "male")
-    }
-    ranks = []
+    by_sex = {sex: [i for i in range(subjects) if sex_of(seed, i) == sex] for sex in SEXES}
+    ranks: list[tuple[float, int]] = []
     for members in by_sex.values():
         ranks += [((k + 0.5) / len(members), i) for k, i in enumerate(rng.permutation(members))]
     order = [int(i) for _, i in sorted(ranks)]
     held_out = (subjects + 3) // 6
     if not 0 < held_out < subjects:
-        raise ValueError(f"subjects={subjects} leaves the split 'test' empty; use 3 or more")
+        raise ValueError(f"subjects={subjects}: the split 'test' would be empty. Use 3 or more.")
     return {"train": sorted(order[held_out:]), "test": sorted(order[:held_out])}

@@ -1,26 +1,30 @@
-"""TFDS builder of the procedural cohort: X-rays and faces of people who never lived."""
+"""TFDS builder of the procedural cohort: paired X-rays and faces of synthetic people."""
 
 import concurrent.futures
 import dataclasses
 import functools
 import io
 import os
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from data_builders.conditions import VIEWS
 from data_builders.cranio_phantom import cohort, head
-from data_builders.cranio_phantom.skull import LANDMARKS, from_template
+from data_builders.cranio_phantom.skull import LANDMARKS, Skull, from_template
 from data_builders.local import LocalBuilder
-from data_builders.rendering.volume import VIEWS, project_point, voxel_for
-from data_builders.shards import shards
+from data_builders.rendering.volume import Frame, project_point, voxel_for
+from data_builders.shards import Record, shards
 
 SIZES = (64, 128, 256)
 PAIRINGS = ("matched", "all_views")
 
-# Places of the template on the skin, for alignment of faces: the five of ArcFace, the chin and the ears.
+# Template places on the skin, for the alignment of faces: ArcFace's five, the chin and the ears.
 FACE_LANDMARKS = {
     "right eye": (32, 84, 16.5),
     "left eye": (-32, 84, 16.5),
@@ -33,15 +37,26 @@ FACE_LANDMARKS = {
 }
 
 
+# Settings in a configuration's name, where they differ from the default.
+_TAGS = {
+    "subjects": "n",
+    "seed": "seed",
+    "skin_spread": "skin",
+    "hair_spread": "hair",
+    "depth_spread": "depth",
+}
+
+
 @dataclasses.dataclass
 class PhantomConfig(tfds.core.BuilderConfig):
-    """Settings of a cohort. The name is made from them, so different settings never share a folder.
+    """Settings of a cohort. They determine its name, so different settings never share a folder.
 
     Attributes:
       size: pixels along each side of X-rays and faces.
-      pairing: 'matched' (X-ray and face of the same view) or 'all_views' (each X-ray with each face).
-      subjects: how many people.
-      seed: which people.
+      pairing: 'matched' (X-ray and face of the same view), or 'all_views' (each X-ray with each
+        face).
+      subjects: number of people.
+      seed: of the draw of people.
       skin_spread: standard deviation of the skin's luminance between people, relative.
       hair_spread: scale of differences in hair and eyes.
       depth_spread: scale of the personal tissue depths, 1 for the published standard deviations.
@@ -60,31 +75,25 @@ class PhantomConfig(tfds.core.BuilderConfig):
         if self.pairing not in PAIRINGS:
             raise ValueError(f"pairing={self.pairing!r} is not one of {', '.join(PAIRINGS)}")
         if self.size < 16:
-            raise ValueError(f"size={self.size} is below 16 pixels")
+            raise ValueError(f"size={self.size} is below 16 pixels. Use 16 or more.")
         cohort.split(self.seed, self.subjects)
         if not self.name:
-            short = {
-                "subjects": "n",
-                "seed": "seed",
-                "skin_spread": "skin",
-                "hair_spread": "hair",
-                "depth_spread": "depth",
-            }
-            other = [
-                f"{tag}{getattr(self, f.name):g}"
-                for f in dataclasses.fields(self)
-                if (tag := short.get(f.name)) and getattr(self, f.name) != f.default
+            changed = [
+                f"{_TAGS[field.name]}{getattr(self, field.name):g}"
+                for field in dataclasses.fields(self)
+                if field.name in _TAGS and getattr(self, field.name) != field.default
             ]
-            self.name = "-".join([f"{self.pairing}_{self.size}", *other])
+            self.name = "-".join([f"{self.pairing}_{self.size}", *changed])
 
     @property
     def spread(self) -> cohort.Spread:
+        """How much people differ in what the skull does not determine."""
         return cohort.Spread(self.skin_spread, self.hair_spread, self.depth_spread)
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(picture: np.ndarray | jax.Array) -> bytes:
     data = io.BytesIO()
-    pixels = np.uint8(np.round(np.asarray(picture) * 255.0))
+    pixels = np.round(np.asarray(picture) * 255.0).astype(np.uint8)
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(data, "PNG")
     return data.getvalue()
 
@@ -92,9 +101,8 @@ def _png(picture: np.ndarray) -> bytes:
 class Builder(LocalBuilder):
     """Paired skull X-rays and faces of a procedural cohort. See README.md beside this file."""
 
-    VERSION = tfds.core.Version(
-        "1.4.0"
-    )  # to be raised whenever the same settings give other records
+    # To be raised whenever the same settings give other records.
+    VERSION = tfds.core.Version("1.4.0")
     RELEASE_NOTES = {
         "1.0.0": "First cohort.",
         "1.1.0": "Skulls differ more; jaws and necks taper.",
@@ -108,9 +116,11 @@ class Builder(LocalBuilder):
 
     def _info(self):
         size = self.builder_config.size
-        landmarks = lambda names: tfds.features.Tensor(shape=(len(names), 2), dtype=np.float32)
         return self.dataset_info_from_configs(
-            description="A procedural cohort of head volumes: X-rays by Beer-Lambert projection, faces by shading.",
+            description=(
+                "A procedural cohort of head volumes: X-rays by Beer-Lambert projection, "
+                "faces by shading."
+            ),
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
@@ -123,8 +133,8 @@ class Builder(LocalBuilder):
                     "sex": tfds.features.Text(),
                     "age": np.float32,
                     "bmi_change": np.float32,
-                    "xray_landmarks": landmarks(LANDMARKS),
-                    "face_landmarks": landmarks(FACE_LANDMARKS),
+                    "xray_landmarks": _points(len(LANDMARKS)),
+                    "face_landmarks": _points(len(FACE_LANDMARKS)),
                 }
             ),
             metadata=tfds.core.MetadataDict(
@@ -145,80 +155,108 @@ class Builder(LocalBuilder):
 
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
-        config, views = (
-            self.builder_config,
-            len(VIEWS) ** (1 if self.builder_config.pairing == "matched" else 2),
-        )
-        pairs = views * len(cohort.AGES) * len(cohort.BMI_CHANGES)
+        config = self.builder_config
+        pairs = len(_view_pairs(config.pairing)) * len(cohort.AGES) * len(cohort.BMI_CHANGES)
         return {
             name: shards(name, self._records(members), pairs * len(members), config.size)
             for name, members in cohort.split(config.seed, config.subjects).items()
         }
 
     def _records(self, members):
-        make = functools.partial(subject_records, self.builder_config)
-        yield from make(members[0])  # alone, so that every program is compiled once
-        # XLA leaves the interpreter free while it computes, so threads keep all cores busy.
+        records_of = functools.partial(subject_records, self.builder_config)
+        yield from records_of(members[0])  # alone, so that every program is compiled once
+        # XLA releases the interpreter lock while it computes, so threads keep all cores busy.
         with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            for records in pool.map(make, members[1:]):
+            for records in pool.map(records_of, members[1:]):
                 yield from records
 
 
 _SETTINGS = ("size", "pairing", "subjects", "seed", "skin_spread", "hair_spread", "depth_spread")
 
 
-@jax.numpy_rank_promotion("allow")  # colours meet fields of places on purpose
-def subject_records(config: PhantomConfig, index: int):
-    """All pairs of one subject: `[(id, record)]`."""
-    records = []
+def _points(count: int) -> tfds.features.Tensor:
+    return tfds.features.Tensor(shape=(count, 2), dtype=np.float32)
+
+
+def _view_pairs(pairing: str) -> list[tuple[str, str]]:
+    """Returns the views of X-ray and face that are paired."""
+    return [(x, f) for x in VIEWS for f in VIEWS if pairing == "all_views" or x == f]
+
+
+class _Xrays(NamedTuple):
+    """A subject's X-rays and landmarks, which age and BMI do not change.
+
+    Attributes:
+      png: the X-rays' files, by view.
+      xray_landmarks: `(len(LANDMARKS), 2)` pixels, by view.
+      face_landmarks: `(len(FACE_LANDMARKS), 2)` pixels, by view.
+    """
+
+    png: dict[str, bytes]
+    xray_landmarks: dict[str, np.ndarray]
+    face_landmarks: dict[str, np.ndarray]
+
+
+@jax.numpy_rank_promotion("allow")  # colours are broadcast over fields of places
+def subject_records(config: PhantomConfig, index: int) -> list[Record]:
+    """Returns all pairs of one subject, as ids with records."""
     subject = cohort.draw(config.seed, index)
     name = f"p{config.seed:02d}{index:05d}"
-    frame = head.frame(config.size)
-    skull, tissue, _ = cohort.appearance(
-        subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, config.spread
-    )
-    xrays = [_png(x) for x in head.radiographs(skull, tissue, config.size, voxel_for(config.size))]
-    places = {
-        kind: np.stack(
-            from_template(tuple(np.array(list(names.values()), np.float32).T), skull), -1
-        )
-        for kind, names in (("xray", LANDMARKS), ("face", FACE_LANDMARKS))
-    }
-    project = lambda kind, view: np.asarray(project_point(frame, view, places[kind]), np.float32)
+    xrays = _xrays(config, subject)
+    records = []
     for age in cohort.AGES:
         for change in cohort.BMI_CHANGES:
-            faces, heads = head.portraits(
-                *cohort.appearance(subject, age, change, config.spread), config.size
-            )
-            faces, heads = [_png(face) for face in faces], [_png(mask) for mask in heads]
-            for i, xray_view in enumerate(VIEWS):
-                for j, face_view in enumerate(VIEWS):
-                    if config.pairing == "matched" and i != j:
-                        continue
-                    key = f"{name}-{xray_view}-{face_view}-{age}-{change:+d}"
-                    records.append(
-                        (
-                            key,
-                            {
-                                "id": key,
-                                "subject": name,
-                                "xray": io.BytesIO(xrays[i]),
-                                "face": io.BytesIO(faces[j]),
-                                "head_mask": io.BytesIO(heads[j]),
-                                "xray_view": xray_view,
-                                "face_view": face_view,
-                                "sex": subject.sex,
-                                "age": np.float32(age),
-                                "bmi_change": np.float32(change),
-                                "xray_landmarks": project("xray", xray_view),
-                                "face_landmarks": project("face", face_view),
-                            },
-                        )
-                    )
+            look = cohort.appearance(subject, age, change, config.spread)
+            portraits = head.portraits(*look, config.size)
+            faces = dict(zip(VIEWS, map(_png, portraits.faces), strict=True))
+            masks = dict(zip(VIEWS, map(_png, portraits.masks), strict=True))
+            for xray_view, face_view in _view_pairs(config.pairing):
+                key = f"{name}-{xray_view}-{face_view}-{age}-{change:+d}"
+                record = {
+                    "id": key,
+                    "subject": name,
+                    "xray": io.BytesIO(xrays.png[xray_view]),
+                    "face": io.BytesIO(faces[face_view]),
+                    "head_mask": io.BytesIO(masks[face_view]),
+                    "xray_view": xray_view,
+                    "face_view": face_view,
+                    "sex": subject.sex,
+                    "age": np.float32(age),
+                    "bmi_change": np.float32(change),
+                    "xray_landmarks": xrays.xray_landmarks[xray_view],
+                    "face_landmarks": xrays.face_landmarks[face_view],
+                }
+                records.append((key, record))
     return records
 
 
+def _xrays(config: PhantomConfig, subject: cohort.Subject) -> _Xrays:
+    """Returns a subject's X-rays and landmarks, at the reference age and BMI."""
+    skull, tissue, _ = cohort.appearance(
+        subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, config.spread
+    )
+    pictures = head.radiographs(skull, tissue, config.size, voxel_for(config.size))
+    frame = head.frame(config.size)
+    return _Xrays(
+        png=dict(zip(VIEWS, map(_png, pictures), strict=True)),
+        xray_landmarks=_projected(LANDMARKS, skull, frame),
+        face_landmarks=_projected(FACE_LANDMARKS, skull, frame),
+    )
+
+
+def _projected(
+    landmarks: Mapping[str, tuple[float, float, float]], skull: Skull, frame: Frame
+) -> dict[str, np.ndarray]:
+    """Returns the pixels of template places, by view."""
+    template = tuple(np.array(list(landmarks.values()), np.float32).T)
+    places = jnp.stack(from_template(template, skull), -1)
+    return {view: np.asarray(project_point(frame, view, places), np.float32) for view in VIEWS}
+
+
 def make_config(**settings) -> PhantomConfig:
-    """The configuration with these settings; the builder's own where it has one of that name, as TFDS demands."""
+    """Returns the configuration with these settings.
+
+    It is one of BUILDER_CONFIGS where that has the same name, as TFDS demands.
+    """
     config = PhantomConfig(**settings)
     return Builder.builder_configs.get(config.name, config)

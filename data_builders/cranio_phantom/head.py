@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_builders.conditions import VIEWS
 from data_builders.cranio_phantom import skull as bones
 from data_builders.cranio_phantom import tissue as soft
 from data_builders.cranio_phantom.shapes import bump, noise, smooth_min, step, union
 from data_builders.cranio_phantom.skull import Skull
 from data_builders.cranio_phantom.tissue import Tissue
 from data_builders.rendering import surface, xray
-from data_builders.rendering.volume import VIEWS, Frame, Volume, ray_points
+from data_builders.rendering.volume import Frame, Volume, ray_points
 
 WIDTH = 264.0  # mm shown by a picture
 CENTER = (0.0, 6.0, 3.0)
@@ -22,7 +23,7 @@ _HIGH = np.array([92.0, 130.0, 137.0], np.float32)
 
 
 class Colour(NamedTuple):
-    """What no skull tells. RGB triples are display values in [0, 1]; the rest are scalars.
+    """The colours of one head. RGB triples are display values in [0, 1]; the rest are scalars.
 
     Attributes:
       skin, hair, iris: RGB.
@@ -44,34 +45,28 @@ class Colour(NamedTuple):
     stubble: float
     makeup: float
     brow: float
-    seed: float
+    seed: float | jax.Array
 
 
 def frame(size: int) -> Frame:
-    """The picture plane that X-rays and portraits of the cohort share."""
+    """Returns the picture plane that X-rays and portraits of the cohort share."""
     return Frame(size, WIDTH, CENTER)
 
 
 def _grid(spacing: float) -> np.ndarray:
-    """Places in mm of the volume's samples: `(right, front, top, 3)`."""
+    """Returns the places in mm of the volume's samples: `(right, front, top, 3)`."""
     count = np.ceil((_HIGH - _LOW) / spacing).astype(int)
     axes = [np.float32(_LOW[i] + spacing * np.arange(count[i])) for i in range(3)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1)
 
 
 def _folded(p):
-    """Mirrors the right half onto the left, rounded at the midline so that nothing has a crease there."""
+    """Mirrors the left half onto the right, rounded at the midline to avoid a crease there."""
     return jnp.sqrt(p[0] ** 2 + 0.25), p[1], p[2]
 
 
-def skin_distance(p, skull: Skull, tissue: Tissue):
-    """Signed distance in mm to the skin, eyes included, hair left out, at places of this head."""
-    q = _folded(bones.to_template(p, skull))
-    return jnp.minimum(soft.skin(q, tissue), soft.eyeball(q, tissue)) * skull.size
-
-
-def _seen_ear(p, tissue: Tissue):
-    # Long hair lies over the ears; X-rays see them all the same.
+def _visible_ear(p, tissue: Tissue):
+    """Distance to the ear as light sees it: long hair covers it. X-rays show it all the same."""
     return soft.ear(p, tissue) + 60.0 * tissue.hair_length
 
 
@@ -79,14 +74,13 @@ def outer_distance(p, skull: Skull, tissue: Tissue):
     """Signed distance in mm to what light meets first: skin, eyes or hair."""
     q = _folded(bones.to_template(p, skull))
     bare = soft.skin_without_ears(q, tissue)
-    skin = smooth_min(bare, _seen_ear(q, tissue), 3.0) - 0.7 * step(
-        brow_region(q, tissue), 0.5, 0.8
-    )
+    brow = 0.7 * step(brow_region(q, tissue), 0.5, 0.8)
+    skin = smooth_min(bare, _visible_ear(q, tissue), 3.0) - brow
     return union(skin, soft.eyeball(q, tissue), soft.hair(q, tissue, bare)) * skull.size
 
 
 def brow_region(p, tissue: Tissue):
-    """Positive within the eyebrow, in mm from its edge."""
+    """Returns the distance in mm from the eyebrow's edge; positive within the eyebrow."""
     x, y, z = p
     along = (x - 14.0) / 34.0
     middle = 32.5 + tissue.brow_height + 5.5 * jnp.sin(jnp.clip(along, 0, 1) * 2.2) - 3.4 * along
@@ -95,10 +89,10 @@ def brow_region(p, tissue: Tissue):
     return jnp.minimum(half - jnp.abs(z - middle), ends) - jnp.maximum(60.0 - y, 0.0)
 
 
-# Organ by organ: one program for the whole head would compute the warp anew for every organ.
+# Each organ has a program of its own: a single one would repeat the warp for every organ.
 @jax.jit
 def _prepare(grid, skull: Skull):
-    """Template places, and the skull with noise and sinuses that differ by side."""
+    """Returns the template places, and the skull with noise and sinuses that differ by side."""
     gx, gy, gz = (grid[..., i] for i in range(3))
     tx, ty, tz = bones.to_template((gx, gy, gz), skull)
     side = jnp.tanh(tx / 8.0)
@@ -110,7 +104,7 @@ def _prepare(grid, skull: Skull):
 
 @jax.jit
 def _fill(p, skull: Skull, tissue: Tissue, spacing):
-    """Fat under the skin, muscle deeper, the airway; with the distance to the skin."""
+    """Returns Hounsfield units of fat, muscle and airway, and the distance to the skin."""
     skin = jnp.minimum(soft.skin(p, tissue), soft.eyeball(p, tissue))
     fat = bump(-skin, 4.0, 2.2) * step(-skin, 2.0, 0.6)
     x, y, z = p
@@ -118,9 +112,9 @@ def _fill(p, skull: Skull, tissue: Tissue, spacing):
     return hu + (-1000.0 - hu) * jnp.clip(0.5 - bones.airway(p) / spacing, 0, 1), skin
 
 
-_paint = jax.jit(
-    lambda hu, p, skull, spacing, paint: paint(hu, p, skull, spacing), static_argnames="paint"
-)
+@partial(jax.jit, static_argnames="paint")
+def _paint(hu, p, skull: Skull, spacing, paint):
+    return paint(hu, p, skull, spacing)
 
 
 @jax.jit
@@ -129,23 +123,37 @@ def _clip_to_skin(hu, skin, spacing):
 
 
 def volume(skull: Skull, tissue: Tissue, spacing: float) -> Volume:
-    """The head in Hounsfield units, without hair (which X-rays do not see).
+    """Returns the head in Hounsfield units, without hair, which X-rays do not show.
 
     Args:
-      skull, tissue: whose head.
+      skull: the head's skull.
+      tissue: the head's soft parts.
       spacing: mm between samples.
     """
-    grid, spacing = _grid(spacing), np.float32(spacing)
+    # Fill the head with soft tissue.
+    grid = _grid(spacing)
+    step_mm = np.float32(spacing)
     p, sided = _prepare(grid, skull)
-    hu, skin = _fill(p, sided, tissue, spacing)
+    hu, skin = _fill(p, sided, tissue, step_mm)
+    # Paint the parts of the skull, each within its box.
     for paint, low, high in bones.PARTS:
-        start = np.maximum(0, np.floor((np.array(low) - _LOW) / spacing)).astype(int)
-        stop = np.minimum(grid.shape[:3], np.ceil((np.array(high) - _LOW) / spacing)).astype(int)
+        start = np.maximum(0, np.floor((np.array(low) - _LOW) / step_mm)).astype(int)
+        stop = np.minimum(grid.shape[:3], np.ceil((np.array(high) - _LOW) / step_mm)).astype(int)
         box = tuple(slice(a, b) for a, b in zip(start.tolist(), stop.tolist(), strict=True))
         # Cut out before the program starts: strided reads inside it are several times slower.
-        *here, sided_here = jax.tree.map(lambda a: a[box] if jnp.ndim(a) == 3 else a, (*p, sided))  # noqa: B023
-        hu = hu.at[box].set(_paint(hu[box], tuple(here), sided_here, spacing, paint=paint))
-    return Volume(_clip_to_skin(hu, skin, spacing), np.full(3, spacing, np.float32), _LOW)
+        *here, sided_here = jax.tree.map(partial(_cut_out, box=box), (*p, sided))
+        hu = hu.at[box].set(_paint(hu[box], tuple(here), sided_here, step_mm, paint=paint))
+    return _volume(_clip_to_skin(hu, skin, step_mm), step_mm)
+
+
+def _cut_out(field, box: tuple[slice, ...]):
+    """Returns the part of a field within a box; scalars as they are."""
+    return field[box] if jnp.ndim(field) == 3 else field
+
+
+def _volume(values: jax.Array, spacing: float | np.float32) -> Volume:
+    """Returns a field on `_grid(spacing)` as a volume."""
+    return Volume(values, jnp.full(3, spacing, jnp.float32), jnp.asarray(_LOW))
 
 
 @partial(jax.jit, static_argnames="size")
@@ -154,7 +162,7 @@ def _expose(head: Volume, size: int):
 
 
 def radiographs(skull: Skull, tissue: Tissue, size: int, spacing: float):
-    """Frontal and lateral X-rays: `(2, size, size)` in [0, 1], in the order of VIEWS."""
+    """Returns the X-rays `(2, size, size)` in [0, 1], in the order of VIEWS."""
     return _expose(volume(skull, tissue, spacing), size)
 
 
@@ -162,7 +170,7 @@ def radiographs(skull: Skull, tissue: Tissue, size: int, spacing: float):
 
 
 def _strands(p, along, seed):
-    """Noise stretched along a direction of growth, for hair."""
+    """Returns noise that is stretched along a direction of growth, for hair."""
     x, y, z = p
     u, v, w = along
     return 0.6 * noise(x * u, y * v, z * w, seed) + 0.4 * noise(
@@ -170,14 +178,20 @@ def _strands(p, along, seed):
     )
 
 
-def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
-    """Albedo and gloss at surface places given in the template's frame."""
-    x, y, z = p
-    scalp, eye = soft.skin_without_ears(p, tissue), soft.eyeball(p, tissue)
-    bare = smooth_min(scalp, _seen_ear(p, tissue), 3.0)
-    hair = soft.hair(p, tissue, scalp)
-    mix = lambda a, b, w: a + (b - a) * w[..., None]
+def _mix(a, b, weight):
+    """Returns `a` where `weight` is 0 and `b` where it is 1."""
+    return a + (b - a) * weight[..., None]
 
+
+def _material(p, signed_x, tissue: Tissue, colour: Colour):
+    """Returns albedo and gloss at surface places in the template's frame."""
+    x, y, z = p
+    scalp = soft.skin_without_ears(p, tissue)
+    eye = soft.eyeball(p, tissue)
+    bare = smooth_min(scalp, _visible_ear(p, tissue), 3.0)
+    hair = soft.hair(p, tissue, scalp)
+
+    # Skin: mottling, redness, shaded sockets, age spots and stubble.
     mottle = noise(signed_x / 13.0, y / 13.0, z / 13.0, colour.seed)
     fine = noise(signed_x / 3.7, y / 3.7, z / 3.7, colour.seed + 2.0)
     spots = step(noise(signed_x / 6.1, y / 6.1, z / 5.3, colour.seed + 5.0), 0.72, 0.12)
@@ -199,12 +213,13 @@ def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
     )
     beard = step(-24.0 - z, 0.0, 5.0) * step(y, 12.0, 7.0) * step(z, -104.0, 5.0)
     beard = beard * (1.0 - 0.85 * bump(x, 40, 12) * bump(z, -34, 14) * step(y, 35, 8))
-    skin = mix(
+    skin = _mix(
         skin,
         0.62 * colour.skin + 0.10 * colour.hair + jnp.array([0.0, 0.01, 0.03]),
         colour.stubble * beard * (0.85 + 0.15 * fine),
     )
 
+    # Lips and lashes.
     lips = step(soft.lip_region(p, tissue), 0.2, 0.9)
     lip_colour = (
         colour.skin
@@ -213,11 +228,12 @@ def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
     )
     line, along = soft.lip_line(p, tissue)
     parting = bump(z, line, 0.9) * step(along, 1.04, -0.05) * step(y, 72, 4)
-    skin = mix(skin, lip_colour, 0.85 * lips)
+    skin = _mix(skin, lip_colour, 0.85 * lips)
     skin = skin * (1.0 - 0.55 * parting[..., None])
     lash = bump(soft.lid_gap(p, tissue), 0.3, 0.7) * step(z, 15.0, 2.0) * step(y, 70, 2)
     skin = skin * (1.0 - (0.40 + 0.4 * colour.makeup) * lash[..., None])
 
+    # Hair and brows.
     hue = colour.hair * (1.0 - colour.grey) + jnp.array([0.68, 0.67, 0.65]) * colour.grey
     hairs = _strands((signed_x, y, z), (0.42, 0.10, 0.16), colour.seed + 9.0)
     # Crown hair grows to the front, side hair downwards: two strand fields, blended by height.
@@ -229,43 +245,39 @@ def _material(p, signed_x, skull: Skull, tissue: Tissue, colour: Colour):
         * (1.0 + 0.20 * strand + 0.06 * hairs)[..., None]
         * (1.0 - 0.25 * colour.grey * step(hairs, 0.3, 0.2)[..., None])
     )
-    brow = step(soft_brow(p, tissue, strand), 0.3, 0.7) * 0.72 * colour.brow
-    skin = mix(skin, 0.75 * hue, jnp.clip(brow, 0, 0.9))
+    brow = step(_ragged_brow(p, tissue, strand), 0.3, 0.7) * 0.72 * colour.brow
+    skin = _mix(skin, 0.75 * hue, jnp.clip(brow, 0, 0.9))
     # Hair thins out towards its edge.
     thin = step(soft.hair_edge(p, tissue) + 2.2 * strand, 1.5, 2.2)
     is_hair = step(bare - hair, 0.5, 0.6) * jnp.maximum(thin, step(bare - hair, 6.0, 1.0))
-    albedo = mix(skin, tint, is_hair)
+    albedo = _mix(skin, tint, is_hair)
     gloss = 0.055 + 0.05 * lips + 0.02 * step(y, 96, 4) + is_hair * (0.03 + 0.05 * strand)
 
+    # Eyes: the white, the iris with its pupil, the upper lid's shadow and a glint.
     ex, _, ez = soft.eye_center(tissue)
     radius = jnp.hypot(x - ex, z - ez)
     spokes = 0.85 + 0.2 * jnp.sin(9.0 * jnp.arctan2(z - ez, x - ex) + colour.seed)
     white = jnp.array([0.86, 0.83, 0.80]) * (1.0 - 0.02 * jnp.maximum(radius - 6.0, 0.0))[..., None]
     iris = colour.iris * (spokes * (1.1 - 0.5 * step(radius, 5.2, 0.4)))[..., None]
-    ball = mix(white, iris, step(radius, 6.1, -0.35))
-    ball = mix(ball, jnp.full(3, 0.03), step(radius, 2.4, -0.3))
-    # The upper lid shades the eye.
-    ball = (
-        ball
-        * (1.0 - 0.35 * step(soft.lid_gap(p, tissue), -2.2, 1.2) * step(z, ez - 1.0, 2.0))[
-            ..., None
-        ]
-    )
+    ball = _mix(white, iris, step(radius, 6.1, -0.35))
+    ball = _mix(ball, jnp.full(3, 0.03), step(radius, 2.4, -0.3))
+    shadow = 0.35 * step(soft.lid_gap(p, tissue), -2.2, 1.2) * step(z, ez - 1.0, 2.0)
+    ball = ball * (1.0 - shadow)[..., None]
     glint = bump(x * jnp.sign(signed_x) - (ex * jnp.sign(signed_x) + 1.6), 0.0, 0.9) * bump(
         z, ez + 2.6, 0.9
     )
     ball = ball + 0.8 * glint[..., None]
     is_eye = step(jnp.minimum(bare, hair) - eye, 0.05, 0.12)
-    return mix(albedo, ball, is_eye), gloss * (1 - is_eye) + 0.10 * is_eye
+    return _mix(albedo, ball, is_eye), gloss * (1 - is_eye) + 0.10 * is_eye
 
 
-def soft_brow(p, tissue: Tissue, strand):
-    """The eyebrow's region with a ragged edge."""
+def _ragged_brow(p, tissue: Tissue, strand):
+    """Returns `brow_region` with a ragged edge."""
     return brow_region(p, tissue) + 0.8 * strand - 0.3
 
 
-# The distance is a large expression: compiled once by itself and called for the grid, the march and the
-# normals, it costs seconds to compile; inlined at each place, or differentiated in reverse, minutes.
+# The distance is a large expression. As its own program, called for the grid, the march and the
+# normals, it compiles in seconds; inlined at each call, or differentiated in reverse, in minutes.
 # Places are triples of arrays: reading a last axis of three with strides is several times slower.
 @jax.jit
 def _distances(points, offset, skull, tissue):
@@ -280,16 +292,17 @@ _TETRAHEDRON = 0.3 * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]
 
 @jax.jit
 def _advance(points, toward, distance, least):
-    # A warped field is no exact distance: short steps, and back where one went too far. Rays that graze
-    # an edge would creep along it; a least step lets them pass.
-    step = 0.85 * jnp.clip(distance, -4.0, 16.0)
-    step = jnp.where(distance > 0.4, jnp.maximum(step, least), step)
-    return tuple(p - t * step for p, t in zip(points, toward, strict=True))
+    # A warped field is not an exact distance: steps are short, and go back where one went too far.
+    # Rays that graze an edge would creep along it; a minimum step lets them pass.
+    stride = 0.85 * jnp.clip(distance, -4.0, 16.0)
+    stride = jnp.where(distance > 0.4, jnp.maximum(stride, least), stride)
+    return tuple(p - t * stride for p, t in zip(points, toward, strict=True))
 
 
 @partial(jax.jit, static_argnames=("fine", "view"))
 def _near_surface(coarse: Volume, fine: Frame, view: str):
-    # The grid misses what is thinner than itself by up to 1 mm; the march starts a little before the crossing.
+    # The grid misses parts thinner than its spacing by up to 1 mm, so the march starts a little
+    # before the crossing.
     depth = surface.first_crossing(coarse, fine, view, -1.0, -200.0)
     return depth, tuple(jnp.moveaxis(ray_points(fine, view, depth + 3.0), -1, 0))
 
@@ -312,13 +325,13 @@ def _raised(points, normal, height):
 @jax.jit
 def _painted(points, skull: Skull, tissue: Tissue, colour: Colour):
     template = bones.to_template(points, skull)
-    return _material(_folded(template), template[0], skull, tissue, colour)
+    return _material(_folded(template), template[0], tissue, colour)
 
 
 @partial(jax.jit, static_argnames="view")
 def _lit(value, normal, above, albedo, gloss, view: str):
     sky = surface.openness_from_distances(above)
-    # Rays that are still on their way leave the pixel to their neighbours, if it has any.
+    # Rays that have not reached the surface count little beside the others of their pixel.
     settled = jnp.where(jnp.abs(value) < 1.0, 1.0, 1e-3)
     return jnp.concatenate(
         [surface.shade(view, jnp.stack(normal, -1), albedo, sky, gloss), settled[:, None]], -1
@@ -329,11 +342,20 @@ _downsample = jax.jit(surface.downsample, static_argnames="factor")
 _PIECE = 2**13  # rays
 
 
-def _seen(points, view: str, skull: Skull, tissue: Tissue, colour: Colour):
-    """What rays see that start from `points` near the surface: `(rays, 4)`, display RGB and its weight in the pixel."""
+# Minimum steps of the march in mm.
+_LEAST_STEPS = np.array([0, 0.5, 1.5, 2, 1, 0, 0], np.float32)
+
+
+def _trace(points, view: str, skull: Skull, tissue: Tissue, colour: Colour):
+    """Returns the display RGB of rays, and their weights in their pixels: `(rays, 4)`.
+
+    The rays start from `points` near the surface.
+    """
+    # March to the surface.
     toward = tuple(np.full_like(points[0], t) for t in _TOWARD[view])
-    for least in np.float32([0, 0.5, 1.5, 2, 1, 0, 0]):
+    for least in _LEAST_STEPS:
         points = _advance(points, toward, _distances(points, _HERE, skull, tissue), least)
+    # Shade it.
     value = _distances(points, _HERE, skull, tissue)
     normal = _normals([_distances(points, offset, skull, tissue) for offset in _TETRAHEDRON])
     above = tuple(
@@ -343,36 +365,48 @@ def _seen(points, view: str, skull: Skull, tissue: Tissue, colour: Colour):
     return _lit(value, normal, above, *_painted(points, skull, tissue, colour), view)
 
 
-def portraits(skull: Skull, tissue: Tissue, colour: Colour, size: int, supersample: int = 2):
-    """Frontal and lateral portraits: `(2, size, size, 3)` display RGB in [0, 1], in the order of VIEWS, and where the head is.
+class Portraits(NamedTuple):
+    """Portraits in the order of VIEWS.
 
-    The latter, `(2, size, size, 1)`, is 1 in pixels of which the head fills half or more.
-
-    A coarse grid of distances finds each ray's first place near the head; a few steps of the exact distance then
-    settle it. Rays that pass the head by are left out, and the others go in pieces of one size: one compilation
-    for every picture, and what a piece computes stays in the cache.
+    Attributes:
+      faces: `(2, size, size, 3)` display RGB in [0, 1].
+      masks: `(2, size, size, 1)`, True in pixels of which the head fills half or more.
     """
-    skull, tissue, colour = jax.device_put(
-        (skull, tissue, colour)
-    )  # once, not at each of the many calls below
+
+    faces: jax.Array
+    masks: np.ndarray
+
+
+def portraits(
+    skull: Skull, tissue: Tissue, colour: Colour, size: int, supersample: int = 2
+) -> Portraits:
+    """Returns a frontal and a lateral portrait.
+
+    A coarse grid of distances gives each ray's first place near the head; a few steps of the exact
+    distance then lead to the surface. Rays that miss the head are left out. The others are traced
+    in pieces of one size, so that all pictures share one compilation and a piece fits the cache.
+    """
+    # Find where rays meet the head. Parameters go to the device once, not at each of many calls.
+    skull, tissue, colour = jax.device_put((skull, tissue, colour))
     grid = tuple(np.moveaxis(_grid(_COARSE), -1, 0))
-    coarse = Volume(-_distances(grid, _HERE, skull, tissue), np.full(3, _COARSE, np.float32), _LOW)
+    coarse = _volume(-_distances(grid, _HERE, skull, tissue), _COARSE)
     fine = Frame(size * supersample, WIDTH, CENTER)
-    pictures, heads = [], []
+    faces = []
+    masks = []
     for view in VIEWS:
         depth, points = jax.tree.map(np.ravel, _near_surface(coarse, fine, view))
-        colours = np.tile(np.float32([*surface.BACKGROUND, 1.0]), (depth.size, 1))
-        met = np.flatnonzero(depth > surface.MISS)
-        for start in range(0, len(met), _PIECE):
-            here = met[start : start + _PIECE]
-            padded = np.pad(here, (0, _PIECE - len(here)), mode="edge")
-            colours[here] = _seen(tuple(p[padded] for p in points), view, skull, tissue, colour)[
-                : len(here)
-            ]
+        # Trace the rays that meet it.
+        colours = np.tile(np.array([*surface.BACKGROUND, 1.0], np.float32), (depth.size, 1))
+        met = depth > surface.MISS
+        rays = np.flatnonzero(met)
+        for start in range(0, len(rays), _PIECE):
+            piece = rays[start : start + _PIECE]
+            padded = np.pad(piece, (0, _PIECE - len(piece)), mode="edge")
+            traced = _trace(tuple(p[padded] for p in points), view, skull, tissue, colour)
+            colours[piece] = traced[: len(piece)]
+        # Average each pixel's rays.
         colours = colours.reshape(fine.size, fine.size, 4)
-        pictures.append(_downsample(colours[..., :3], colours[..., 3], factor=supersample))
-        hit = (
-            (depth > surface.MISS).reshape(fine.size, fine.size) & (colours[..., 3] > 0.5)
-        ).astype(np.float32)
-        heads.append(hit.reshape(size, supersample, size, supersample, 1).mean((1, 3)) >= 0.5)
-    return jnp.stack(pictures), np.stack(heads)
+        faces.append(_downsample(colours[..., :3], colours[..., 3], factor=supersample))
+        hits = (met.reshape(fine.size, fine.size) & (colours[..., 3] > 0.5)).astype(np.float32)
+        masks.append(hits.reshape(size, supersample, size, supersample, 1).mean((1, 3)) >= 0.5)
+    return Portraits(jnp.stack(faces), np.stack(masks))

@@ -1,7 +1,9 @@
-"""Looks at the cohort: `python -m data_builders.cranio_phantom.overview sheet|variants|ceiling [FILE.png]`."""
+"""Draws pictures of the cohort, or measures its ceiling.
+
+Usage: `python -m data_builders.cranio_phantom.overview sheet|variants|ceiling [FILE.png]`.
+"""
 
 import sys
-from collections import defaultdict
 
 import jax
 import numpy as np
@@ -13,11 +15,14 @@ SPREAD = cohort.Spread()
 
 
 def _faces(subject: cohort.Subject, age: float, change: float, size: int) -> np.ndarray:
-    return np.asarray(head.portraits(*cohort.appearance(subject, age, change, SPREAD), size)[0])
+    return np.asarray(head.portraits(*cohort.appearance(subject, age, change, SPREAD), size).faces)
 
 
 def sheet(size: int = 192, subjects: int = 6) -> np.ndarray:
-    """One column a subject: both X-rays, both faces, at the reference age and BMI."""
+    """Returns a picture with a column for each subject: both X-rays, then both faces.
+
+    All are at the reference age and BMI.
+    """
     columns = []
     for index in range(subjects):
         subject = cohort.draw(0, index)
@@ -34,7 +39,7 @@ def sheet(size: int = 192, subjects: int = 6) -> np.ndarray:
 
 
 def variants(size: int = 160, index: int = 2) -> np.ndarray:
-    """One subject: columns 25, 45, 65 years (both views), rows BMI -10 %, 0, +10 %."""
+    """Returns a picture of one subject: columns are ages (both views), rows changes of BMI."""
     subject = cohort.draw(0, index)
     rows = [
         np.concatenate([f for age in cohort.AGES for f in _faces(subject, age, change, size)], 1)
@@ -44,30 +49,39 @@ def variants(size: int = 160, index: int = 2) -> np.ndarray:
 
 
 def ceiling(size: int = 64, subjects: int = 120) -> dict[str, float]:
-    """PSNR in dB of the mean training face, and of the true skull with everything else drawn anew, on test subjects.
+    """Returns two mean PSNRs in dB on the test subjects.
 
-    No method that sees only the skull can be expected far above the second.
+    The first is that of the mean training face. The second is that of the true skull with new
+    draws of all other traits: methods that see only the skull can't be expected to get far above.
     """
     splits = cohort.split(0, subjects)
-    psnr = lambda a, b: -10 * np.log10(np.mean((a - b) ** 2, axis=(1, 2, 3)))
-    total = defaultdict(float)
     conditions = [(age, change) for age in cohort.AGES for change in cohort.BMI_CHANGES]
+    # Average the training faces.
+    mean: dict[tuple[int, int], np.ndarray] = {
+        condition: np.zeros((2, size, size, 3), np.float32) for condition in conditions
+    }
     for index in splits["train"]:
         for c in conditions:
-            total[c] = total[c] + _faces(cohort.draw(0, index), *c, size) / len(splits["train"])
-    values = {"mean face": [], "true skull, other traits": []}
+            mean[c] = mean[c] + _faces(cohort.draw(0, index), *c, size) / len(splits["train"])
+    # Compare them, and strangers with the same skull, with the test faces.
+    values: dict[str, list[float]] = {"mean face": [], "true skull, other traits": []}
     for index in splits["test"]:
         subject = cohort.draw(0, index)
         stranger = cohort.with_other_traits(subject, 1000 + index)
         for c in conditions:
             truth = _faces(subject, *c, size)
-            values["mean face"] += list(psnr(total[c], truth))
-            values["true skull, other traits"] += list(psnr(_faces(stranger, *c, size), truth))
+            values["mean face"] += list(_psnr(mean[c], truth))
+            values["true skull, other traits"] += list(_psnr(_faces(stranger, *c, size), truth))
     return {name: float(np.mean(v)) for name, v in values.items()}
 
 
+def _psnr(faces: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Returns the PSNR of each face in dB."""
+    return -10 * np.log10(np.mean((faces - truth) ** 2, axis=(1, 2, 3)))
+
+
 def main(what: str, file: str = "overview.png") -> None:
-    """Writes a picture or prints the ceiling."""
+    """Writes a picture, or prints the ceiling. `what` is 'sheet', 'variants' or 'ceiling'."""
     if what == "ceiling":
         for name, value in ceiling().items():
             print(f"{name:28s} {value:.2f} dB")

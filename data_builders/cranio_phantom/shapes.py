@@ -8,11 +8,13 @@ import jax.numpy as jnp
 
 
 def sphere(p, center, radius):
+    """Exact distance to a sphere."""
     x, y, z = (a - b for a, b in zip(p, center, strict=True))
     return jnp.sqrt(x * x + y * y + z * z + 1e-9) - radius
 
 
 def ellipsoid(p, center, radii):
+    """First-order distance to an ellipsoid with its axes along x, y and z."""
     x, y, z = (a - b for a, b in zip(p, center, strict=True))
     u, v, w = x / radii[0], y / radii[1], z / radii[2]
     k0 = jnp.sqrt(u * u + v * v + w * w + 1e-9)
@@ -21,6 +23,7 @@ def ellipsoid(p, center, radii):
 
 
 def superellipsoid(p, center, radii, power=4.0):
+    """Distance to an ellipsoid that gets boxier as `power` rises; 2 is an ellipsoid."""
     u, v, w = (jnp.abs(a - b) / r for a, b, r in zip(p, center, radii, strict=True))
     return ((u**power + v**power + w**power + 1e-9) ** (1.0 / power) - 1.0) * min(radii)
 
@@ -36,6 +39,7 @@ def capsule(p, start, end, radius, end_radius=None):
 
 
 def box(p, center, half, rounding):
+    """Distance to a box of half lengths `half` whose edges have the radius `rounding`."""
     qx, qy, qz = (jnp.abs(a - b) - h + rounding for a, b, h in zip(p, center, half, strict=True))
     out = jnp.sqrt(
         jnp.maximum(qx, 0) ** 2 + jnp.maximum(qy, 0) ** 2 + jnp.maximum(qz, 0) ** 2 + 1e-9
@@ -52,7 +56,8 @@ def turned(p, center, angle):
 
 def polygon(u, v, corners):
     """Distance in the plane to a closed polygon given by its `(u, v)` corners."""
-    nearest, sign = 1e9, 1.0
+    nearest = 1e9
+    sign = 1.0
     for (ax, ay), (bx, by) in zip(corners, corners[-1:] + corners[:-1], strict=True):
         ex, ey, wx, wy = bx - ax, by - ay, u - ax, v - ay
         t = jnp.clip((wx * ex + wy * ey) / (ex * ex + ey * ey), 0.0, 1.0)
@@ -74,13 +79,17 @@ def smooth_max(a, b, radius):
 
 
 def round_max(a, b, radius):
-    """Intersection with an edge of `radius` mm that stays a distance outside: what is offset from it has round corners."""
+    """Intersection with a rounded edge of `radius` mm.
+
+    Outside it stays a distance, so a surface at an offset from it has round corners too.
+    """
     u, v = a + radius, b + radius
     out = jnp.sqrt(jnp.maximum(u, 0.0) ** 2 + jnp.maximum(v, 0.0) ** 2 + 1e-6)
     return out + jnp.minimum(jnp.maximum(u, v), 0.0) - radius
 
 
 def union(*distances, radius=None):
+    """Union of solids, with fillets of about `radius` mm where that is given."""
     total = distances[0]
     for d in distances[1:]:
         total = jnp.minimum(total, d) if radius is None else smooth_min(total, d, radius)
@@ -98,7 +107,7 @@ def bump(x, center, width):
 
 
 def _wave(x):
-    """A parabolic stand-in for sin(x): noise needs no more, and XLA's own sine costs five times as much."""
+    """Approximates sin(x) by parabolas, enough for noise; XLA's own sine is five times slower."""
     turn = x * (0.5 / jnp.pi)
     turn = turn - jnp.round(turn)
     return 8.0 * turn * (1.0 - 2.0 * jnp.abs(turn))

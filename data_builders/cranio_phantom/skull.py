@@ -1,4 +1,4 @@
-"""The template skull as a field of Hounsfield units, and the warp that makes it somebody's.
+"""The template skull as a field of Hounsfield units, and the warp to an individual skull.
 
 Frame: millimetres in the Frankfurt plane (z = 0 through the ear canals and the lower orbital
 rims), y to the front, x to the right; the middle of the ear canals is the origin. The two sides
@@ -89,7 +89,9 @@ FACTORS = {
 
 
 class Skull(NamedTuple):
-    """What is particular to one skull. All fields are scalars but `shape`.
+    """The parameters of one skull. All fields but `shape` are scalars.
+
+    While a volume is painted, `sinus` and `seed` hold a value for each place.
 
     Attributes:
       shape: `(len(MODES),)` in standard deviations.
@@ -99,23 +101,25 @@ class Skull(NamedTuple):
       sinus: size of the frontal sinuses, 1 on average; 0 leaves them out.
       sinus_skew: how much larger the right sinus is, relative.
       mastoid: size of the mastoid process, 1 on average.
-      seed: phase of all of the noise.
+      seed: phase of all noise.
     """
 
     shape: np.ndarray
     size: float
     skew: float
     thickness: float
-    sinus: float
+    sinus: float | jax.Array
     sinus_skew: float
     mastoid: float
-    seed: float
+    seed: float | jax.Array
 
 
 def _displacement(p, skull):
-    """Relative change of x and shifts of y and z in mm, at a place of the template."""
+    """Returns the relative change of x and the shifts of y and z in mm at a template place."""
     _, y, z = p
-    scale, dy, dz = 0.0, 0.0, 0.0
+    scale = 0.0
+    dy = 0.0
+    dz = 0.0
     for i, m in enumerate(MODES):
         amount = m.amount * skull.shape[i]
         if m.kind == "level":
@@ -134,11 +138,12 @@ def _displacement(p, skull):
 
 
 def _lean(z, skull):
+    """Returns the shift to the right in mm at a height, which grows towards the chin."""
     return skull.skew * step(z, -40.0, -35.0)
 
 
 def to_template(p, skull: Skull):
-    """Places in the template that correspond to places `p` (mm) in this head: the inverse warp."""
+    """Returns the template places of places `p` (mm) in this head: the inverse warp."""
     x, y, z = (a / skull.size for a in p)
     scale, dy, dz = _displacement((x, y, z), skull)
     return (x - _lean(z, skull)) / (1.0 + scale), y - dy, z - dz
@@ -146,7 +151,7 @@ def to_template(p, skull: Skull):
 
 @jax.jit
 def from_template(p, skull: Skull):
-    """Places in this head (mm) of places in the template; inverts `to_template` by iteration."""
+    """Returns the places in this head (mm) of template places; iterates to the inverse."""
     target = tuple(jnp.asarray(a, jnp.float32) for a in p)
     guess = tuple(a * skull.size for a in target)
     for _ in range(12):
@@ -174,10 +179,12 @@ def vault(p):
 
 
 def base_height(p):
-    """Height of the inner skull base: three fossae whose edges run obliquely, and the sella."""
+    """Returns the height of the inner skull base: three fossae and the sella."""
     x, y, _ = p
+    # The edges between the fossae.
     lesser_wing = 38.0 + 0.30 * x
     petrous_ridge = 24.0 - 0.55 * x
+    # The fossae.
     anterior = (
         29.0 - 8.0 * bump(x, 0, 6) + 4.5 * bump(x, 32, 14) * bump(y, 62, 22) + 0.05 * (y - 60)
     )
@@ -187,6 +194,7 @@ def base_height(p):
     )
     floor = posterior + (middle - posterior) * step(y, petrous_ridge, 3.0)
     floor = floor + (anterior - floor) * step(y, lesser_wing, 2.5)
+    # The sella.
     sella = 8.0 * bump(x, 0, 7) * bump(y, 27, 4.2)
     dorsum = 3.5 * bump(x, 0, 8) * bump(y, 20.5, 1.8)
     return floor - sella + dorsum
@@ -196,7 +204,7 @@ def base_height(p):
 
 
 def rim_front(x):
-    """How far to the front (y) the orbital rim stands, at a lateral place."""
+    """Returns the position in y of the orbital rim at a lateral position."""
     return 91.0 - 0.0105 * jnp.maximum(x - 8.0, 0.0) ** 2
 
 
@@ -204,10 +212,8 @@ def orbit(p):
     """The cone of the orbit: open to the front, apex at the optic canal."""
     x, y, z = p
     depth = jnp.clip((y - 40.0) / 46.0, 0.0, 1.1)
-    across, up = (
-        (x - (14.0 + 19.5 * depth)) / (3.0 + 17.0 * depth),
-        (z - (14.0 + 3.0 * depth)) / (3.0 + 14.8 * depth),
-    )
+    across = (x - (14.0 + 19.5 * depth)) / (3.0 + 17.0 * depth)
+    up = (z - (14.0 + 3.0 * depth)) / (3.0 + 14.8 * depth)
     # The upper rim slopes down to the side, as in life.
     up = up + 0.10 * across
     section = (jnp.abs(across) ** 2.5 + jnp.abs(up) ** 2.5 + 1e-6) ** 0.4
@@ -274,6 +280,7 @@ def midface(p):
 
 
 def nasal_bones(p):
+    """The roof of the nose."""
     x, y, z = p
     roof = 91.5 + (24.0 - z) * 0.50 + 0.010 * (24.0 - z) ** 2 - 0.16 * x * x
     # The slope of the roof turns its vertical offset into a distance.
@@ -286,9 +293,10 @@ JAW_FRONT = 80.5  # mm; the plan of the mandible is y = JAW_FRONT - 0.034 x^2 - 
 
 
 def along_jaw(p):
-    """Coordinates along the mandible's plan: `(front position, inward normal distance)`, both in mm.
+    """Returns coordinates along the mandible's plan.
 
-    Two Newton steps to the curve, since one overshoots where it turns.
+    They are the position to the front and the inward normal distance, both in mm. Two Newton steps
+    lead to the curve, since one overshoots where it turns.
     """
     x, y, z = p
     x = x - 0.07 * (z + 60.0) * step(y, 40.0, -14.0)
@@ -298,7 +306,8 @@ def along_jaw(p):
         slope = 0.068 * x + 3.6e-6 * x**3
         norm2 = 1.0 / (1.0 + slope * slope)
         inward = inward + offset * jnp.sqrt(norm2)
-        x, y = x + offset * slope * norm2, y + offset * norm2
+        x = x + offset * slope * norm2
+        y = y + offset * norm2
     return y, inward
 
 
@@ -321,6 +330,7 @@ _RAMUS = [
 def mandible(p):
     """The lower jaw."""
     _x, _y, z = p
+    # The body.
     front, inward = along_jaw(p)
     lower_edge = -95.0 + 0.36 * jnp.maximum(JAW_FRONT - 4.0 - front, 0.0)
     upper_edge = -56.5 + 0.06 * jnp.maximum(JAW_FRONT - front, 0.0)
@@ -330,6 +340,7 @@ def mandible(p):
         jnp.maximum(lower_edge - z, z - upper_edge),
         4.5,
     )
+    # The ramus, the chin and the joint.
     ramus = jnp.maximum(polygon(front, z, _RAMUS), jnp.abs(inward - 4.6) - 3.9)
     chin = union(
         ellipsoid(p, (0, 79, -87), (14, 7.5, 8)), sphere(p, (13, 74, -91), 5.0), radius=5.0
@@ -341,8 +352,26 @@ def mandible(p):
     return union(body, smooth_min(ramus, angle, 5.0), union(condyle, neck), radius=3.0)
 
 
-def _tooth_rows():
-    """Place, direction and size of each tooth of one side, walking both arches by tooth width."""
+class Tooth(NamedTuple):
+    """A tooth of the right side.
+
+    Attributes:
+      row: 'upper' or 'lower'.
+      place: (x, y) in mm.
+      angle: radians by which its outward direction turns to the side.
+      width: mm along the arch.
+      depth: mm across the arch.
+    """
+
+    row: str
+    place: tuple[float, float]
+    angle: float
+    width: float
+    depth: float
+
+
+def _tooth_rows() -> list[Tooth]:
+    """Returns the teeth of the right side, spaced along both arches by their widths."""
     widths = {
         "upper": (8.6, 6.6, 7.8, 7.0, 6.8, 10.2, 9.6),
         "lower": (5.4, 6.0, 6.9, 7.0, 7.1, 11.0, 10.4),
@@ -353,7 +382,9 @@ def _tooth_rows():
     }
     teeth = []
     for row, rx, ry, y0 in (("upper", 24.8, 37.0, 50.0), ("lower", 22.8, 34.0, 50.5)):
-        angle, walked, wanted = 0.0, 0.0, 0.0
+        angle = 0.0
+        walked = 0.0
+        wanted = 0.0
         for width, depth in zip(widths[row], depths[row], strict=True):
             wanted += width / 2
             while walked < wanted:
@@ -361,9 +392,8 @@ def _tooth_rows():
                 angle += 1e-3
             wanted += width / 2
             place = (rx * math.sin(angle), y0 + ry * math.cos(angle))
-            teeth.append(
-                (row, place, math.atan2(ry * math.sin(angle), rx * math.cos(angle)), width, depth)
-            )
+            outward = math.atan2(ry * math.sin(angle), rx * math.cos(angle))
+            teeth.append(Tooth(row, place, angle=outward, width=width, depth=depth))
     return teeth
 
 
@@ -371,15 +401,18 @@ TEETH = _tooth_rows()
 
 
 def teeth(p):
-    """Distances of crowns with roots, and of their enamel caps."""
+    """Returns the distance to the teeth with their roots, and to the enamel alone."""
     x, y, z = p
-    solid, enamel = 1e3, 1e3
+    solid = 1e3
+    enamel = 1e3
     for row, (tx, ty), angle, width, depth in TEETH:
         up = 1.0 if row == "upper" else -1.0
-        c, s = math.cos(angle), math.sin(angle)
-        along, out = c * (x - tx) - s * (y - ty), s * (x - tx) + c * (y - ty)
+        c = math.cos(angle)
+        s = math.sin(angle)
+        along = c * (x - tx) - s * (y - ty)
+        out = s * (x - tx) + c * (y - ty)
         height = up * (z + 47.2) - (0.0 if row == "upper" else 0.4)
-        # Roots lean back to the middle of the arch a little; incisors slope forward.
+        # Roots lean towards the middle of the arch; incisors slope forward.
         out = out + (0.22 if abs(angle) < 0.7 else 0.04) * (height - 4.0)
         crown = superellipsoid(
             (along, out, height), (0, 0, 4.0), (0.47 * width, 0.42 * depth, 5.0), 3.2
@@ -421,6 +454,7 @@ def vertebrae(p):
 
 
 def hyoid(p):
+    """The hyoid bone."""
     return union(
         capsule(p, (0, 40, -96), (11, 36, -96), 3.4, 2.6),
         capsule(p, (11, 36, -96), (19, 14, -91), 2.2, 1.7),
@@ -444,16 +478,17 @@ def airway(p):
 
 
 def _cover(distance, voxel):
-    """Part of a voxel that a solid covers, from the distance at its middle."""
+    """Returns the share of a voxel that a solid covers, from the distance at its centre."""
     return jnp.clip(0.5 - distance / voxel, 0.0, 1.0)
 
 
 def _paint(hu, distance, value, voxel):
+    """Returns the volume with a solid of `value` Hounsfield units painted over it."""
     return hu + (value - hu) * _cover(distance, voxel)
 
 
 def _bony(distance, cortex, p, seed, spongy=560.0, dense=1350.0):
-    """Hounsfield units inside a bone: a dense shell `cortex` mm thick over spongy bone."""
+    """Returns Hounsfield units inside a bone: a dense shell of `cortex` mm over spongy bone."""
     x, y, z = p
     grain = noise(x / 9.0, y / 9.0, z / 9.0, seed)
     inner = step(-distance, cortex, 0.9)
@@ -463,17 +498,19 @@ def _bony(distance, cortex, p, seed, spongy=560.0, dense=1350.0):
 def paint_braincase(hu, p, skull: Skull, voxel):
     """Vault, skull base, ear and sphenoid bone."""
     x, y, z = p
+    # The wall and the cavity.
     wall = skull.thickness * (1.0 + 0.14 * noise(x / 60.0, y / 60.0, z / 60.0, skull.seed))
     wall = wall * (
         1.0 + 0.30 * bump(y, 95, 18) * bump(z, 40, 16) + 0.55 * bump(y, -88, 14) * bump(z, 18, 12)
     )
-    outer, floor = vault(p), base_height(p)
+    outer = vault(p)
+    floor = base_height(p)
     floor = floor + 0.8 * noise(x / 22.0, y / 22.0, 0.0, skull.seed + 2.0)
     base = 4.2 - 1.6 * step(y, 42.0 + 0.3 * x, 4.0)
     shell = jnp.maximum(outer, floor - base - z)
     cavity = smooth_max(outer + wall, floor - z, 4.0)
 
-    # Three layers: tables of cortical bone with the diploe between them, where the wall is thick enough.
+    # Where the wall is thick enough, the diploe lies between two tables of cortical bone.
     middle = bump(outer + 0.5 * wall, 0.0, 0.32 * wall) * step(wall, 4.0, 1.2)
     diploe = noise(x / 7.0, y / 7.0, z / 7.0, skull.seed + 1.0)
     table = 1380.0 - (560.0 + 120.0 * diploe) * middle
@@ -486,7 +523,7 @@ def paint_braincase(hu, p, skull: Skull, voxel):
         * step(z, 92.0, -12.0)
         * step(x, 30.0, 6.0)
     )
-    # Coronal, lambdoid and sagittal sutures meander.
+    # Coronal, lambdoid and sagittal sutures.
     waver = (
         2.4 * jnp.sin(0.55 * x + skull.seed)
         + 1.5 * jnp.sin(1.3 * x + 2 * skull.seed)
@@ -504,6 +541,7 @@ def paint_braincase(hu, p, skull: Skull, voxel):
     hu = _paint(hu, jnp.maximum(shell, -cavity), table, voxel)
     hu = _paint(hu, cavity, 38.0, voxel)
 
+    # The petrous bone, the mastoid with its air cells and the ear canals.
     petrous = capsule(p, (46, -1, -2.5), (12, 21, 0.5), 8.5, 5.0)
     cells = step(noise(x / 3.6, y / 3.6, z / 3.6, skull.seed + 4.0), 0.05, 0.25)
     mastoid_end = (50.0, -2.0, -20.0 - 8.0 * skull.mastoid)
@@ -520,7 +558,7 @@ def paint_braincase(hu, p, skull: Skull, voxel):
     inner_canal = capsule(p, (20, 14, 3), (34, 6, 2), 2.6)
     hu = _paint(hu, inner_canal, 40.0, voxel)
 
-    # The sphenoid's body stands under the sella; the clivus runs from it to the foramen magnum.
+    # The sphenoid's body lies below the sella; the clivus runs from it to the foramen magnum.
     clivus = smooth_min(
         capsule(p, (0, 15, 2), (0, 4, -24), 7.5, 5.0),
         capsule(p, (8, 4, -24), (17, -4, -25), 4.5, 5.5),
@@ -536,6 +574,7 @@ def paint_braincase(hu, p, skull: Skull, voxel):
     styloid = capsule(p, (40, 4, -16), (34, 14, -42), 2.0, 0.9)
     hu = _paint(hu, styloid, 900.0, voxel)
 
+    # The frontal sinuses, with a septum between them.
     frontal_sinus = ellipsoid(
         (x, y, z),
         (9.0 + 2.0 * skull.sinus, 88.5, 36.0 + 3.0 * skull.sinus),
@@ -550,17 +589,21 @@ def paint_braincase(hu, p, skull: Skull, voxel):
 def paint_face(hu, p, skull: Skull, voxel):
     """Upper jaw, cheekbones, orbits, nose and their sinuses."""
     x, y, z = p
-    socket, passage, outer = orbit(p), nasal_passage(p), vault(p)
+    # The bone.
+    socket = orbit(p)
+    passage = nasal_passage(p)
+    outer = vault(p)
     brain = smooth_max(outer + skull.thickness, base_height(p) - z, 4.0)
     solid = midface(p)
     bone = jnp.maximum(solid, -brain)
     hu = _paint(hu, bone, _bony(bone, 1.4, p, skull.seed + 3.0), voxel)
 
+    # The maxillary sinuses.
     wavy = 0.9 * noise(x / 11.0, y / 11.0, z / 11.0, skull.seed + 5.0)
     sinus = antrum(p) + 0.6 + wavy
     hu = _paint(hu, sinus, -900.0, voxel)
 
-    # Behind the rims the orbit's walls are paper thin.
+    # The orbits, whose walls are thin behind the rims, and the eyes.
     hu = _paint(
         hu,
         jnp.maximum(jnp.abs(socket) - 0.8, jnp.maximum(y - rim_front(x) + 4.0, 44.0 - y)),
@@ -570,10 +613,12 @@ def paint_face(hu, p, skull: Skull, voxel):
     hu = _paint(hu, jnp.maximum(socket, -brain), -60.0, voxel)
     hu = _paint(hu, sphere(p, (32, 74, 17), 12.0), 20.0, voxel)
 
+    # The ethmoid cells.
     ethmoid = smooth_max(superellipsoid(p, (6.5, 64, 14), (8.0, 19, 12.0), 3.5), 1.0 - socket, 2.0)
     cells = jnp.abs(noise(x / 5.5, y / 6.5, z / 6.5, skull.seed + 7.0))
     hu = _paint(hu, ethmoid, jnp.where(cells < 0.16, 500.0, -850.0), voxel)
 
+    # The nasal cavity with two conchae and its septum.
     hu = _paint(hu, passage, -880.0, voxel)
     for cx, cz, half, scroll in ((7.6, -15.5, 18.0, 4.4), (6.4, -2.0, 14.0, 3.3)):
         roll = capsule((x, y, z), (cx, 66 - half, cz), (cx, 66 + half, cz), scroll, 0.7 * scroll)
@@ -585,6 +630,7 @@ def paint_face(hu, p, skull: Skull, voxel):
         jnp.abs(x + bend * bump(x, 0, 4)) - 1.0, jnp.maximum(passage - 1.0, y - 84.0)
     )
     hu = _paint(hu, septum, 620.0, voxel)
+    # The palate, the pterygoid plates and the nasal bones.
     palate = smooth_max(
         jnp.maximum(jnp.abs(z + 27.5 + 0.010 * (y - 66) ** 2 * step(y, 66.0, 4.0)) - 2.0, x - 22.0),
         jnp.maximum(44.0 - y, y - 90.0),
@@ -625,8 +671,8 @@ def paint_neck(hu, p, skull: Skull, voxel):
     return _paint(hu, hyoid(p), 700.0, voxel)
 
 
-# Boxes in mm ((from), (to)) that hold each part of the skull after any warp, so that a part is
-# computed where it can be and nowhere else.
+# Each part with the two corners in mm of a box that holds it after any warp. A part is computed
+# within its box only.
 PARTS = (
     (paint_braincase, (-90, -115, -50), (90, 110, 140)),
     (paint_face, (-80, -5, -66), (80, 118, 62)),
@@ -634,8 +680,7 @@ PARTS = (
     (paint_jaw, (-72, -12, -125), (72, 116, 12)),
 )
 
-# Cephalometric and craniometric landmarks of the template, (x, y, z) in mm on the bone; the paired ones
-# are on the subject's right.
+# Cephalometric and craniometric landmarks of the template, (x, y, z) in mm on the bone.
 LANDMARKS = {
     "vertex": (0, 2, 118),
     "opisthocranion": (0, -88.5, 38),
@@ -657,6 +702,7 @@ LANDMARKS = {
     "right euryon": (72, -10, 62),
     "right condylion": (50.5, 12.5, 0),
 }
+# Paired landmarks are mirrored.
 LANDMARKS |= {
     name.replace("right", "left"): (-x, y, z)
     for name, (x, y, z) in LANDMARKS.items()

@@ -1,10 +1,11 @@
 """Soft tissue over the template skull: published depths at landmarks, then the features of a face.
 
-Depths follow the pooled adult tables of facial soft tissue thickness (Stephan & Simpson, J Forensic Sci
-2008;53:1257-1272; tallied again by Stephan, J Forensic Sci 2014;59:454-462, and by Hona & Stephan, Int J
-Legal Med 2024;138), rounded to half a millimetre. They steer a procedural cohort and are no substitute for
-the tables themselves. How they change with BMI and age is ours, after the tables' remarks that
-cheek, jaw angle and the floor of the mouth vary most and the midline of the forehead least.
+Depths follow the pooled adult tables of facial soft tissue thickness (Stephan & Simpson, J Forensic
+Sci 2008;53:1257-1272; updated by Stephan, J Forensic Sci 2014;59:454-462, and by Hona & Stephan,
+Int J Legal Med 2024;138), rounded to half a millimetre. They serve a procedural cohort and are no
+substitute for the tables themselves. Their change with BMI and age is our choice. It follows the
+tables' remarks that cheek, jaw angle and floor of the mouth vary most, the middle of the forehead
+least.
 """
 
 from typing import NamedTuple
@@ -77,7 +78,7 @@ _REACH = 16.0  # mm; standard deviation of a landmark's influence
 
 
 class Tissue(NamedTuple):
-    """What is particular to the soft parts of one head, at one age and BMI. Scalars but for `depth`.
+    """The soft parts of one head, at one age and BMI. All fields but `depth` are scalars.
 
     Attributes:
       depth: `(len(DEPTHS),)` mm.
@@ -114,20 +115,23 @@ class Tissue(NamedTuple):
 
 
 def depth_at(p, depth):
-    """Soft tissue depth in mm: the landmarks' depths, blended by Gaussian weights."""
+    """Returns the soft tissue depth in mm: Gaussian-weighted means of the landmarks' depths."""
     x, y, z = p
-    total, weight = 6.5 * 2e-3, 2e-3
+    # A constant depth of little weight, for places far from all landmarks.
+    total = 6.5 * 2e-3
+    weight = 2e-3
     for i, landmark in enumerate(DEPTHS):
         lx, ly, lz = landmark.place
         w = jnp.exp(-((x - lx) ** 2 + (y - ly) ** 2 + (z - lz) ** 2) / (2 * _REACH**2))
         if lx > 0 and lx < 25:  # near the midline the other side's landmark counts as well
             w = w + jnp.exp(-((x + lx) ** 2 + (y - ly) ** 2 + (z - lz) ** 2) / (2 * _REACH**2))
-        total, weight = total + w * depth[i], weight + w
+        total = total + w * depth[i]
+        weight = weight + w
     return total / weight
 
 
 def _jaw_solid(p):
-    """The mandible filled in between its two halves."""
+    """Distance to the mandible with the space between its two halves filled."""
     _x, y, z = p
     front, inward = bones.along_jaw(p)
     lower = -95.5 + 0.40 * jnp.maximum(74.0 - front, 0.0)
@@ -140,7 +144,7 @@ def _jaw_solid(p):
 
 
 def bony_hull(p):
-    """The skull with its hollows filled: what the tissue lies on."""
+    """Distance to the skull with its hollows filled, on which the tissue lies."""
     x, y, z = p
     cheek = union(
         ellipsoid((x, y, z), (44, 66, -5), (14, 11, 12)),
@@ -161,11 +165,13 @@ def bony_hull(p):
 
 
 def _neck(p, t):
+    """Distance to the neck with its muscles and larynx."""
     x, y, z = p
     lean = -0.20 * (z + 40.0)
     cy = -14.0 - lean * 0.35
     radius = 50.0 * t.neck + 0.0016 * jnp.maximum(-70.0 - z, 0.0) ** 2
-    u, v = x / radius, (y - cy) / (1.02 * radius)
+    u = x / radius
+    v = (y - cy) / (1.02 * radius)
     column = (jnp.sqrt(u * u + v * v + 1e-6) - 1.0) * radius
     column = smooth_max(column, z + 12.0, 20.0)
     sternomastoid = capsule((x / t.neck, y, z), (50, -13, -28), (14, 26, -150), 9.0, 9.0)
@@ -175,6 +181,7 @@ def _neck(p, t):
 
 
 def eye_center(t):
+    """Returns the centre of the right eyeball in mm."""
     return (32.0, 72.5, 16.5)
 
 
@@ -212,7 +219,8 @@ def _eyes(skin, p, t):
 
 def _nose(skin, p, t):
     x, y, z = p
-    w, reach = t.nose_width, t.nose_length
+    w = t.nose_width
+    reach = t.nose_length
     turn = t.nose_tip * 0.12
     tip = (0.0, 111.5 + 9.5 * (reach - 1.0) * 2, -16.5 + turn)
     bridge = union(
@@ -235,12 +243,15 @@ def _nose(skin, p, t):
 
 
 def lip_line(p, t):
-    """Height of the closed mouth's line (a cupid's bow) and how far along the mouth a place is, 1 at its corner."""
+    """Returns the height of the closed mouth's line and the position along it.
+
+    The line is a cupid's bow. The position is 0 in the middle and 1 at the corner of the mouth.
+    """
     x, _, _ = p
     along = x / (25.5 * t.mouth_width)
-    return -46.0 - 0.9 * bump(x, 0, 4) + 1.0 * along**2 * (1 - along) - 2.0 * t.sag * jnp.clip(
-        along, 0, 1.2
-    ) ** 3, along
+    droop = 2.0 * t.sag * jnp.clip(along, 0, 1.2) ** 3
+    line = -46.0 - 0.9 * bump(x, 0, 4) + 1.0 * along**2 * (1 - along) - droop
+    return line, along
 
 
 def lip_region(p, t):
@@ -276,7 +287,7 @@ def _mouth(skin, p, t):
 
 
 def _age_and_weight(skin, p, t):
-    """Cheeks, jowls, the nasolabial fold and the throat: broad forms, nothing sculpted."""
+    """Adds the effects of age and weight on cheeks, jowls, nasolabial fold and throat."""
     x, y, z = p
     fold_line = x - (20.0 + 0.30 * (-22.0 - z))
     in_reach = bump(z, -37.0, 11.0) * step(y, 62, 6)
@@ -295,15 +306,17 @@ def _age_and_weight(skin, p, t):
 
 
 def ear(p, t):
-    """The pinna: a shell with helix, concha, tragus and lobule."""
+    """Distance to the pinna: a shell with helix, concha, tragus and lobule."""
     x, y, z = p
     s = t.ear
-    # Turn the head's frame into the ear's: backward tilt and flare away from the head.
+    # The ear's frame tilts backward and flares away from the head.
     _qx, qy, qz = turned((x, y, z), (0.0, -9.0, 2.0), 0.22)
     flare = 0.42 * t.ear_flare
     off = x - (68.5 - 0.02 * qz) + flare * (qy - 10.0)
-    u, v = qy / (15.5 * s), (qz - 1.0) / (30.5 * s)
+    u = qy / (15.5 * s)
+    v = (qz - 1.0) / (30.5 * s)
     u = u * (1.0 - 0.22 * v)  # wider above
+    # The shell.
     radius = jnp.sqrt(u * u + v * v + 1e-6)
     edge = (radius - 1.0) * 17.0 * s
     plate = smooth_max(edge, jnp.abs(off) - 1.9, 2.5)
@@ -314,6 +327,7 @@ def ear(p, t):
         - 1.6 * step(u, 0.15, -0.2) * lobule_free
     )
     shape = union(plate, helix, fold, radius=2.4)
+    # The hollow and the tragus before it.
     concha = ellipsoid((off, qy, qz), (3.4, 3.0, -2.0), (4.6, 7.0 * s, 10.0 * s))
     shape = smooth_max(shape, -concha, 2.0)
     tragus = ellipsoid((off, qy, qz), (0.6, 11.0, -3.5), (3.0, 3.2, 4.8))
@@ -326,7 +340,7 @@ def skin(p, t: Tissue):
 
 
 def skin_without_ears(p, t: Tissue):
-    """As `skin`, for hair to grow on."""
+    """Signed distance as in `skin`, without the ears; hair grows on this surface."""
     body = bony_hull(p) - depth_at(p, t.depth)
     body = _age_and_weight(body, p, t)
     body = _mouth(body, p, t)
@@ -336,17 +350,17 @@ def skin_without_ears(p, t: Tissue):
 
 
 def eyeball(p, t: Tissue):
-    """The eye with its cornea."""
+    """Distance to the eye with its cornea."""
     x, y, z = eye_center(t)
     return smooth_min(sphere(p, (x, y, z), 12.1), sphere(p, (x, y + 4.8, z), 7.9), 2.0)
 
 
 def hair_edge(p, t: Tissue):
-    """Millimetres inside the hairline; negative on bare skin."""
+    """Returns the distance in mm inside the hairline; negative on bare skin."""
     x, y, z = p
     wave = 1.2 * noise(x / 14.0, y / 14.0, z / 14.0, 0.3)
     recede = t.hairline * (1.0 + 0.8 * bump(x, 36, 12))
-    # Front: trichion over the forehead, temple, then down before the ear.
+    # The front edge runs from the trichion over the temple, then down before the ear.
     front_y = 78.0 + 1.0 * (z - 88.0) - recede
     front_y = jnp.where(
         z < 88.0,
@@ -354,6 +368,7 @@ def hair_edge(p, t: Tissue):
         front_y,
     )
     front_y = jnp.maximum(front_y, 19.0 - 0.3 * recede + 0.05 * z)
+    # The lower edge passes over the ear.
     low = -14.0
     around_ear = 24.0 * bump(y, -7, 15) * step(z, 60, -10)
     low = low + around_ear - 36.0 * step(y, -34.0, -8.0)
@@ -363,11 +378,13 @@ def hair_edge(p, t: Tissue):
 def hair(p, t: Tissue, bare):
     """Distance to the hair. `bare` is the distance to the skin at `p`."""
     x, y, z = p
+    # The cap of hair that every head has.
     edge = hair_edge(p, t)
     lock = noise(x / 16.0, y / 18.0, z / 26.0, 1.7) * 0.9
     top = 0.55 + 0.45 * step(z, 70, 18)
     thick = (t.hair_volume * top + lock) * step(edge, 4.0, 6.0) - 3.0 * step(edge, 0.0, -3.0)
     cap = bare - thick
+    # The curtain of long hair.
     long_edge = 19.0 - 0.04 * (z + 20) + 4.0 * jnp.sin(z / 23.0)
     curtain = (
         ellipsoid((x, y, 0.0), (0, -16, 0), (86, 86, 1e3))

@@ -1,4 +1,4 @@
-"""TFDS builder of pairs from CT archives: a head's volume gives its X-ray and its face.
+"""TFDS builder of pairs from CT archives: X-ray and face are rendered from one head's volume.
 
 See README.md beside this file.
 """
@@ -7,22 +7,20 @@ import dataclasses
 import io
 import pathlib
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import cv2
+import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data_builders.conditions import VIEWS
 from data_builders.errors import InputError, UnreadableError
-from data_builders.listed import ListedConfig, rows_by_words
-from data_builders.local import LocalBuilder
-from data_builders.pseudonyms import alias
-from data_builders.rendering import ct
-from data_builders.rendering.volume import VIEWS, Volume, voxel_for
-from data_builders.rendering.warp import virtual
-from data_builders.shards import shards
-from data_builders.tables import (
-    SEXES,
+from data_builders.lists.listed import ListedConfig, rows_by_words
+from data_builders.lists.pseudonyms import alias
+from data_builders.lists.tables import (
+    SEX_WORDS,
     SPLITS,
     Problem,
     check_filled,
@@ -31,6 +29,11 @@ from data_builders.tables import (
     path_of,
     read_table,
 )
+from data_builders.local import LocalBuilder
+from data_builders.rendering import ct
+from data_builders.rendering.volume import Volume, voxel_for
+from data_builders.rendering.warp import virtual
+from data_builders.shards import Record, shards
 from data_builders.volumes import plausible
 from data_builders.volumes.scan import check_orientation
 
@@ -40,14 +43,14 @@ OPTIONAL = ("split", "orientation", "hu_offset")
 
 @dataclasses.dataclass
 class CtHeadsConfig(ListedConfig):
-    """Settings of a cohort of CT heads, beside those of all lists.
+    """Settings of a cohort of CT heads, in addition to those of all lists.
 
     Attributes:
-      manifest: with the columns NEEDED and perhaps `split`, `orientation` and `hu_offset`; volumes
-        are NIfTI, MetaImage, NRRD or enhanced DICOM files, or folders of one DICOM series each.
+      manifest: a list with the columns NEEDED and perhaps those of OPTIONAL. Volumes are NIfTI,
+        MetaImage, NRRD or enhanced DICOM files, or folders of one DICOM series each.
       pairing: 'matched' (X-ray and face of one view) or 'all_views' (each X-ray with each face).
-      variants: virtual subjects made of each training head, beside itself.
-      turn, shift, bend: how different they are: degrees, mm, mm; see `rendering.warp.virtual`.
+      variants: virtual subjects made from each training head, in addition to itself.
+      turn, shift, bend: how much they differ, in degrees, mm and mm; see `rendering.warp.virtual`.
     """
 
     BLOCK = "ct_heads"
@@ -58,14 +61,11 @@ class CtHeadsConfig(ListedConfig):
     bend: float = 5.0
 
     def __post_init__(self):
-        if not (
-            self.variants >= 0
-            and 0 <= self.turn <= 15
-            and 0 <= self.shift <= 20
-            and 0 <= self.bend <= 12
-        ):
+        in_range = self.variants >= 0 and 0 <= self.turn <= 15
+        if not (in_range and 0 <= self.shift <= 20 and 0 <= self.bend <= 12):
             raise ValueError(
-                "variants, turn, shift or bend is below 0, or above 15 degrees, 20 mm or 12 mm, where a head is none any more"
+                "variants, turn, shift or bend is below 0, or above 15 degrees, 20 mm or 12 mm, "
+                "where a head is no longer plausible"
             )
         super().__post_init__()
 
@@ -75,12 +75,12 @@ class Row(NamedTuple):
 
     Attributes:
       number: of its row.
-      subject: whose head it is.
+      subject: the person's name in the manifest.
       volume: its file or folder.
       age: years.
       sex: 'female' or 'male'.
-      split: what the manifest says, or "".
-      orientation: where its axes lead if its file does not say so, such as `RAS`, or "".
+      split: as the manifest says, or "".
+      orientation: the directions of its axes where the file lacks them, such as `RAS`, or "".
       hu_offset: added to its values to make them Hounsfield units.
     """
 
@@ -94,7 +94,7 @@ class Row(NamedTuple):
     hu_offset: float = 0.0
 
     def examine(self, voxel: float) -> ct.Head:
-        """The head in cubes of `voxel` mm, and remarks. Raises UnreadableError."""
+        """Returns the head in cubes of `voxel` mm, and remarks. Raises UnreadableError."""
         return ct.examine_head(self.volume, voxel, self.orientation, self.hu_offset)
 
 
@@ -107,12 +107,15 @@ class Builder(LocalBuilder):
     def _info(self):
         size = self.builder_config.size
         return self.dataset_info_from_configs(
-            description="CT heads under pseudonyms: X-rays by Beer-Lambert projection, faces by shading the skin.",
+            description=(
+                "CT heads under pseudonyms: X-rays by Beer-Lambert projection, "
+                "faces by shading the skin."
+            ),
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
                     "subject": tfds.features.Text(),
-                    # Whose CT it is: the subject's own, or the one a virtual subject was made of.
+                    # The subject whose CT it is: itself, or the source of a virtual subject.
                     "head": tfds.features.Text(),
                     "virtual": np.bool_,
                     "xray": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
@@ -130,69 +133,58 @@ class Builder(LocalBuilder):
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
         config = self.builder_config
+        # Examine all volumes before hours are spent on rendering.
         rows, problems = read_rows(config)
-        # Whatever is wrong with a volume shows before hours are spent on the others.
-        wrong_volumes, remarks = examine_volumes(rows)
-        problems += config.bad_rows(wrong_volumes)
+        examination = examine_volumes(rows)
+        remarks = examination.remarks
+        problems += config.bad_rows(examination.problems)
         for number, words in sorted(remarks.items()):
             for remark in words:
                 print(f"{config.manifest_path.name}, row {number}: {remark}", file=sys.stderr)
         wrong = {number for number, _ in problems}
         rows = [row for row in rows if row.number not in wrong]
-        told = rows_by_words((number, words) for number in remarks for words in remarks[number])
-        self.info.metadata.update(skipped_rows=sorted(wrong), remarks=told)
+        row_remarks = ((number, words) for number in remarks for words in remarks[number])
+        self.info.metadata.update(skipped_rows=sorted(wrong), remarks=rows_by_words(row_remarks))
+        # Divide the rest.
         split_of = config.split_of(
             {row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows}
         )
-        found, pairs = {}, len(VIEWS) ** (2 if config.pairing == "all_views" else 1)
+        pairs = len(VIEWS) ** (2 if config.pairing == "all_views" else 1)
+        parts = {}
         for name in sorted(set(split_of.values())):
-            own, variants = (
-                [row for row in rows if split_of[row.subject] == name],
-                config.variants if name == "train" else 0,
-            )
-            found[name] = shards(
-                name, self._records(own, variants), len(own) * (1 + variants) * pairs, config.size
-            )
-        return found
+            members = [row for row in rows if split_of[row.subject] == name]
+            variants = config.variants if name == "train" else 0
+            count = len(members) * (1 + variants) * pairs
+            parts[name] = shards(name, self._records(members, variants), count, config.size)
+        return parts
 
-    def _records(self, rows: list[Row], variants: int):
+    def _records(self, rows: list[Row], variants: int) -> Iterator[Record]:
+        """Yields the records of heads, and of virtual subjects made from each."""
         config = self.builder_config
         secret = config.secret
         for row in rows:
             name = f"h{alias(secret, 'subject', row.subject)}"
             head = ct.boxed(row.examine(voxel_for(config.size)).volume)
-            yield from _records(config, row, name, name, head)
+            yield from _head_records(config, row, name, name, volume=head)
             for number in range(1, variants + 1):
                 seed = np.random.SeedSequence([config.seed, int(name[1:], 16), number])
                 bent = virtual(head, seed, config.turn, config.shift, config.bend, outside=ct.AIR)
-                yield from _records(config, row, name, f"{name}v{number:02d}", bent)
+                subject = f"{name}v{number:02d}"
+                yield from _head_records(config, row, name, subject, volume=bent)
 
 
 def read_rows(config: CtHeadsConfig) -> tuple[list[Row], list[tuple[int, str]]]:
-    """The manifest's rows, and those that are left out.
+    """Returns the manifest's rows, and the problems of those that are left out.
 
-    Raises InputError with all that can't be meant where these stop it.
+    Raises InputError with all problems where on_bad_row='stop'.
     """
     _, lines = read_table(config.manifest_path, NEEDED, OPTIONAL)
     rows: list[Row] = []
     problems: list[tuple[int, str]] = []
     for number, values in lines:
         try:
-            check_filled(values, (*NEEDED, "split") if config.split == "column" else NEEDED)
-            age, sex = (
-                number_of(values, "age", 0.0, 120.0, "years"),
-                SEXES[one_of(values, "sex", SEXES)],
-            )
-            split = one_of(values, "split", SPLITS) if values.get("split") else ""
-            volume = path_of(values, "volume", config.root_path)
-            row = Row(number, values["subject"], volume, age, sex, split, *_stated(values))
-            for other in rows:
-                if other.volume == row.volume:
-                    raise Problem(f"the same volume as in row {other.number}")
-                if other.subject == row.subject:
-                    raise Problem(
-                        f"the same subject as in row {other.number}; one head a subject is expected"
-                    )
+            row = _row(number, values, config)
+            _check_distinct(row, rows)
             rows.append(row)
         except Problem as problem:
             problems.append((number, str(problem)))
@@ -201,26 +193,53 @@ def read_rows(config: CtHeadsConfig) -> tuple[list[Row], list[tuple[int, str]]]:
     return rows, config.bad_rows(problems)
 
 
-def _stated(values: dict[str, str]) -> tuple[str, float]:
-    """What the list states that a file may not: `orientation` and `hu_offset`. Raises Problem."""
-    offset = (
-        number_of(values, "hu_offset", -70_000.0, 70_000.0, "HU")
-        if values.get("hu_offset")
-        else 0.0
+def _row(number: int, values: dict[str, str], config: CtHeadsConfig) -> Row:
+    """Returns a row of the manifest. Raises Problem."""
+    check_filled(values, (*NEEDED, "split") if config.split == "column" else NEEDED)
+    row = Row(
+        number=number,
+        subject=values["subject"],
+        age=number_of(values, "age", 0.0, 120.0, "years"),
+        sex=SEX_WORDS[one_of(values, "sex", SEX_WORDS)],
+        split=one_of(values, "split", SPLITS) if values.get("split") else "",
+        volume=path_of(values, "volume", config.root_path),
     )
-    try:
-        return check_orientation(values["orientation"]) if values.get("orientation") else "", offset
-    except ValueError as error:
-        raise Problem(str(error)) from None
+    if values.get("hu_offset"):
+        offset = number_of(values, "hu_offset", -70_000.0, 70_000.0, "HU")
+        row = row._replace(hu_offset=offset)
+    if values.get("orientation"):
+        try:
+            row = row._replace(orientation=check_orientation(values["orientation"]))
+        except ValueError as error:
+            raise Problem(str(error)) from None
+    return row
 
 
-def check_volumes(rows: list[Row]) -> list[tuple[int, str]]:
-    """Rows whose volumes are no heads."""
-    return examine_volumes(rows)[0]
+def _check_distinct(row: Row, rows: list[Row]) -> None:
+    """Raises Problem where a row has the volume or the subject of an earlier one."""
+    for other in rows:
+        if other.volume == row.volume:
+            raise Problem(f"the same volume as in row {other.number}")
+        if other.subject == row.subject:
+            raise Problem(
+                f"the same subject as in row {other.number}; one head a subject is expected"
+            )
 
 
-def examine_volumes(rows: list[Row]) -> tuple[list[tuple[int, str]], dict[int, list[str]]]:
-    """Rows whose volumes are no heads with the reason, and remarks on the others by row number."""
+class Examination(NamedTuple):
+    """The result of a look at all volumes.
+
+    Attributes:
+      problems: `(row number, words)` of volumes that are not heads.
+      remarks: on the others, by row number.
+    """
+
+    problems: list[tuple[int, str]]
+    remarks: dict[int, list[str]]
+
+
+def examine_volumes(rows: list[Row]) -> Examination:
+    """Reads all volumes coarsely and returns their problems and remarks."""
     problems: list[tuple[int, str]] = []
     remarks: dict[int, list[str]] = {}
     for row in rows:
@@ -229,23 +248,25 @@ def examine_volumes(rows: list[Row]) -> tuple[list[tuple[int, str]], dict[int, l
                 remarks[row.number] = words
         except UnreadableError as error:
             problems.append((row.number, f"volume={row.volume.name!r}: {error}"))
-        except Exception as error:  # One volume never ends a build.
+        except Exception as error:  # readers raise many kinds; one volume must not end a build
             problems.append(
                 (row.number, f"volume={row.volume.name!r}: not readable ({type(error).__name__})")
             )
-    return problems, remarks
+    return Examination(problems, remarks)
 
 
-def _png(picture: np.ndarray) -> io.BytesIO:
-    pixels = np.uint8(np.round(np.asarray(picture) * 255.0))
-    return io.BytesIO(
-        cv2.imencode(".png", pixels if pixels.ndim == 2 else pixels[..., ::-1])[1].tobytes()
-    )
+def _png(picture: np.ndarray | jax.Array) -> io.BytesIO:
+    """Returns the PNG file of a grey or RGB picture in [0, 1]."""
+    pixels = np.round(np.asarray(picture) * 255.0).astype(np.uint8)
+    if pixels.ndim == 3:
+        pixels = pixels[..., ::-1]  # OpenCV expects blue first
+    return io.BytesIO(cv2.imencode(".png", pixels)[1].tobytes())
 
 
-def _records(
+def _head_records(
     config: CtHeadsConfig, row: Row, head: str, subject: str, volume: Volume
-) -> list[tuple[str, dict[str, Any]]]:
+) -> list[Record]:
+    """Returns the records of one volume; `head` and `subject` are pseudonyms."""
     xrays, faces = ct.pictures(volume, config.size)
     records = []
     for xray_view in VIEWS:
@@ -269,5 +290,5 @@ def _records(
 
 
 def make_config(**settings) -> CtHeadsConfig:
-    """The configuration with these settings."""
+    """Returns the configuration with these settings."""
     return CtHeadsConfig(**settings)

@@ -1,9 +1,10 @@
 """Drafts a manifest: `python -m data_builders.skull_face.draft FOLDER > FOLDER/people.csv`.
 
-Grey pictures and DICOM files are X-rays, colour pictures photographs. A subfolder is a subject,
-unless the patients' IDs in DICOM headers say otherwise; without either, a file's name up to its
-first _ or -. Views, ages and sexes come from headers and words in the names (`front-25y`). What is
-unknown stays empty, to be filled in by hand; what is left out is named on stderr.
+Grey pictures and DICOM files are X-rays, colour pictures are photographs. A subfolder is a subject,
+unless the patients' IDs in DICOM headers say otherwise. Without either, the subject is a file's
+name up to its first _ or -. Views, ages and sexes come from headers and words in the names
+(`front-25y`). Unknown values stay empty, to be filled in by hand. Files that are left out are named
+on stderr.
 """
 
 import csv
@@ -22,7 +23,7 @@ from data_builders.skull_face.survey import Notes, Picture, survey
 def draft(folder: pathlib.Path) -> list[dict[str, str]]:
     """Returns rows of a manifest: each X-ray with each photograph of its subject and view.
 
-    What was left out, and what to look at, is printed on stderr.
+    Files that are left out or need a look are named on stderr.
     """
     notes = Notes()
     pictures = survey(folder, notes)
@@ -37,37 +38,39 @@ def draft(folder: pathlib.Path) -> list[dict[str, str]]:
 
 
 def _rows(subject: str, files: list[Picture], notes: Notes) -> Iterator[dict[str, str]]:
-    """Yields the rows of a subject; files whose subject is unknown stand alone."""
+    """Yields the rows of a subject. Files of unknown subjects are not paired."""
+    # Pair the files.
     xrays = [picture for picture in files if picture.kind == "xray"]
     faces = [picture for picture in files if picture.kind == "face"]
     sex = agreed(picture.sex for picture in xrays)
-    pairs = [
-        (xray, face)
-        for xray in xrays
-        for face in faces
-        if not xray.view or not face.view or xray.view == face.view
-    ]
-    if not (subject and xrays and faces):
-        pairs = [(xray, None) for xray in xrays] + [(None, face) for face in faces]
+    pairs: list[tuple[Picture | None, Picture | None]]
+    if subject and xrays and faces:
+        pairs = [
+            (xray, face)
+            for xray in xrays
+            for face in faces
+            if not xray.view or not face.view or xray.view == face.view
+        ]
+    else:
+        pairs = [(xray, None) for xray in xrays]
+        pairs += [(None, face) for face in faces]
     paired = {id(picture) for pair in pairs for picture in pair if picture}
     notes.left_out["pictures without a partner of the same view"] += [
         str(p.path) for p in files if id(p) not in paired
     ]
+    # Fill the rows.
     for xray, face in pairs:
-        ages = (
-            [other.age for other, partner in pairs if other and partner is face]
-            if face
-            else [xray.age]
-        )
-        yield {
-            "subject": subject,
-            "xray": str(xray.path) if xray else "",
-            "xray_view": xray.view if xray else "",
-            "face": str(face.path) if face else "",
-            "face_view": face.view if face else "",
-            "age": face.age if face and face.age else agreed(ages),
-            "sex": sex if subject else xray.sex if xray else "",
-        }
+        row = dict.fromkeys(NEEDED, "")
+        row["subject"] = subject
+        row["sex"] = sex if subject else ""
+        if xray:
+            row |= {"xray": str(xray.path), "xray_view": xray.view, "age": xray.age}
+            row["sex"] = sex if subject else xray.sex
+        if face:
+            ages = [other.age for other, partner in pairs if other and partner is face]
+            age = face.age or agreed(ages)
+            row |= {"face": str(face.path), "face_view": face.view, "age": age}
+        yield row
 
 
 def main(folder: str) -> None:
@@ -93,7 +96,9 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(encoding="utf-8")  # as lists are read, whatever the system's own
+    # Lists are read as UTF-8, whatever the system's encoding.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     try:
         main(*sys.argv[1:])
     except (InputError, TypeError) as error:

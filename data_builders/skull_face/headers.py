@@ -1,4 +1,4 @@
-"""Reads patient, view and age from DICOM headers and names, as archives write them."""
+"""Reads patient, view and age from DICOM headers and from names of files and folders."""
 
 import dataclasses
 import datetime
@@ -48,16 +48,17 @@ _CODES = {
         "lateral",
     ),
 }
-# "25y", "25-years" or "age_25" tell an age; a number alone may count the pictures.
+# "25y", "25-years" or "age_25" state an age; a number alone may count the pictures.
 _AGED = re.compile(
     r"(?<![a-z0-9])(?:aged?[^a-z0-9]?(\d{1,3})(?!\d)|(\d{1,3})[^a-z0-9]?(?:y|yo|yrs?|years?)(?![a-z0-9]))"
 )
 _YEARS = {"y": 1.0, "": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}  # of a unit
 _DIRECTORY = "1.2.840.10008.1.3.10"
+# CT and MR; each has further forms after a point.
 _SLICES = (
     "1.2.840.10008.5.1.4.1.1.2",
     "1.2.840.10008.5.1.4.1.1.4",
-)  # CT and MR, each with more forms behind a point
+)
 _OTHER_MODALITIES = (
     "US",
     "NM",
@@ -73,6 +74,7 @@ _OTHER_MODALITIES = (
     "BI",
 )
 _PHOTOGRAPHS = ("XC", "GM", "ES", "OP", "SM", "DMS")
+# Parts of the body other than the head.
 _ELSEWHERE = (
     "ABDOMEN ANKLE ARM BREAST CHEST CLAVICLE COCCYX ELBOW EXTREMITY FEMUR FINGER FOOT FOREARM "
     "HAND HEART HIP HUMERUS KNEE LEG LSPINE "
@@ -80,11 +82,12 @@ _ELSEWHERE = (
 ).split()
 _DATES = ("AcquisitionDate", "ContentDate", "SeriesDate", "StudyDate")
 _DESCRIPTIONS = ("SeriesDescription", "ProtocolName", "AcquisitionDeviceProcessingDescription")
+# Descriptions that may name all views of a visit.
 _WIDER = (
     "StudyDescription",
     "PerformedProcedureStepDescription",
     "BodyPartExamined",
-)  # may name all views of a visit
+)
 _TAGS = [
     *(
         "SOPClassUID",
@@ -111,14 +114,14 @@ _TAGS = [
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a header tells; a field is empty where it tells nothing or is damaged.
+    """The facts in a header; a value is empty where its field is absent or damaged.
 
     Attributes:
       patient: the ID.
       sex: 'f' or 'm'.
       birth: digits of the date.
       issuer: of the ID.
-      views: 'frontal', 'lateral' or 'other', of each field that tells one.
+      views: 'frontal', 'lateral' or 'other', of each field that names one.
       age: whole years.
     """
 
@@ -131,23 +134,23 @@ class Header:
 
 
 def read_header(path: pathlib.Path) -> Header:
-    """Returns what the header of an X-ray in DICOM tells.
+    """Returns the facts in the header of an X-ray in DICOM.
 
     Raises UnreadableError where the file is damaged or holds something other than one X-ray; the
     message is in the plural, for a list of such files.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they may quote names
+        warnings.simplefilter("ignore")  # warnings may quote patients' names
         try:
             with open(path, "rb") as file:
                 preamble = file.read(132)
             if preamble[128:] == b"DICM":
                 meta = pydicom.filereader.read_file_meta_info(path)
                 if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
-                    read_radiograph(path)  # refuses what unpacks to more than a picture
+                    read_radiograph(path)  # raises if it unpacks to more than a picture
             data = pydicom.dcmread(path, force=True, defer_size=4096, specific_tags=_TAGS)
             _check(data, path)
-            return _told(data)
+            return _header(data)
         except UnreadableError:
             raise
         except Exception:  # pydicom raises many kinds
@@ -155,7 +158,7 @@ def read_header(path: pathlib.Path) -> Header:
 
 
 def views_in(text: str) -> set[str]:
-    """Returns 'frontal', 'lateral' and 'other' as the words of a text tell them."""
+    """Returns the views that a text names: 'frontal', 'lateral' and 'other'."""
     words = _words(text)
     views = {_VIEW_OF[word] for word in words if word in _VIEW_OF}
     if "face" in words and words & {"crane", "de"}:  # French; in English it is the part of the body
@@ -164,19 +167,19 @@ def views_in(text: str) -> set[str]:
 
 
 def named_view(text: str) -> str:
-    """Returns the view that a name tells; empty if none, 'other' if neither of the two."""
+    """Returns the view in a file's or folder's name; empty if it names none or several."""
     views = views_in(text) or {_NAMED_VIEWS[word] for word in _words(text) if word in _NAMED_VIEWS}
     return views.pop() if len(views) == 1 else ""
 
 
 def named_age(text: str) -> str:
-    """Returns the age that a file's name tells, in years."""
+    """Returns the age in a file's name, in years; empty if it has none."""
     aged = _AGED.search(text.lower())
     return str(int(aged[1] or aged[2])) if aged else ""
 
 
 def _words(text: str) -> set[str]:
-    """Returns the words of a text, without accents and capitals; `P.A.` is one."""
+    """Returns the words of a text, in lower case without accents; `P.A.` is one word."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d_])(?=\d)", " ", text)
     decomposed = unicodedata.normalize("NFKD", text)
     plain = "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()
@@ -188,18 +191,18 @@ def _field(data: Any, name: str) -> str:
     """Returns a field as text; empty where it is absent or damaged."""
     try:
         value = data.get(name)
-        many = isinstance(value, Iterable) and not isinstance(value, str)
-        return (
-            " ".join(map(str, value)).strip()
-            if many
-            else str("" if value is None else value).strip(" \0\t\r\n")
-        )
-    except Exception:  # of one element; the others may be fine
+        if value is None:
+            return ""
+        if isinstance(value, Iterable) and not isinstance(value, str):
+            return " ".join(map(str, value)).strip()
+        return str(value).strip(" \0\t\r\n")
+    except Exception:  # this element is damaged; the others may be fine
         return ""
 
 
 def _check(data: Any, path: pathlib.Path) -> None:
-    """Raises UnreadableError where a data set is no X-ray."""
+    """Raises UnreadableError where a data set is not an X-ray."""
+    # Check the kind of object.
     kind = _field(data, "SOPClassUID") or _field(
         getattr(data, "file_meta", {}), "MediaStorageSOPClassUID"
     )
@@ -212,7 +215,8 @@ def _check(data: Any, path: pathlib.Path) -> None:
         kind == start or kind.startswith(start + ".") for start in _SLICES
     ):
         raise UnreadableError(
-            "slices of a volume (CT or MR), which are no X-rays; the builder ct_heads makes X-rays of CT"
+            "slices of a volume (CT or MR), which are no X-rays; "
+            "the builder ct_heads makes X-rays of CT"
         )
     if "PixelData" not in data and "FloatPixelData" not in data:
         raise UnreadableError("reports, settings or documents in DICOM, without a picture")
@@ -226,6 +230,7 @@ def _check(data: Any, path: pathlib.Path) -> None:
         raise UnreadableError(
             "X-rays of another part of the body, by their header; add them by hand if it is wrong"
         )
+    # Check the picture.
     if int(_field(data, "NumberOfFrames") or 1) > 1:
         raise UnreadableError("films of several frames; save the one that is meant")
     height, width = (int(_field(data, name) or 0) for name in ("Rows", "Columns"))
@@ -247,7 +252,8 @@ def _check(data: Any, path: pathlib.Path) -> None:
             ) from None
 
 
-def _told(data: Any) -> Header:
+def _header(data: Any) -> Header:
+    """Returns the facts in a data set."""
     sex = _field(data, "PatientSex").lower()[:1]
     views = _views(data)
     return Header(
@@ -261,7 +267,7 @@ def _told(data: Any) -> Header:
 
 
 def _views(data: Any) -> set[str]:
-    """Returns what the fields tell of the view: each one's answer, if it has just one."""
+    """Returns the views that fields name; a field that names several does not count."""
     answers = [views_in(_field(data, name)) for name in ("ViewPosition", *_DESCRIPTIONS)]
     answers.append(_coded_view(data))
     answers.append(_oriented_view(_field(data, "PatientOrientation")))
@@ -287,21 +293,24 @@ def _coded_view(data: Any) -> set[str]:
 
 
 def _oriented_view(orientation: str) -> set[str]:
-    """Returns the view from where rows and columns run to: a patient's left, back, feet, ..."""
+    """Returns the view from the directions of rows and columns: to the left, the feet, ..."""
     axes = {"L": "side", "R": "side", "A": "depth", "P": "depth", "H": "height", "F": "height"}
     directions = re.split(r"[\s\\]+", orientation.upper())
-    plane = {axes.get(direction[:1]) for direction in directions}
     if len(directions) != 2 or any(len(direction) > 1 for direction in directions):
         return set()
-    views = {frozenset(("side", "height")): "frontal", frozenset(("depth", "height")): "lateral"}
-    views[frozenset(("side", "depth"))] = "other"
-    return {views[frozenset(plane)]} if frozenset(plane) in views else set()
+    plane = frozenset(axes.get(direction, "") for direction in directions)
+    views = {
+        frozenset(("side", "height")): "frontal",
+        frozenset(("depth", "height")): "lateral",
+        frozenset(("side", "depth")): "other",
+    }
+    return {views[plane]} if plane in views else set()
 
 
 def _age(data: Any) -> str:
-    """Returns whole years, as stated or from the dates of birth and of the picture.
+    """Returns the age in whole years, as stated or from the dates of birth and of the picture.
 
-    Empty where these disagree by more than a year.
+    It is empty where these disagree by more than a year.
     """
     stated = re.fullmatch(r"0*(\d{1,4})\s*([ymwd]?)\w*\.?", _field(data, "PatientAge").lower())
     ages = {}
@@ -310,9 +319,8 @@ def _age(data: Any) -> str:
     birth = _date(_field(data, "PatientBirthDate"))
     taken = next((date for name in _DATES if (date := _date(_field(data, name)))), None)
     if birth and taken and birth <= taken:
-        ages["counted"] = (
-            taken.year - birth.year - ((taken.month, taken.day) < (birth.month, birth.day))
-        )
+        before_birthday = (taken.month, taken.day) < (birth.month, birth.day)
+        ages["counted"] = taken.year - birth.year - before_birthday
     ages = {source: age for source, age in ages.items() if age <= 120}
     if not ages or max(ages.values()) - min(ages.values()) > 1:
         return ""
@@ -320,6 +328,7 @@ def _age(data: Any) -> str:
 
 
 def _date(text: str) -> datetime.date | None:
+    """Returns the date of a field; None where it has none."""
     digits = re.sub(r"\D", "", text)
     try:
         return datetime.datetime.strptime(digits, "%Y%m%d").date() if len(digits) == 8 else None

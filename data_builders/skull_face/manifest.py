@@ -1,4 +1,4 @@
-"""Reads the user's list of X-rays and photographs, and says which rows can't be meant."""
+"""Reads the user's list of X-rays and photographs, with a message for each wrong row."""
 
 import dataclasses
 import pathlib
@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from data_builders.conditions import VIEWS
 from data_builders.errors import InputError
-from data_builders.tables import (
-    SEXES,
+from data_builders.lists.tables import (
+    SEX_WORDS,
     SPLITS,
-    VIEWS,
     Problem,
     check_filled,
     file_of,
@@ -26,12 +26,18 @@ LANDMARKS = tuple(
     f"{name}_{axis}" for name in ("eye_1", "eye_2", "nose", "mouth_1", "mouth_2") for axis in "xy"
 )
 OPTIONAL = ("bmi", "bmi_change", "split", "xray_inverted", *LANDMARKS)
-_TRUE = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Xray:
-    """A radiograph's file, its view, and whether bone is dark in it beyond what its header says."""
+    """A radiograph's file.
+
+    Attributes:
+      path: of it.
+      view: of VIEWS.
+      inverted: whether bone is dark in it once its header is applied.
+    """
 
     path: pathlib.Path
     view: str
@@ -63,9 +69,9 @@ class Row:
 
     Attributes:
       number: of its row in the file, as a spreadsheet shows it; the header is row 1.
-      subject: as the user calls them; it goes no further than the pseudonym made of it.
+      subject: the user's name for the person; records hold a pseudonym instead.
       sex: 'female' or 'male'.
-      split: as the manifest says; empty where it does not.
+      split: as the manifest says; empty where it says nothing.
       xray, face: the pictures.
     """
 
@@ -79,12 +85,12 @@ class Row:
 
 @dataclasses.dataclass
 class Manifest:
-    """What was read.
+    """The content of the user's list.
 
     Attributes:
       rows: those that can be used.
-      problems: `(row number, words)` of those that can't.
-      ignored: columns that mean nothing here.
+      problems: `(row number, words)` of the others.
+      ignored: columns that have no meaning here.
     """
 
     rows: list[Row]
@@ -99,6 +105,7 @@ def read_manifest(path: pathlib.Path, root: pathlib.Path | None = None) -> Manif
     InputError where the file as a whole is unusable: missing, empty, without a needed column, not
     UTF-8.
     """
+    # Read the rows.
     root = (root or path.parent).expanduser().resolve()
     names, lines = read_table(path, NEEDED, OPTIONAL)
     if "bmi" in names and "bmi_change" in names:
@@ -115,7 +122,8 @@ def read_manifest(path: pathlib.Path, root: pathlib.Path | None = None) -> Manif
             manifest.problems.append((number, str(problem)))
     if not manifest.rows and not manifest.problems:
         raise InputError(f"{path.name} holds no row below its header")
-    manifest.rows = _changes(manifest.rows, masses)
+    # Compare them.
+    manifest.rows = _with_bmi_changes(manifest.rows, masses)
     manifest.problems += _contradictions(manifest.rows)
     wrong = {number for number, _ in manifest.problems}
     manifest.rows = [row for row in manifest.rows if row.number not in wrong]
@@ -125,12 +133,14 @@ def read_manifest(path: pathlib.Path, root: pathlib.Path | None = None) -> Manif
 
 def _row(number: int, values: dict[str, str], root: pathlib.Path) -> tuple[Row, float | None]:
     """Returns a row, and its body mass index where that is given. Raises Problem."""
+    # Read the numbers.
     check_filled(values, NEEDED)
     change = 0.0
     if values.get("bmi_change"):
         unit = "(a part of 1: 0.10 is ten percent more)"
         change = 100.0 * number_of(values, "bmi_change", -0.6, 2.0, unit)
     mass = number_of(values, "bmi", 8.0, 120.0, "kg/m2") if values.get("bmi") else None
+    # Read the pictures' entries.
     face = Face(
         path=file_of(values, "face", root),
         view=one_of(values, "face_view", VIEWS),
@@ -141,12 +151,19 @@ def _row(number: int, values: dict[str, str], root: pathlib.Path) -> tuple[Row, 
     xray = Xray(
         path=file_of(values, "xray", root),
         view=one_of(values, "xray_view", VIEWS),
-        inverted=bool(values.get("xray_inverted"))
-        and _TRUE[one_of(values, "xray_inverted", _TRUE)],
+        inverted=_inverted(values),
     )
+    # Read what is the subject's.
     split = one_of(values, "split", SPLITS) if values.get("split") else ""
-    sex = SEXES[one_of(values, "sex", SEXES)]
+    sex = SEX_WORDS[one_of(values, "sex", SEX_WORDS)]
     return Row(number, values["subject"], sex, split, xray, face), mass
+
+
+def _inverted(values: dict[str, str]) -> bool:
+    """Returns the value of `xray_inverted`, False where it is empty. Raises Problem."""
+    if not values.get("xray_inverted"):
+        return False
+    return _TRUTH[one_of(values, "xray_inverted", _TRUTH)]
 
 
 def _landmarks(values: dict[str, str]) -> tuple[float, ...]:
@@ -159,29 +176,28 @@ def _landmarks(values: dict[str, str]) -> tuple[float, ...]:
     return tuple(number_of(values, name, -1e5, 1e5, "pixels") for name in LANDMARKS)
 
 
-def _changes(rows: list[Row], masses: list[float | None]) -> list[Row]:
+def _with_bmi_changes(rows: list[Row], masses: list[float | None]) -> list[Row]:
     """Returns rows with each body mass index as its change from the subject's own middle one."""
     known: dict[str, list[float]] = defaultdict(list)
     for row, mass in zip(rows, masses, strict=True):
         if mass is not None:
             known[row.subject].append(mass)
-
-    def change(row: Row, mass: float | None) -> Row:
-        if mass is None:
-            return row
-        of_subject = sorted(known[row.subject])
-        middle = of_subject[len(of_subject) // 2]
-        return dataclasses.replace(
-            row, face=dataclasses.replace(row.face, bmi_change=100.0 * (mass / middle - 1.0))
-        )
-
-    return [change(row, mass) for row, mass in zip(rows, masses, strict=True)]
+    changed = []
+    for row, mass in zip(rows, masses, strict=True):
+        if mass is not None:
+            of_subject = sorted(known[row.subject])
+            middle = of_subject[len(of_subject) // 2]
+            face = dataclasses.replace(row.face, bmi_change=100.0 * (mass / middle - 1.0))
+            row = dataclasses.replace(row, face=face)
+        changed.append(row)
+    return changed
 
 
 def _contradictions(rows: list[Row]) -> Iterator[tuple[int, str]]:
-    """Yields what only shows between rows.
+    """Yields `(row number, words)` of rows that contradict an earlier one.
 
-    That is a pair twice, a subject of two sexes or in two splits, a picture of two people or ages.
+    Examples are a pair listed twice, a subject of two sexes or in two splits, and a picture of two
+    people or ages.
     """
     first: dict[Any, Row] = {}
     for row in rows:
@@ -206,6 +222,6 @@ def _contradictions(rows: list[Row]) -> Iterator[tuple[int, str]]:
 
 
 def _differences(picture: Xray | Face, other: Xray | Face) -> list[str]:
-    """Returns what a file's rows disagree about."""
+    """Returns the names of the fields that differ between two rows of one file."""
     names = [field.name for field in dataclasses.fields(picture)]
     return [n.replace("_", " ") for n in names if getattr(picture, n) != getattr(other, n)]

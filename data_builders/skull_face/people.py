@@ -1,16 +1,20 @@
-"""Tells whose each picture is: by patient IDs, by folders, by the first part of names."""
+"""Assigns pictures to people: by patient IDs, by folders, by the first part of names."""
 
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
+from typing import TypeVar
 
 from data_builders.skull_face.survey import Notes, Picture, is_generic
 
+Key = TypeVar("Key", bound=Hashable)
+
+# IDs that stand for no patient.
 _NOBODY = re.compile(
     r"|0+|x+|\W+|anon\w*|de-?id\w*|unknown|none|null|nil|na|n/a|no ?(id|name|pid)"
     r"|test|patient|patientid|id|pid|default|temp|dummy"
 )
-# What cameras and programs call their files.
+# Names that cameras and programs give their files.
 _COUNTED = re.compile(
     r"(?:img|im|image|dsc|dscn|dscf|pict|pic|pxl|scan|unnamed|untitled|screenshot"
     r"|whatsapp image.*)?\W?\d*|[\d.]{20,}"
@@ -18,13 +22,13 @@ _COUNTED = re.compile(
 
 
 def name_people(pictures: list[Picture], notes: Notes) -> None:
-    """Sets the subject of each picture; it stays empty where that can't be told, with a note.
+    """Sets the subject of each picture. Where it is unknown it stays empty, with a note.
 
-    A folder is a subject, unless the patients' IDs in it say otherwise; then the IDs count, and
-    photographs belong to the patient whose X-rays alone lie in the same folder. An ID that is no
-    patient's (`ANON`), or that stands for people of different sex or
-    date of birth, joins nothing.
+    A folder is a subject, unless the patients' IDs in it say otherwise. Then the IDs count, and
+    photographs belong to the patient whose X-rays alone lie in the same folder. An ID is ignored
+    if it stands for no patient (`ANON`), or for people of different sex or date of birth.
     """
+    # Name people folder by folder.
     _drop_shared(pictures, notes)
     homes = _grouped(pictures, _home)
     for home, members in homes.items():
@@ -43,6 +47,7 @@ def name_people(pictures: list[Picture], notes: Notes) -> None:
             for picture in members:
                 picture.subject = home
     _join(homes)
+    # Note what is unknown or contradictory.
     unknown = [str(p.path) for p in pictures if not p.subject]
     if unknown:
         notes.remarks["files that may be of several people; fill in whose they are"] += unknown
@@ -53,22 +58,24 @@ def name_people(pictures: list[Picture], notes: Notes) -> None:
 
 
 def agreed(values: Iterable[str]) -> str:
-    """Returns the one value that is not empty, or an empty one where there are several."""
+    """Returns the only value that is not empty; an empty one if there are several or none."""
     known = {value for value in values if value}
     return known.pop() if len(known) == 1 else ""
 
 
 def _drop_shared(pictures: list[Picture], notes: Notes) -> None:
     """Empties IDs that don't tell people apart."""
+    # IDs that stand for no patient.
     dropped = []
     for picture in pictures:
         picture.patient = picture.patient.strip()
         if _NOBODY.fullmatch(picture.patient.casefold()):
             dropped += [picture] if picture.patient else []
             picture.patient = ""
+    # IDs that stand for several.
     by_id = _grouped((p for p in pictures if p.patient), _patient)
     for members in by_id.values():
-        # One ID on everything says no more than none, unless the dates of birth confirm it.
+        # A single ID on all files says nothing, unless the dates of birth confirm it.
         unconfirmed = len(by_id) == 1 and not _born_alike(members) and _several(members, pictures)
         if _contradict(members) or unconfirmed:
             dropped += members
@@ -77,13 +84,14 @@ def _drop_shared(pictures: list[Picture], notes: Notes) -> None:
     if dropped:
         words = "X-rays with an ID that is no patient's or stands for several; it joins nothing"
         notes.remarks[words] += [str(picture.path) for picture in dropped]
+    # One spelling for each ID.
     spelled = {picture.patient.casefold(): picture.patient for picture in pictures}
     for picture in pictures:
         picture.patient = spelled[picture.patient.casefold()]
 
 
 def _several(members: list[Picture], pictures: list[Picture]) -> bool:
-    """Returns True if folders or names of several subjects lie under one ID."""
+    """Returns True if one ID covers folders or names of several subjects."""
     if len({_home(p) for p in members if _home(p)}) > 1:
         return True
     others = {
@@ -93,7 +101,7 @@ def _several(members: list[Picture], pictures: list[Picture]) -> bool:
 
 
 def _home(picture: Picture) -> str:
-    """Returns the folder that may be a subject's: the first that isn't named for what is in it."""
+    """Returns the folder that may be a subject's: the first whose name isn't generic."""
     return next((name for name in picture.folders if not is_generic(name)), "")
 
 
@@ -113,15 +121,18 @@ def _token(picture: Picture) -> str:
     return picture.token.casefold()
 
 
-def _grouped(pictures: Iterable[Picture], key: Callable[[Picture], Hashable]) -> dict:
-    groups = defaultdict(list)
+def _grouped(
+    pictures: Iterable[Picture], key: Callable[[Picture], Key]
+) -> dict[Key, list[Picture]]:
+    """Returns the pictures by a key, in their order."""
+    groups: dict[Key, list[Picture]] = defaultdict(list)
     for picture in pictures:
         groups[key(picture)].append(picture)
     return dict(groups)
 
 
 def _is_counted(token: str) -> bool:
-    """Returns True if the first part of a name is a camera's or a kind's, and nobody's."""
+    """Returns True if the first part of a name comes from a camera or names a kind of picture."""
     return is_generic(token) or (not token.isdigit() and bool(_COUNTED.fullmatch(token.casefold())))
 
 
@@ -142,15 +153,17 @@ def _born_alike(pictures: Iterable[Picture]) -> bool:
 
 def _one_person(members: list[Picture]) -> bool:
     """Returns True if several IDs in a folder are one person's, by sex and date of birth."""
-    told = [p for p in members if p.patient]
-    births_or_sexes = any(
-        len({getattr(p, name) for p in told if getattr(p, name)}) > 1 for name in ("sex", "birth")
+    identified = [p for p in members if p.patient]
+    differ = any(
+        len({getattr(p, name) for p in identified if getattr(p, name)}) > 1
+        for name in ("sex", "birth")
     )
-    return _born_alike(told) and not births_or_sexes
+    return _born_alike(identified) and not differ
 
 
 def _name_loose(members: list[Picture]) -> None:
-    """Names people of files in no subject's folder: by ID, else by the first part of the name."""
+    """Names the people of files outside subjects' folders: by ID, else by the name's first part."""
+    # Files with an ID.
     for picture in members:
         picture.subject = picture.patient
     ids = {_patient(p): p.patient for p in members if p.patient}
@@ -158,6 +171,7 @@ def _name_loose(members: list[Picture]) -> None:
         token: agreed(p.patient for p in group)
         for token, group in _grouped(members, _token).items()
     }
+    # Other files: a telling name counts; else the only patient of the same folder.
     near = _grouped(members, _folders)
     strangers = {
         folders: any(not p.patient and not _is_counted(p.token) for p in group)
@@ -179,15 +193,18 @@ def _name_apart(members: list[Picture]) -> None:
 
     A file without an ID belongs to the patient who alone has files in the same folder.
     """
-    told = [p for p in members if p.patient]
-    ids = {_patient(p): p.patient for p in told}
+    # Find the patients by ID, by name and by folder.
+    identified = [p for p in members if p.patient]
+    ids = {_patient(p): p.patient for p in identified}
     tokens = {
-        token: agreed(p.patient for p in group) for token, group in _grouped(told, _token).items()
+        token: agreed(p.patient for p in group)
+        for token, group in _grouped(identified, _token).items()
     }
     below: dict[tuple[str, ...], set[str]] = defaultdict(set)  # patients by folder
-    for picture in told:
+    for picture in identified:
         for depth in range(1, len(picture.folders) + 1):
             below[picture.folders[:depth]].add(picture.patient)
+    # Name the files: by ID, by the nearest folder of a single patient, by name.
     for picture in members:
         picture.subject = picture.patient or ids.get(_token(picture), "")
         depths = range(len(picture.folders), 0, -1)
@@ -208,13 +225,16 @@ def _name_by_parts(home: str, members: list[Picture], notes: Notes) -> None:
         "folders of several people, told apart by the next folder or by the names; check them"
     ].append(home)
     for part, group in parts.items():
-        clear = part and not _contradict(group) and not _is_counted(str(part))
+        clear = part and not _contradict(group) and not _is_counted(part)
         for picture in group:
             picture.subject = f"{home}/{part}" if clear else ""
 
 
 def _join(homes: dict[str, list[Picture]]) -> None:
-    """Gives a patient one name in all folders: the folder's, if it is the only one and on top."""
+    """Gives a patient one name in all folders.
+
+    It is the folder's name if that is the only folder and at the top, else the ID.
+    """
     ids = {home: {p.patient for p in members if p.patient} for home, members in homes.items()}
     for home, members in homes.items():
         if not home or not all(p.subject == home for p in members) or len(ids[home]) != 1:

@@ -1,4 +1,7 @@
-"""TFDS builder of a user's own X-rays and photographs, from a manifest. See README.md beside this file."""
+"""TFDS builder of a user's own X-rays and photographs, from a manifest.
+
+See README.md beside this file.
+"""
 
 import dataclasses
 import hashlib
@@ -12,26 +15,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_builders.entries import Entry
 from data_builders.errors import InputError
 from data_builders.images.squares import moved
 from data_builders.images.staging import TEXT, Job, Ready, stage
-from data_builders.listed import ListedConfig, rows_by_words
+from data_builders.lists.entries import Entry
+from data_builders.lists.listed import ListedConfig, rows_by_words
+from data_builders.lists.pseudonyms import alias
 from data_builders.local import LocalBuilder
-from data_builders.pseudonyms import alias
 from data_builders.shards import shards
 from data_builders.skull_face.manifest import Face, Manifest, Row, Xray, read_manifest
 
 
 @dataclasses.dataclass
 class SkullFaceConfig(ListedConfig):
-    """Settings of a cohort, beside those of all lists.
+    """Settings of a cohort, in addition to those of all lists.
 
     Attributes:
-      pairing: of a subject each X-ray with each face of the same view ('matched') or of any ('all_views'), or the pairs that
-        the manifest lists and no other ('listed').
-      align: whether frontal faces are turned, scaled and cut by their landmarks; otherwise photographs are kept whole.
-      text: burned into X-rays: 'paint_over' it, 'refuse' X-rays with text, or 'keep' it.
+      pairing: 'matched' pairs each X-ray of a subject with each face of the same view, 'all_views'
+        with each face, and 'listed' makes the manifest's pairs only.
+      align: whether frontal faces are turned, scaled and cut by their landmarks; otherwise
+        photographs are kept whole.
+      text: what to do with text burned into X-rays: 'paint_over' it, 'refuse' X-rays with text, or
+        'keep' it.
     """
 
     BLOCK = "skull_face"
@@ -46,7 +51,7 @@ class SkullFaceConfig(ListedConfig):
         super().__post_init__()
 
     def read(self) -> Manifest:
-        """The manifest."""
+        """Returns the manifest. Raises InputError where it is unusable as a whole."""
         return read_manifest(self.manifest_path, self.root_path)
 
 
@@ -59,8 +64,8 @@ class Pair(NamedTuple):
       subject: pseudonym.
       split: the subject's.
       sex: the subject's.
-      xray, face: as the manifest tells of them.
-      ready_xray, ready_face: the pictures.
+      xray, face: the manifest's entries.
+      ready_xray, ready_face: the prepared pictures.
     """
 
     row: int
@@ -74,6 +79,20 @@ class Pair(NamedTuple):
     ready_face: Ready
 
 
+class Survey(NamedTuple):
+    """All pairs of a manifest.
+
+    Attributes:
+      pairs: those that can be used.
+      problems: `(row number, words)` of rows that are left out.
+      files: digest of the files' sizes and times; see `_files_digest`.
+    """
+
+    pairs: list[Pair]
+    problems: list[tuple[int, str]]
+    files: str
+
+
 class Builder(LocalBuilder):
     """Paired skull X-rays and photographs of a user's own cohort."""
 
@@ -84,7 +103,10 @@ class Builder(LocalBuilder):
         size = self.builder_config.size
         transform = tfds.features.Tensor(shape=(2, 3), dtype=np.float32)
         return self.dataset_info_from_configs(
-            description="Skull X-rays and photographs of real people under pseudonyms; text burned into X-rays is painted over.",
+            description=(
+                "Skull X-rays and photographs of real people under pseudonyms; "
+                "text burned into X-rays is painted over."
+            ),
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
@@ -106,29 +128,31 @@ class Builder(LocalBuilder):
         )
 
     def download_and_prepare(self, **options):
-        """As TFDS's; refuses records whose files, as far as they are here, have changed since."""
+        """Builds the records as TFDS does.
+
+        Raises InputError where they exist and their files have changed since. Files that are
+        absent are not compared.
+        """
         built = self.data_path.exists()
         super().download_and_prepare(**options)
-        if (
-            built
-            and (now := _files_digest(self.builder_config.read()))
-            and now != self.info.metadata["files"]
-        ):
+        if not built:
+            return
+        digest = _files_digest(self.builder_config.read())
+        if digest and digest != self.info.metadata["files"]:
             raise InputError(
-                f"files that {self.builder_config.manifest_path.name} lists have changed since {self.data_path} was built from them; "
-                "remove that folder to build it again"
+                f"files that {self.builder_config.manifest_path.name} lists have changed since "
+                f"{self.data_path} was built from them; remove that folder to build it again"
             )
 
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
-        pairs, skipped, files = self.survey()
-        # A list of rows is told, not what stood in them.
+        pairs, problems, files = self.survey()
+        # Metadata hold the numbers of rows, not their content.
         remarks = rows_by_words(
             (pair.row, words) for pair in pairs for words in pair.ready_xray.remarks
         )
-        self.info.metadata.update(
-            skipped_rows=sorted({number for number, _ in skipped}), files=files, remarks=remarks
-        )
+        skipped = sorted({number for number, _ in problems})
+        self.info.metadata.update(skipped_rows=skipped, files=files, remarks=remarks)
         parts = {
             name: [pair for pair in pairs if pair.split == name]
             for name in sorted({pair.split for pair in pairs})
@@ -140,154 +164,192 @@ class Builder(LocalBuilder):
         }
 
     def entries(self) -> Iterator[Entry]:
-        """What will be records, to look at; nothing but the pictures is made."""
-        pairs, _, _ = self.survey()
-        for pair in pairs:
-            told = {"sex": pair.sex, "age": pair.face.age, "bmi_change": pair.face.bmi_change}
+        """Yields the future records for inspection; only the pictures are prepared."""
+        for pair in self.survey().pairs:
             yield Entry(
-                f"row {pair.row}",
-                pair.ready_xray.png.stem,
-                pair.subject,
-                pair.split,
-                told | {"xray_view": pair.xray.view, "face_view": pair.face.view},
-                pair.ready_xray.png.read_bytes,
-                pair.ready_face.png.read_bytes,
-                (pair.ready_xray.height, pair.ready_xray.width),
-                pair.ready_xray.boxes,
-                pair.ready_xray.masked,
-                pair.ready_xray.remarks,
+                where=f"row {pair.row}",
+                key=pair.ready_xray.png.stem,
+                subject=pair.subject,
+                split=pair.split,
+                told={
+                    "sex": pair.sex,
+                    "age": pair.face.age,
+                    "bmi_change": pair.face.bmi_change,
+                    "xray_view": pair.xray.view,
+                    "face_view": pair.face.view,
+                },
+                xray=pair.ready_xray.png.read_bytes,
+                face=pair.ready_face.png.read_bytes,
+                shape=(pair.ready_xray.height, pair.ready_xray.width),
+                boxes=pair.ready_xray.boxes,
+                masked=pair.ready_xray.masked,
+                remarks=pair.ready_xray.remarks,
             )
 
-    def survey(self) -> tuple[list[Pair], list[tuple[int, str]], str]:
-        """All pairs with their pictures made ready, what is left out and why, and a digest of the files' sizes and times.
+    def survey(self) -> Survey:
+        """Returns all pairs, with their pictures prepared.
 
-        Raises InputError with all bad rows where `on_bad_row` is 'stop': those of the list first, then those whose pictures
-        are unusable.
+        Raises InputError with all bad rows where on_bad_row='stop': those of the list first, then
+        those whose pictures are unusable.
         """
+        # Check the rows.
         config = self.builder_config
         manifest = config.read()
-        name, problems = config.manifest_path.name, list(manifest.problems)
         if manifest.ignored:
-            print(f"{name}: ignored columns: {', '.join(manifest.ignored)}", file=sys.stderr)
-        problems += [
-            (row.number, "split is empty")
-            for row in manifest.rows
-            if config.split == "column" and not row.split
-        ]
-        if config.align:
-            problems += [
-                (
-                    row.number,
-                    "a frontal face without landmarks, by which data.skull_face.align would lay it",
-                )
-                for row in manifest.rows
-                if row.face.view == "frontal" and not row.face.landmarks
-            ]
-        problems = config.bad_rows(problems)
+            columns = ", ".join(manifest.ignored)
+            print(f"{config.manifest_path.name}: ignored columns: {columns}", file=sys.stderr)
+        problems = config.bad_rows([*manifest.problems, *_missing_values(config, manifest.rows)])
         wrong = {number for number, _ in problems}
         rows = [row for row in manifest.rows if row.number not in wrong]
-        ready, more = self._ready(rows)
-        problems += config.bad_rows(more)
-        wrong |= {number for number, _ in more}
+        # Prepare their pictures.
+        ready, unusable = self._prepare(rows)
+        problems += config.bad_rows(unusable)
+        wrong |= {number for number, _ in unusable}
         rows = [row for row in rows if row.number not in wrong]
+        # Pair them.
         split_of = config.split_of(
             {row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows}
         )
-        return _pairs(config, rows, ready, split_of), problems, _files_digest(manifest)
+        pairs = _pairs(config, rows, ready, split_of)
+        return Survey(pairs, problems, _files_digest(manifest))
 
-    def _ready(self, rows: list[Row]) -> tuple[dict[Any, Ready], list[tuple[int, str]]]:
-        """Pictures by what the manifest tells of them, and the rows whose pictures are unusable."""
+    def _prepare(self, rows: list[Row]) -> tuple[dict[Xray | Face, Ready], list[tuple[int, str]]]:
+        """Returns the prepared pictures, and `(row number, words)` of unusable ones."""
+        # Prepare each picture once.
         config = self.builder_config
-        xrays = {
-            row.xray: Job("xray", row.xray.path, config.size, row.xray.inverted, config.text)
-            for row in rows
-        }
-        by_landmarks = lambda face: (
-            face.landmarks if config.align and face.view == "frontal" else ()
-        )
-        faces = {
-            row.face: Job("face", row.face.path, config.size, landmarks=by_landmarks(row.face))
-            for row in rows
-        }
+        jobs: dict[Xray | Face, Job] = {row.xray: _xray_job(config, row.xray) for row in rows}
+        xrays = list(jobs)
+        jobs |= {row.face: _face_job(config, row.face) for row in rows}
         folder = pathlib.Path(self._data_dir_root) / "skull_face_staged"
-        jobs = xrays | faces
-        found = dict(
-            zip(jobs, stage(list(jobs.values()), folder, config.secret, "pictures"), strict=True)
-        )
-        ready = {told: made for told, made in found.items() if isinstance(made, Ready)}
+        staged = stage(list(jobs.values()), folder, config.secret, "pictures")
+        results = dict(zip(jobs, staged, strict=True))
+        ready = {source: result for source, result in results.items() if isinstance(result, Ready)}
+        # Name the unusable ones.
+        sources: list[tuple[int, str, Xray | Face]] = []
+        for row in rows:
+            sources += [(row.number, "xray", row.xray), (row.number, "face", row.face)]
         problems = [
-            (row.number, f"{kind}={told.path.name!r}: {found[told]}")
-            for row in rows
-            for kind, told in (("xray", row.xray), ("face", row.face))
-            if told not in ready
+            (number, f"{kind}={source.path.name!r}: {results[source]}")
+            for number, kind, source in sources
+            if source not in ready
         ]
-        painted = [ready[told] for told in xrays if told in ready and ready[told].boxes]
-        if painted:
-            print(
-                f"text or markers painted over in {len(painted)} of {len(xrays)} X-rays, at most "
-                f"{100 * max(made.masked for made in painted):.1f} % of one; --config.job=inspect shows them",
-                file=sys.stderr,
-            )
-        counts = Counter(words for told in xrays if told in ready for words in ready[told].remarks)
-        for words, count in counts.most_common():
-            print(f"{count} of {len(xrays)} X-rays: {words}", file=sys.stderr)
+        _print_remarks([ready[xray] for xray in xrays if xray in ready], len(xrays))
         return ready, problems
 
 
+def _missing_values(config: SkullFaceConfig, rows: list[Row]) -> list[tuple[int, str]]:
+    """Returns `(row number, words)` of rows that lack a value that these settings need."""
+    problems = []
+    if config.split == "column":
+        problems += [(row.number, "split is empty") for row in rows if not row.split]
+    if config.align:
+        words = "a frontal face without landmarks, which data.skull_face.align needs"
+        problems += [
+            (row.number, words)
+            for row in rows
+            if row.face.view == "frontal" and not row.face.landmarks
+        ]
+    return problems
+
+
+def _xray_job(config: SkullFaceConfig, xray: Xray) -> Job:
+    return Job("xray", xray.path, config.size, inverted=xray.inverted, text=config.text)
+
+
+def _face_job(config: SkullFaceConfig, face: Face) -> Job:
+    aligned = config.align and face.view == "frontal"
+    return Job("face", face.path, config.size, landmarks=face.landmarks if aligned else ())
+
+
+def _print_remarks(xrays: list[Ready], count: int) -> None:
+    """Prints what was changed in how many of `count` X-rays."""
+    masked = [xray.masked for xray in xrays if xray.boxes]
+    if masked:
+        print(
+            f"text or markers painted over in {len(masked)} of {count} X-rays, at most "
+            f"{100 * max(masked):.1f} % of one; --config.job=inspect shows them",
+            file=sys.stderr,
+        )
+    remarks = Counter(words for xray in xrays for words in xray.remarks)
+    for words, number in remarks.most_common():
+        print(f"{number} of {count} X-rays: {words}", file=sys.stderr)
+
+
 def _files_digest(manifest: Manifest) -> str:
-    """SHA-256 of the sizes and times of all files, in the manifest's order; empty where some are absent."""
+    """Returns the SHA-256 of all files' sizes and times, in the manifest's order.
+
+    It is empty where files are absent.
+    """
     digest = hashlib.sha256()
     for row in manifest.rows:
         for picture in (row.xray, row.face):
-            stat = picture.path.stat()  # the manifest's problems name what is not there
+            stat = picture.path.stat()  # absent files are in the manifest's problems
             digest.update(f"{stat.st_size} {stat.st_mtime_ns};".encode())
-    return (
-        "" if any("no such file" in words for _, words in manifest.problems) else digest.hexdigest()
-    )
+    if any("no such file" in words for _, words in manifest.problems):
+        return ""
+    return digest.hexdigest()
 
 
 def _pairs(
-    config: SkullFaceConfig, rows: list[Row], ready: dict[Any, Ready], split_of: dict[str, str]
+    config: SkullFaceConfig,
+    rows: list[Row],
+    ready: dict[Xray | Face, Ready],
+    split_of: dict[str, str],
 ) -> list[Pair]:
-    secret, root, pairing = config.secret, config.root_path, config.pairing
-    if pairing == "listed":
-        wanted = [(row.subject, row.sex, row.xray, row.face) for row in rows]
-    else:
-        of_subject: dict[tuple[str, str], tuple[dict, dict]] = {}
-        for row in rows:
-            xrays, faces = of_subject.setdefault((row.subject, row.sex), ({}, {}))
-            xrays[row.xray] = faces[row.face] = None
-        wanted = [
-            (*who, xray, face)
-            for who, (xrays, faces) in of_subject.items()
-            for xray in xrays
-            for face in faces
-            if pairing == "all_views" or xray.view == face.view
-        ]
-    pairs, listed = [], {row.xray: row.number for row in reversed(rows)}
-    for subject, sex, xray, face in wanted:
-        name = f"s{alias(secret, 'subject', subject)}"
-        files = alias(
-            secret, "pair", *(path.relative_to(root).as_posix() for path in (xray.path, face.path))
+    """Returns the pairs of usable rows, under pseudonyms."""
+    secret = config.secret
+    root = config.root_path
+    first_row = {row.xray: row.number for row in reversed(rows)}
+    pairs = []
+    for match in _matches(rows, config.pairing):
+        xray = match.xray
+        face = match.face
+        subject = f"s{alias(secret, 'subject', match.subject)}"
+        paths = [picture.path.relative_to(root).as_posix() for picture in (xray, face)]
+        files = alias(secret, "pair", *paths)
+        key = f"{subject}-{xray.view}-{face.view}-{face.age:g}-{face.bmi_change:+.0f}-{files}"
+        pair = Pair(
+            row=first_row[xray],
+            key=key,
+            subject=subject,
+            split=split_of[match.subject],
+            sex=match.sex,
+            xray=xray,
+            face=face,
+            ready_xray=ready[xray],
+            ready_face=ready[face],
         )
-        key = f"{name}-{xray.view}-{face.view}-{face.age:g}-{face.bmi_change:+.0f}-{files}"
-        pairs.append(
-            Pair(
-                listed[xray],
-                key,
-                name,
-                split_of[subject],
-                sex,
-                xray,
-                face,
-                ready[xray],
-                ready[face],
-            )
-        )
+        pairs.append(pair)
     return pairs
 
 
+class _Match(NamedTuple):
+    """An X-ray and a face of one subject; `subject` is the manifest's name."""
+
+    subject: str
+    sex: str
+    xray: Xray
+    face: Face
+
+
+def _matches(rows: list[Row], pairing: str) -> list[_Match]:
+    """Returns the X-rays and faces that are paired, without repetitions, in the rows' order."""
+    if pairing == "listed":
+        return [_Match(row.subject, row.sex, row.xray, row.face) for row in rows]
+    by_subject: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        by_subject.setdefault((row.subject, row.sex), []).append(row)
+    return [
+        _Match(subject, sex, xray, face)
+        for (subject, sex), members in by_subject.items()
+        for xray in dict.fromkeys(row.xray for row in members)
+        for face in dict.fromkeys(row.face for row in members)
+        if pairing == "all_views" or xray.view == face.view
+    ]
+
+
 def _record(pair: Pair) -> dict[str, Any]:
+    """Returns the record of a pair."""
     landmarks = np.full((5, 2), np.nan)
     if pair.face.landmarks:
         landmarks = moved(np.array(pair.face.landmarks).reshape(5, 2), pair.ready_face.transform)
@@ -309,5 +371,5 @@ def _record(pair: Pair) -> dict[str, Any]:
 
 
 def make_config(**settings) -> SkullFaceConfig:
-    """The configuration with these settings."""
+    """Returns the configuration with these settings."""
     return SkullFaceConfig(**settings)

@@ -1,4 +1,4 @@
-"""Finds the X-rays and photographs of a folder, and says what is left out for which reason."""
+"""Finds the X-rays and photographs of a folder, and notes which files are left out and why."""
 
 import dataclasses
 import os
@@ -17,8 +17,8 @@ from data_builders.images.files import kind
 from data_builders.images.radiograph import is_dicom, opened, read_radiograph
 from data_builders.skull_face.headers import SMALLEST, named_age, named_view, read_header
 
-_RUBBISH = ("thumbs.db", "desktop.ini", "__macosx")
-_LISTS = (".csv", ".xlsx", ".parquet", ".salt")  # of people; they may lie beside the pictures
+_SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
+_LISTS = (".csv", ".xlsx", ".parquet", ".salt")  # the user's list and secret, often in the folder
 _RAW = ".cr2 .cr3 .nef .nrw .arw .dng .raf .orf .rw2 .pef .srw".split()
 _KINDS = {
     "volumes; the builder ct_heads makes X-rays of CT": ".nii .nii.gz .mha .mhd .nrrd",
@@ -31,20 +31,23 @@ _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1",
 # Words in names and folders.
 _PHOTO_WORDS = set(
     (
-        "photo photos foto fotos photograph photographs portrait portraits selfie passport face faces"
+        "photo photos foto fotos photograph photographs portrait portraits selfie passport face "
+        "faces"
     ).split()
 )
 _XRAY_WORDS = set(
     (
-        "xray xrays radiograph radiographs rontgen roentgen rx skull skulls ceph cephalogram schadel crane cranio"
+        "xray xrays radiograph radiographs rontgen roentgen rx skull skulls ceph cephalogram "
+        "schadel crane cranio"
     ).split()
 )
 _GENERIC = set(
     (
-        "dicom dicoms dcm data files image images img imgs picture pictures pics frontal lateral front side profile pa ap"
+        "dicom dicoms dcm data files image images img imgs picture pictures pics frontal lateral "
+        "front side profile pa ap"
     ).split()
 )
-GENERIC = _GENERIC | _PHOTO_WORDS | _XRAY_WORDS  # names of folders that are nobody's
+GENERIC = _GENERIC | _PHOTO_WORDS | _XRAY_WORDS  # words that name a content, not a person
 
 
 @dataclasses.dataclass
@@ -52,11 +55,11 @@ class Picture:
     """A file that is an X-ray or a photograph.
 
     Attributes:
-      path: from the folder, with slashes.
+      path: relative to the folder, with slashes.
       kind: 'xray' or 'face'.
-      view, age: as its header and its name tell; empty where they tell nothing.
-      patient, sex, birth, issuer: as its header tells.
-      subject: whose it is; set when all files are known.
+      view, age: from its header and name; empty where they are unknown.
+      patient, sex, birth, issuer: from its header.
+      subject: the person; set when all files are known.
     """
 
     path: pathlib.PurePosixPath
@@ -71,24 +74,24 @@ class Picture:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The folders that it lies in."""
+        """The names of the folders that contain it, from the top."""
         return self.path.parts[:-1]
 
     @property
     def token(self) -> str:
-        """The name up to its first _ or -."""
+        """The file's name up to its first _ or -."""
         return self.path.stem.replace("_", "-").partition("-")[0].strip()
 
 
 class Notes:
-    """What is to be told of files: names by what is said of them."""
+    """Notes on files for the user: lists of names by their message."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.left_out: dict[str, list[str]] = defaultdict(list)
         self.remarks: dict[str, list[str]] = defaultdict(list)
 
     def lines(self) -> Iterator[str]:
-        """Yields a line for each kind, with a count and up to five names."""
+        """Yields a line for each message, with a count and up to five names."""
         for kinds, head in ((self.left_out, "left out"), (self.remarks, "look at")):
             for words, names in sorted(kinds.items()):
                 if not names:
@@ -98,50 +101,52 @@ class Notes:
 
 
 def survey(folder: pathlib.Path, notes: Notes) -> list[Picture]:
-    """Returns the X-rays and photographs in a folder, and notes what is left out.
+    """Returns the X-rays and photographs in a folder, and notes which files are left out.
 
-    Whatever a file holds, the others count.
+    A file that can't be read does not affect the others.
     """
     pictures = []
     for path in _files(folder, notes):
         inside = pathlib.PurePosixPath(path.relative_to(folder).as_posix())
         try:
-            if problem := _unusable_name(inside):
-                raise UnreadableError(problem)
-            if path.is_symlink():
-                raise UnreadableError(
-                    "links to other files; they may lead to the same picture twice"
-                )
-            if not path.is_file():
-                raise UnreadableError("no ordinary files")
-            if not path.stat().st_size:
-                raise UnreadableError("empty files")
+            _check_file(path, inside)
             pictures.append(_look_at(path, inside, notes))
         except UnreadableError as error:
             notes.left_out[str(error)].append(_shown(inside))
         except PermissionError:
             notes.left_out["files that you have no right to read"].append(_shown(inside))
-        except Exception as error:  # whatever a decoder raises: the other files count
+        except Exception as error:  # decoders raise many kinds
             notes.left_out[f"damaged files ({type(error).__name__})"].append(_shown(inside))
     return pictures
 
 
+def _check_file(path: pathlib.Path, inside: pathlib.PurePosixPath) -> None:
+    """Raises UnreadableError where a file can't be listed, whatever its content."""
+    if problem := _unusable_name(inside):
+        raise UnreadableError(problem)
+    if path.is_symlink():
+        raise UnreadableError("links to other files; they may lead to the same picture twice")
+    if not path.is_file():
+        raise UnreadableError("not ordinary files")
+    if not path.stat().st_size:
+        raise UnreadableError("empty files")
+
+
 def words_of(name: str) -> set[str]:
-    """Returns the words of a file's or folder's name, `x-ray` as one."""
-    plain = re.sub(
-        r"\bx[\W_]ray", "xray", name.lower().replace("_", " ").replace("ö", "o").replace("ä", "a")
-    )
+    """Returns the words of a file's or folder's name, with `x-ray` as one word."""
+    plain = name.lower().replace("_", " ").replace("ö", "o").replace("ä", "a")
+    plain = re.sub(r"\bx[\W_]ray", "xray", plain)
     return set(re.split(r"[\W_\d]+", plain)) - {""}
 
 
 def is_generic(folder: str) -> bool:
-    """Returns True if a folder's name tells what lies in it, and not whose it is."""
+    """Returns True if a folder's name describes its content, not a person."""
     words = words_of(folder)
     return bool(words) and words <= GENERIC
 
 
 def _files(folder: pathlib.Path, notes: Notes) -> Iterator[pathlib.Path]:
-    """Yields the files in a folder and below, in order, but for hidden ones and systems' own."""
+    """Yields the files in a folder and below, in order, without hidden and system files."""
 
     def note(error: OSError) -> None:
         notes.left_out["folders that you have no right to read"].append(
@@ -149,19 +154,18 @@ def _files(folder: pathlib.Path, notes: Notes) -> Iterator[pathlib.Path]:
         )
 
     for where, folders, names in os.walk(folder, onerror=note):
-        visible = [
-            name
-            for name in sorted(folders)
-            if not (name.startswith(".") or name.lower() in _RUBBISH)
-        ]
+        visible = [name for name in sorted(folders) if not _is_hidden(name)]
         folders[:] = [name for name in visible if not os.path.islink(os.path.join(where, name))]
         for name in set(visible) - set(folders):
             notes.left_out["links to folders, which are not followed"].append(_shown(name))
         for name in sorted(names):
-            if not (
-                name.startswith(".") or name.lower() in _RUBBISH or name.lower().endswith(_LISTS)
-            ):
+            if not _is_hidden(name) and not name.lower().endswith(_LISTS):
                 yield pathlib.Path(where) / name
+
+
+def _is_hidden(name: str) -> bool:
+    """Returns True for hidden files and those of operating systems."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def _shown(path: object) -> str:
@@ -171,7 +175,7 @@ def _shown(path: object) -> str:
 
 
 def _unusable_name(path: pathlib.PurePosixPath) -> str:
-    """Says why a list can't hold a path; empty if it can."""
+    """Returns why a list can't hold a path; empty if it can."""
     text = str(path)
     try:
         text.encode("utf-8")
@@ -183,31 +187,33 @@ def _unusable_name(path: pathlib.PurePosixPath) -> str:
 
 
 def _look_at(path: pathlib.Path, inside: pathlib.PurePosixPath, notes: Notes) -> Picture:
-    """Returns what a file is and tells. Raises UnreadableError where it is left out."""
+    """Returns a file's kind, view and other facts. Raises UnreadableError where it is left out."""
     if path.suffix.lower() in _RAW:
         raise UnreadableError("raw files of a camera; convert them to JPEG or PNG")
+    # Read the header, or look at the picture.
     if is_dicom(path):
         header = read_header(path)
         fields = ("patient", "sex", "birth", "issuer")
         picture = Picture(
             inside, "xray", age=header.age, **{name: getattr(header, name) for name in fields}
         )
-        views = set(header.views) | ({named_view(_telling(picture))} - {""})
+        views = set(header.views) | ({named_view(_description(picture))} - {""})
         if len(views) > 1:
             notes.remarks[
                 "X-rays whose fields or names contradict each other about the view; it is empty"
             ].append(_shown(inside))
     else:
         picture = Picture(inside, _kind(path, inside, notes))
-        views = {named_view(_telling(picture))} - {""}
+        views = {named_view(_description(picture))} - {""}
+    # Without a view in the file's name or header, the folders' names count.
     views = views or {view for name in _lower_folders(picture) if (view := named_view(name))}
     picture.view = views.pop() if len(views) == 1 and "other" not in views else ""
-    picture.age = named_age(_telling(picture)) or picture.age
+    picture.age = named_age(_description(picture)) or picture.age
     return picture
 
 
-def _telling(picture: Picture) -> str:
-    """Returns what of a file's name tells more than whose it is."""
+def _description(picture: Picture) -> str:
+    """Returns a file's name without the part that names the person."""
     stem = picture.path.stem
     if picture.folders or is_generic(picture.token):
         return stem
@@ -215,23 +221,23 @@ def _telling(picture: Picture) -> str:
 
 
 def _lower_folders(picture: Picture) -> list[str]:
-    """Returns the folders that can tell a view, all but the subject's; nearest first."""
+    """Returns the folders that may name a view, all but the subject's; nearest first."""
     generic = [is_generic(name) for name in picture.folders]
     home = generic.index(False) if False in generic else -1
     return [name for i, name in enumerate(picture.folders) if i != home][::-1]
 
 
 def _kind(path: pathlib.Path, inside: pathlib.PurePosixPath, notes: Notes) -> str:
-    """Returns 'xray' or 'face' of a picture that is no DICOM file. Raises UnreadableError."""
+    """Returns 'xray' or 'face' for a picture that is not DICOM. Raises UnreadableError."""
     # Open it.
-    words = set().union(*(words_of(part) for part in (*inside.parts[:-1], inside.stem)))
-    says_xray, says_photo = bool(words & _XRAY_WORDS), bool(words & _PHOTO_WORDS)
+    words = set[str]().union(*(words_of(part) for part in (*inside.parts[:-1], inside.stem)))
+    says_xray = bool(words & _XRAY_WORDS) and not words & _PHOTO_WORDS
+    says_photo = bool(words & _PHOTO_WORDS)
     try:
         with opened(path) as file:
             size = max(file.size)
-            if size < SMALLEST or (
-                size <= 320 and words & {"thumb", "thumbs", "thumbnail", "thumbnails"}
-            ):
+            named_thumbnail = bool(words & {"thumb", "thumbs", "thumbnail", "thumbnails"})
+            if size < SMALLEST or (size <= 320 and named_thumbnail):
                 raise UnreadableError("thumbnails")
             several = getattr(file, "n_frames", 1) > 1 and file.format != "MPO"
             camera = any(file.getexif().get(tag) for tag in (271, 272))
@@ -244,10 +250,10 @@ def _kind(path: pathlib.Path, inside: pathlib.PurePosixPath, notes: Notes) -> st
         _kind_by_reader(path)
     if not len(pixels):
         raise UnreadableError("pictures that are transparent all over")
-    # Tell what it shows.
+    # Judge it by its colours, its name and its camera.
     spread = np.ptp(pixels, axis=-1)
     if np.percentile(spread, 90) <= 12:
-        if says_xray and not says_photo:
+        if says_xray:
             return "xray"
         if says_photo or camera:
             notes.remarks[
@@ -263,7 +269,7 @@ def _kind(path: pathlib.Path, inside: pathlib.PurePosixPath, notes: Notes) -> st
             _shown(inside)
         )
         return "xray"
-    if says_xray and not says_photo:
+    if says_xray:
         raise UnreadableError("pictures in colours whose names say X-ray; save them in grey")
     if _hue(pixels)[1] > 0.985:
         notes.remarks["brownish pictures of one hue taken for photographs; look at them"].append(
@@ -273,17 +279,16 @@ def _kind(path: pathlib.Path, inside: pathlib.PurePosixPath, notes: Notes) -> st
 
 
 def _sample(file: Image.Image) -> UInt8[Array, "pixels 3"]:
-    """Returns some pixels of a picture that are not transparent."""
+    """Returns the opaque pixels of a picture that is shrunk to 64 by 64 pixels."""
     file.draft("RGB", (128, 128))
-    picture = file.convert(
-        "RGBA" if "A" in file.getbands() or "transparency" in file.info else "RGB"
-    )
+    transparent = "A" in file.getbands() or "transparency" in file.info
+    picture = file.convert("RGBA" if transparent else "RGB")
     pixels = np.asarray(picture.resize((64, 64), Image.Resampling.BOX)).reshape(64 * 64, -1)
     return pixels[pixels[:, 3] >= 128, :3] if pixels.shape[1] == 4 else pixels
 
 
 def _kind_by_reader(path: pathlib.Path) -> str:
-    """Returns 'xray' or 'face' of a file in a rare form, by reading it as an X-ray.
+    """Returns 'xray' or 'face' for a file in a rare format, by reading it as an X-ray.
 
     Raises UnreadableError.
     """
@@ -294,27 +299,26 @@ def _kind_by_reader(path: pathlib.Path) -> str:
         words = str(error)
     if "colours" in words:
         return "face"
-    several = re.match(r"holds \d+ pictures", words)
-    raise UnreadableError(
-        "files of several pictures; save the one that is meant" if several else _reason(path, words)
-    )
+    if re.match(r"holds \d+ pictures", words):
+        raise UnreadableError("files of several pictures; save the one that is meant")
+    raise UnreadableError(_reason(path, words))
 
 
 def _hue(pixels: UInt8[Array, "pixels 3"]) -> tuple[np.ndarray, float]:
-    """Returns the sum of all colours without their grey, and its unity: 1 if there is one hue."""
+    """Returns the summed chroma, and how uniform the hue is: 1 if there is a single one."""
     chroma = pixels - pixels.mean(-1, keepdims=True)
     total = chroma.sum(0)
     return total, float(np.linalg.norm(total) / max(np.linalg.norm(chroma, axis=-1).sum(), 1e-9))
 
 
 def _is_tinted(pixels: UInt8[Array, "pixels 3"]) -> bool:
-    """Returns True if a picture has one hue, blue or green as films are and skin never is."""
+    """Returns True if a picture has a single blue or green hue, as films have and skin has not."""
     total, unity = _hue(pixels)
     return unity > 0.95 and total[0] < 0
 
 
 def _reason(path: pathlib.Path, words: str) -> str:
-    """Returns why a file that is no readable picture is left out."""
+    """Returns why a file that can't be read as a picture is left out."""
     with open(path, "rb") as file:
         head = file.read(12)
     name = path.name.lower()
@@ -325,6 +329,6 @@ def _reason(path: pathlib.Path, words: str) -> str:
     for reason, endings in _KINDS.items():
         if name.endswith(tuple(endings.split())):
             return reason
-    if name.endswith(_PICTURES):
-        return "damaged pictures" if words.startswith(("damaged", "not a readable")) else words
-    return "no pictures" if words.startswith(("damaged", "not a readable")) else words
+    if not words.startswith(("damaged", "not a readable")):
+        return words
+    return "damaged pictures" if name.endswith(_PICTURES) else "no pictures"

@@ -137,9 +137,19 @@ def _loop(task: Task) -> Figures:
     workdir = pathlib.Path(task.scratch) / "loop"
     count = 2 * task.repeats + 1
     with Checkpoints(workdir / "checkpoints", 1) as checkpoints:
-        state, _ = loop.loop(
-            c, workdir, mesh, watched, None, state, frozen, batches, 0, count, checkpoints
+        run = loop.Run(
+            config=c,
+            workdir=workdir,
+            mesh=mesh,
+            step=watched,
+            validation=None,
+            frozen=frozen,
+            batches=batches,
+            checkpoints=checkpoints,
+            first=0,
+            last=count,
         )
+        state, _ = loop.run_steps(run, state)
         before_saving = time.monotonic()
         checkpoints.save(count, state, batches.get_state())
         saving = time.monotonic() - before_saving

@@ -36,7 +36,7 @@ def test_splits_hold_both_sexes():
 
 
 def test_too_few_subjects():
-    with pytest.raises(ValueError, match="subjects=2 leaves the split 'test' empty"):
+    with pytest.raises(ValueError, match="subjects=2: the split 'test' would be empty"):
         PhantomConfig(subjects=2)
 
 

@@ -13,7 +13,7 @@ from cranio_jax.errors import InputError
 from data_builders.ct_heads.ct_heads_dataset_builder import (
     Builder,
     Row,
-    check_volumes,
+    examine_volumes,
     make_config,
 )
 from data_builders.rendering import ct, warp
@@ -243,7 +243,7 @@ def test_any_failure_is_one_bad_row(archive, monkeypatch):
 
     monkeypatch.setattr(ct, "examine_head", fail)
     rows = [Row(k, "x", archive / "a.nii.gz", 40.0, "female", "") for k in (2, 3)]
-    problems = check_volumes(rows)
+    problems = examine_volumes(rows).problems
     assert [number for number, _ in problems] == [2, 3]
     assert problems[0][1] == "volume='a.nii.gz': not readable (RecursionError)"
 
@@ -289,7 +289,7 @@ def test_bad_volumes_and_rows(archive, tmp_path, small):
         assert words in str(caught.value)
     build(*lines, on_bad_row="skip")
     for wrong, words in (
-        (dict(bend=30), "where a head is none any more"),
+        (dict(bend=30), "where a head is no longer plausible"),
         (dict(pairing="x"), "pairing='x'"),
         (dict(manifest=""), "empty"),
     ):

@@ -133,7 +133,7 @@ def test_other_files_that_are_wrong(folder, tmp_path):
             lines[:5] + ["009_ff.jpg,1,2,3"] + lines[6:],
             "embeddings.csv, row 6: expected a subject's number and 128 numbers",
         ),
-        (lines + lines[-1:], "embeddings.csv, row 53: subject 051 stands there twice"),
+        (lines + lines[-1:], "embeddings.csv, row 53: subject 051 is listed twice"),
         (lines[:-1], "X-rays without an embedding, or the other way round: 051"),
     ):
         (folder / "embeddings.csv").write_text("\n".join(content))

@@ -14,9 +14,9 @@ import pytest
 from pyarrow import parquet
 
 from cranio_jax.errors import InputError
-from data_builders import splits
+from data_builders.lists import splits
+from data_builders.lists.tables import Problem, Values, file_of, number_of, path_of, read_table
 from data_builders.skull_face.manifest import LANDMARKS, read_manifest
-from data_builders.tables import Problem, Values, file_of, number_of, path_of, read_table
 
 NAMES = ["subject", "xray", "xray_view", "face", "face_view", "age", "sex"]
 HEADER = ",".join(NAMES)
@@ -258,9 +258,9 @@ def test_paths_as_people_write_them(people):
         ("C:\\data\\a.png", "is a path on a Windows drive"),
         ("../outside.png", "lies outside"),
         ("x/link.png", "lies outside"),
-        ("loop", "is no path|no such file"),
-        ("x/" + 300 * "a", "is no path"),
-        ("a\0b", "is no path"),
+        ("loop", "is not a path|no such file"),
+        ("x/" + 300 * "a", "is not a path"),
+        ("a\0b", "is not a path"),
         ("x", "is a folder"),
         ("x/empty.png", "is an empty file"),
     ],

@@ -5,8 +5,8 @@ import pytest
 from pyarrow import parquet
 
 from cranio_jax.errors import InputError
+from data_builders.lists.tables import tell
 from data_builders.skull_face.manifest import LANDMARKS, read_manifest
-from data_builders.tables import tell
 
 HEADER = "subject,xray,xray_view,face,face_view,age,sex"
 GOOD = "A,x/a.png,frontal,f/a.jpg,frontal,34,F"

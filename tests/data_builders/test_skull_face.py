@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cranio_jax import data
 from cranio_jax.errors import InputError
-from data_builders import splits
 from data_builders.errors import UnreadableError
 from data_builders.images import staging
+from data_builders.lists import splits
 from data_builders.skull_face.manifest import LANDMARKS
 from data_builders.skull_face.skull_face_dataset_builder import Builder, make_config
 

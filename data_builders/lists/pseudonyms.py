@@ -1,4 +1,4 @@
-"""Names that nobody can turn back into the user's, made with a secret that stays with the user."""
+"""Pseudonyms, which nobody can trace back without a secret that stays with the user."""
 
 import hashlib
 import hmac
@@ -11,7 +11,15 @@ from data_builders.errors import InputError
 
 
 def read_salt(salt: str, table: pathlib.Path, field: str) -> bytes:
-    """The secret in the file `salt`, or else beside a table of the user's; made at first. Raises InputError."""
+    """Returns the secret that pseudonyms are made with; creates it on first use.
+
+    Args:
+      salt: its file; the table's name with the ending `.salt` if empty.
+      table: the user's list.
+      field: the setting that holds `salt`, for messages.
+
+    Raises InputError where the file can't be written or is too short.
+    """
     path = pathlib.Path(salt).expanduser() if salt else table.with_suffix(".salt")
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -25,10 +33,10 @@ def read_salt(salt: str, table: pathlib.Path, field: str) -> bytes:
         ) from None
     secret = path.read_bytes().strip()
     if len(secret) < 16:
-        raise InputError(f"{path} holds fewer than 16 characters, which is no secret")
+        raise InputError(f"{path} holds fewer than 16 characters, too few for a secret")
     return secret
 
 
-def alias(secret: bytes, *told: str) -> str:
-    """Ten hexadecimal digits for some words."""
-    return hmac.new(secret, "\0".join(told).encode(), hashlib.sha256).hexdigest()[:10]
+def alias(secret: bytes, *words: str) -> str:
+    """Returns a pseudonym of ten hexadecimal digits for some words."""
+    return hmac.new(secret, "\0".join(words).encode(), hashlib.sha256).hexdigest()[:10]

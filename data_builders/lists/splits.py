@@ -1,4 +1,4 @@
-"""Who is trained on and who is held out: whole subjects, never pictures."""
+"""Splits data into training and test sets, by whole subjects."""
 
 import hashlib
 import pathlib
@@ -7,27 +7,26 @@ import unicodedata
 from collections.abc import Iterable
 
 from data_builders.errors import InputError
-from data_builders.table_files import read_text, text_lines
+from data_builders.lists.table_files import read_text, text_lines
 
 
 def by_seed(sexes: dict[str, str], test_fraction: float, seed: int) -> dict[str, str]:
-    """Returns 'train' or 'test' for each subject, each sex alike, from a seed.
+    """Returns 'train' or 'test' for each subject, in the same proportion for each sex.
 
-    The order of the subjects doesn't matter.
+    The order of the subjects doesn't matter. Raises InputError where 'train' would be empty.
 
     Args:
       sexes: of each subject.
-      test_fraction: of the subjects that is held out, at least one and not all.
+      test_fraction: share of the subjects that is held out; it is at least one subject.
       seed: of the draw.
     """
 
-    def draw(name: str) -> bytes:
-        """Returns what subjects are ordered by."""
+    def sort_key(name: str) -> bytes:
         return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
-    ranks = []
+    ranks: list[tuple[float, str]] = []
     for sex in sorted(set(sexes.values())):
-        members = sorted((name for name in sexes if sexes[name] == sex), key=draw)
+        members = sorted((name for name in sexes if sexes[name] == sex), key=sort_key)
         ranks += [((place + 0.5) / len(members), name) for place, name in enumerate(members)]
     held_out = max(1, round(len(sexes) * test_fraction))
     if not held_out < len(sexes):
@@ -44,8 +43,8 @@ def by_list(subjects: Iterable[str], path: pathlib.Path) -> dict[str, str]:
     """Returns 'test' for the subjects that a text file names, one a line, 'train' for the others.
 
     The text is UTF-8, or UTF-16 with its mark. Quotes around a name and a heading `subject` are
-    ignored.
-    Raises InputError.
+    ignored. Raises InputError where the file can't be read, names a subject that is not in the
+    data, or leaves one of the two sets empty.
     """
     try:
         lines = text_lines(read_text(path))
@@ -63,7 +62,8 @@ def by_list(subjects: Iterable[str], path: pathlib.Path) -> dict[str, str]:
             raise InputError(f"{path.name}, line {number}: no subject of that name is in the data")
     if not held_out or len(held_out) == len(known):
         raise InputError(
-            f"{path.name} names {'everybody' if held_out else 'nobody'}; it lists the test subjects, one a line"
+            f"{path.name} names {'everybody' if held_out else 'nobody'}; "
+            "it lists the test subjects, one a line"
         )
     return {name: "test" if name in held_out else "train" for name in sorted(known.values())}
 

@@ -1,4 +1,4 @@
-"""Lists that users write: their rows, and a sentence for every value that can't be meant."""
+"""Reads the user's list: values by column, with a message for each value that is wrong."""
 
 import functools
 import os
@@ -8,12 +8,12 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from data_builders import columns
 from data_builders.errors import InputError
-from data_builders.table_files import Sheet, read_sheet
+from data_builders.lists import columns
+from data_builders.lists.table_files import Sheet, read_sheet
 
-VIEWS = ("frontal", "lateral")
-SEXES = {
+# Words for the sexes.
+SEX_WORDS = {
     "f": "female",
     "female": "female",
     "m": "male",
@@ -23,12 +23,12 @@ SEXES = {
     "man": "male",
 }
 SPLITS = ("train", "validation", "test")
-SHOWN = 50  # problems told at once
+SHOWN = 50  # problems in one message
 _FRONTAL = "frontal front pa ap posteroanterior anteroposterior posterioranterior anteriorposterior"
 _LATERAL = (
     "lateral lat side profile ll rl llat rlat leftlateral rightlateral lateralleft lateralright"
 )
-# What one word means: letters and digits of a value.
+# Other words for known values, by their letters and digits.
 OTHER_WORDS = {
     **dict.fromkeys(_FRONTAL.split(), "frontal"),
     **dict.fromkeys(_LATERAL.split(), "lateral"),
@@ -38,28 +38,27 @@ OTHER_WORDS = {
 }
 _ABSENT = ("na", "n/a", "nan", "null", "none", "<na>", "#n/a", "#nv", "-", "?")
 _FORMULA_ERROR = re.compile(r"#[¡¿]?[^\W\d_]+(?:/0)?[!?]", re.IGNORECASE)
-_ROUNDED = re.compile(
-    r"\d[.,]\d+[eE]\+?\d+|\d[eE]\+\d+"
-)  # what a spreadsheet makes of a long number
-_UNSEEN = "\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2069\ufeff"
+# A long number as a spreadsheet rounds it.
+_ROUNDED = re.compile(r"\d[.,]\d+[eE]\+?\d+|\d[eE]\+\d+")
+_INVISIBLE = "\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2069\ufeff"
 _SIGNS = str.maketrans("\u2212\u2013\uff0d\ufe63\uff0b\uff0c\uff0e\u066b", "----+,..")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]*)?|[.,][0-9]+)")
 _TINY = re.compile(r"[+-]?[0-9](?:\.[0-9]+)?[eE]-[0-9]{1,3}")
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}[.,][0-9]{3}")  # or three decimals
 
-Form = Callable[[str], str]  # of names that are compared
+Form = Callable[[str], str]  # normalises names before they are compared
 
 
 class Problem(ValueError):
-    """Why a row can't be meant; the message needs the row's number before it."""
+    """What is wrong with a row; callers put the row's number before the message."""
 
 
 class Values(dict[str, str]):
     """A row's values by column.
 
     Attributes:
-      problem: why the row as a whole can't be meant; `check_filled` raises it.
-      decimals: signs that stand before decimals where three digits follow; see `number_of`.
+      problem: what is wrong with the row as a whole; `check_filled` raises it.
+      decimals: signs that are decimal signs even before three digits; see `number_of`.
     """
 
     problem: str = ""
@@ -71,42 +70,44 @@ def read_table(
 ) -> tuple[list[str], Iterator[tuple[int, Values]]]:
     """Returns the names of the columns, and `(row number, values by column)`; the header is row 1.
 
-    Rows are counted as a spreadsheet shows them. Columns under another spelling come under their
-    name in `needed` or `optional`, which a remark tells. A row that can't be meant has a `problem`.
+    Rows are counted as a spreadsheet shows them. Columns in another spelling get their name in
+    `needed` or `optional`, and a remark is printed. A row that is wrong as a whole has a `problem`.
 
     Raises InputError where the file as a whole is unusable: missing, empty, without a needed
     column, not UTF-8.
     """
+    # Find the columns.
     sheet = read_sheet(path, lambda names: columns.fit(names, needed, optional))
     try:
         places = columns.names_meant(sheet.names, needed, optional)
     except InputError as error:
         raise InputError(f"{path.name} {error}") from None
     if missing := [name for name in needed if name not in places]:
-        near = columns.nearest(
-            missing[0], [name for i, name in enumerate(sheet.names) if i not in places.values()]
-        )
-        near = f" (is it {near!r}?)" if near else ""
+        unused = [name for i, name in enumerate(sheet.names) if i not in places.values()]
+        near = columns.nearest(missing[0], unused)
+        hint = f" (is it {near!r}?)" if near else ""
         raise InputError(
-            f"{path.name} lacks the column {missing[0]!r}{near}; it needs {', '.join(needed)}"
+            f"{path.name} lacks the column {missing[0]!r}{hint}; it needs {', '.join(needed)}"
         )
+    # Print remarks, and give columns their known names.
     names = [name.strip().lower() for name in sheet.names]
-    forgiven = [f"{names[i]!r} as {name}" for name, i in places.items() if names[i] != name]
-    for remark in [
-        *sheet.remarks,
-        *([f"{path.name}: read {', '.join(forgiven)}"] if forgiven else []),
-    ]:
-        _say(path, remark)
+    renamed = [f"{names[i]!r} as {name}" for name, i in places.items() if names[i] != name]
+    remarks = list(sheet.remarks)
+    if renamed:
+        remarks.append(f"{path.name}: read {', '.join(renamed)}")
+    for remark in remarks:
+        _print_once(path, remark)
     for name, place in places.items():
         names[place] = name
-    if twice := [name for name in names if names.count(name) > 1 and name]:
-        raise InputError(f"{path.name} has two columns {twice[0]!r}; keep one")
+    if repeated := [name for name in names if names.count(name) > 1 and name]:
+        raise InputError(f"{path.name} has two columns {repeated[0]!r}; keep one")
     return names, _rows(sheet, names, places)
 
 
 def _rows(
     sheet: Sheet, names: list[str], places: Mapping[str, int]
 ) -> Iterator[tuple[int, Values]]:
+    """Yields the numbers and values of the rows; `places` are those of the known columns."""
     used = [
         line.values[place]
         for line in sheet.lines
@@ -133,7 +134,7 @@ def _rows(
 
 
 def _decimals(values: Iterable[str], separator: str) -> str:
-    """Returns the signs that stand before decimals: those that do so where it is certain."""
+    """Returns the list's decimal signs, judged by its numbers that can't be in thousands."""
     shapes = {
         re.sub(r"[^.,]", "", value)
         for value in values
@@ -145,25 +146,26 @@ def _decimals(values: Iterable[str], separator: str) -> str:
 
 
 def _cleaned(value: str) -> str:
-    """Returns a value without spaces and unseen signs around it; empty where it stands for none."""
-    value = value.strip().strip(_UNSEEN).strip()
+    """Returns a value without spaces and invisible signs around it; empty for `NA` and the like."""
+    value = value.strip().strip(_INVISIBLE).strip()
     return "" if value.lower() in _ABSENT else value
 
 
 @functools.cache
-def _say(path: pathlib.Path, remark: str) -> None:
-    """Prints a remark on a list, once."""
+def _print_once(path: pathlib.Path, remark: str) -> None:
+    """Prints a remark on a list, the first time only."""
     del path
     print(remark, file=sys.stderr)
 
 
 def tell(problems: list[tuple[int, str]], name: str) -> str:
-    """All problems, a line each, as many as anybody reads."""
+    """Returns a message with a line for each problem, up to SHOWN of them."""
     lines = [f"{name}, row {number}: {words}" for number, words in sorted(problems)[:SHOWN]]
     more = len(problems) - len(lines)
     rows = len({number for number, _ in problems})
-    head = f"{rows} row{'s' if rows > 1 else ''} of {name} can't be used:"
-    return "\n".join([head, *lines, *([f"... and {more} more"] if more else [])])
+    if more:
+        lines.append(f"... and {more} more")
+    return "\n".join([f"{rows} row{'s' if rows > 1 else ''} of {name} can't be used:", *lines])
 
 
 def stop_or_skip(
@@ -182,7 +184,7 @@ def stop_or_skip(
 
 
 def one_of(values: dict[str, str], name: str, known: Iterable[str]) -> str:
-    """Returns a word of `known`; other words for it count (`PA`, `training`). Raises Problem."""
+    """Returns a word of `known`, also for other words (`PA`, `training`). Raises Problem."""
     value = values[name].lower()
     if value not in known:
         value = OTHER_WORDS.get(re.sub(r"[\W_]+", "", value).removesuffix("view"), value)
@@ -203,7 +205,8 @@ def number_of(values: dict[str, str], name: str, low: float, high: float, unit: 
     sign = "," if "," in digits else "."
     if _THOUSANDS.fullmatch(digits) and sign not in getattr(values, "decimals", "."):
         raise Problem(
-            f"{name}={text!r} is in thousands or has three decimals; write it without the {sign!r}, or with a fourth decimal"
+            f"{name}={text!r} is in thousands or has three decimals; "
+            f"write it without the {sign!r}, or with a fourth decimal"
         )
     value = float(digits.replace(",", "."))
     if not low <= value <= high:
@@ -212,31 +215,35 @@ def number_of(values: dict[str, str], name: str, low: float, high: float, unit: 
 
 
 def path_of(values: dict[str, str], name: str, root: pathlib.Path) -> pathlib.Path:
-    """Returns what there is of that name within `root`: a file or a folder.
+    """Returns the file or folder of that name within `root`.
 
-    A path counts as it is written; else without quotes around it, with Windows' backslashes as
-    slashes, and with its accents in the other of Unicode's two forms. Raises Problem.
+    A path that does not exist as written is tried without quotes around it, with Windows'
+    backslashes as slashes, and with its accents in the other of Unicode's two forms. Raises
+    Problem.
     """
     words = f"{name}={values[name]!r}"
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", values[name]):
         raise Problem(f"{words} is an address; write the path of a file")
     bare = values[name].strip("\"'\u201c\u201d\u201e\u2018\u2019 ")
-    readings = dict.fromkeys((values[name], bare, bare.replace("\\", "/")))
+    slashed = bare.replace("\\", "/")
     try:
-        path = next((root / reading for reading in readings if (root / reading).exists()), None)
-        path = path or _spelled(root, bare.replace("\\", "/"), _composed) or root / values[name]
+        # Look for it.
+        readings = [root / reading for reading in (values[name], bare, slashed)]
+        path = next((reading for reading in readings if reading.exists()), None)
+        path = path or _spelled(root, slashed, _composed) or readings[0]
         path = path.resolve()
         if not path.is_relative_to(root):
             raise Problem(f"{words} lies outside the data's folder")
         if path.exists():
             return path
-        near = _spelled(root, bare.replace("\\", "/"), _folded)
+        near = _spelled(root, slashed, _folded)
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, Problem):
             raise
         if isinstance(error, PermissionError):
             raise Problem(f"{words} can't be reached; you have no right to read it") from None
-        raise Problem(f"{words} is no path") from None
+        raise Problem(f"{words} is not a path") from None
+    # Say what is wrong.
     if re.match(r"[a-zA-Z]:[\\/]", bare):
         raise Problem(
             f"{words} is a path on a Windows drive; write it relative to the data's folder"
@@ -252,7 +259,7 @@ def file_of(values: dict[str, str], name: str, root: pathlib.Path) -> pathlib.Pa
     if path.is_dir():
         raise Problem(f"{words} is a folder; write the path of a file")
     if not path.is_file():
-        raise Problem(f"{words} is no ordinary file")
+        raise Problem(f"{words} is not an ordinary file")
     if not path.stat().st_size:
         raise Problem(f"{words} is an empty file")
     if not os.access(path, os.R_OK):
@@ -261,7 +268,7 @@ def file_of(values: dict[str, str], name: str, root: pathlib.Path) -> pathlib.Pa
 
 
 def check_filled(values: dict[str, str], needed: Iterable[str]) -> None:
-    """Raises Problem where the row can't be meant, or a needed value is absent."""
+    """Raises Problem where the row is wrong as a whole, or a needed value is absent."""
     if problem := getattr(values, "problem", ""):
         raise Problem(problem)
     if lacking := [name for name in needed if not values.get(name)]:
@@ -269,17 +276,17 @@ def check_filled(values: dict[str, str], needed: Iterable[str]) -> None:
 
 
 def _composed(name: str) -> str:
-    """Returns a name with accents as one character with their letter."""
+    """Returns a name whose accents are one character with their letter."""
     return unicodedata.normalize("NFC", name)
 
 
 def _folded(name: str) -> str:
-    """Returns a name without its capitals."""
+    """Returns a name in lower case."""
     return _composed(name).casefold()
 
 
 def _spelled(root: pathlib.Path, reading: str, form: Form) -> pathlib.Path | None:
-    """Returns the one path within `root` that is like `reading` in some form of its names."""
+    """Returns the path in `root` that equals `reading` after `form`; None unless it is unique."""
     here = root
     for part in pathlib.PurePosixPath(reading).parts:
         if part in ("/", "..") or not here.is_dir():
@@ -295,7 +302,7 @@ def _spelled(root: pathlib.Path, reading: str, form: Form) -> pathlib.Path | Non
 
 @functools.lru_cache(maxsize=64)
 def _names(folder: pathlib.Path, changed: int, form: Form) -> dict[str, list[str]]:
-    """Returns the names in a folder by their form; `changed` is its time."""
+    """Returns the names in a folder by their form. Its time `changed` is in the cache's key."""
     del changed
     names: dict[str, list[str]] = {}
     for name in os.listdir(folder):

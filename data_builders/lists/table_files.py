@@ -1,7 +1,7 @@
 """Reads the rows of a user's table as text, from CSV, Excel or Parquet; the content decides which.
 
-Rows are counted as a spreadsheet shows them: blank rows count, a line break within quotes starts no
-row, and the line `sep=;` is not a row.
+Rows are counted as a spreadsheet shows them: blank rows count, a line break within quotes does not
+start a row, and the line `sep=;` is not a row.
 """
 
 import codecs
@@ -44,17 +44,17 @@ _UNCLOSED = (
 
 
 class Fit(NamedTuple):
-    """How well a header fits: whether all needed columns are in it, and how many known ones."""
+    """How well a header fits: whether it has all needed columns, and its number of known ones."""
 
     complete: bool
     known: int
 
 
-Fitness = Callable[[list[str]], Fit]  # of a header: tells which separator or which sheet is meant
+Fitness = Callable[[list[str]], Fit]  # rates a header, to choose the separator or the sheet
 
 
 class Line(NamedTuple):
-    """A row of the file: its number, its values, and why it can't be meant (empty if it can)."""
+    """A row of the file: its number, its values, and what is wrong with it, if anything."""
 
     number: int
     values: list[str]
@@ -62,13 +62,13 @@ class Line(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """What a file holds.
+    """The content of a table.
 
     Attributes:
       names: of the columns, as they are written.
       lines: the rows below the header, without blank ones.
       separator: of a CSV file, else empty.
-      remarks: what the user should know.
+      remarks: oddities that the user should know of.
     """
 
     names: list[str]
@@ -100,12 +100,12 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def text_lines(text: str) -> list[str]:
-    """Returns lines with their ends, which are `\\n`, `\\r` and `\\r\\n` and nothing else."""
+    """Returns lines with their ends, which are `\\n`, `\\r` or `\\r\\n` and nothing else."""
     return list(io.StringIO(text, newline=""))
 
 
 def decoded(content: bytes, name: str) -> str:
-    """Returns text without its byte order mark. Raises InputError with the row that is no text."""
+    """Returns text without its byte order mark. Raises InputError that names a row without text."""
     for start, words in _OTHER_FORMS:
         if content[:64].lstrip().startswith(start):
             raise InputError(f"{name} is {words}; {_SAVE}")
@@ -128,6 +128,7 @@ def decoded(content: bytes, name: str) -> str:
 
 
 def _content(path: pathlib.Path) -> bytes:
+    """Returns the bytes of a list. Raises InputError where it can't be read or is too large."""
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder; name the list in it")
@@ -166,11 +167,15 @@ class _Lines:
 
 
 def _csv(text: str, name: str, fit: Fitness) -> Sheet:
+    """Returns the rows of a CSV file. Raises InputError where its header is wrong."""
+    # Choose the separator.
     stated = re.match(r'"?sep=([,;\t|])"?[,;\t|]*(?:\r\n|\r|\n|$)', text, re.IGNORECASE)
     lines = text_lines(text[stated.end() :] if stated else text)
-    separator = (
-        stated[1] if stated else max(SEPARATORS, key=lambda sign: fit(_header(lines, sign).values))
-    )
+    if stated:
+        separator = stated[1]
+    else:
+        separator = max(SEPARATORS, key=lambda sign: fit(_header(lines, sign).values))
+    # Read the rows.
     header = _header(lines, separator)
     if not header.values:
         raise InputError(f"{name} is empty; its first row names the columns")
@@ -188,7 +193,7 @@ def _header(lines: list[str], separator: str) -> Line:
 def _rows(lines: list[str], separator: str, header: Line | None = None) -> Iterator[Line]:
     """Yields the rows that are not blank.
 
-    One that can't be meant ends with its line, so that it takes no other along.
+    A row that is wrong ends with its line, so that a stray quote does not swallow other rows.
     """
     source = _Lines(lines)
     reader = csv.reader(source, delimiter=separator, strict=True, skipinitialspace=True)
@@ -212,20 +217,23 @@ def _rows(lines: list[str], separator: str, header: Line | None = None) -> Itera
 
 
 def _row_problem(values: list[str], separator: str, names: list[str]) -> str:
-    """Says what is wrong with a row that is longer than its header; empty if it is not."""
+    """Returns what is wrong with a row that is longer than its header; empty for other rows."""
     width = len(names)
     while width and not names[width - 1].strip():
         width -= 1
     if len(values) <= len(names) and not any(value.strip() for value in values[width:]):
         return ""
     comma = " (decimal commas do: write 21.9)" if separator == "," else ""
-    return f"holds {len(values)} values and the header {width} names; put values that hold a {separator!r} in quotes{comma}"
+    return (
+        f"holds {len(values)} values and the header {width} names; "
+        f"put values that hold a {separator!r} in quotes{comma}"
+    )
 
 
 def _holds_rows(values: list[str], separator: str, width: int) -> bool:
-    """Returns True if a quoted value goes on over lines that look like rows.
+    """Returns True if a quoted value spans lines that look like rows.
 
-    They have as many separators, and no space after them.
+    Such lines have as many separators as a row, without a space after them.
     """
     within = (
         line
@@ -239,6 +247,7 @@ def _holds_rows(values: list[str], separator: str, width: int) -> bool:
 
 
 def _excel(content: bytes, name: str, fit: Fitness) -> Sheet:
+    """Returns the rows of an Excel file. Raises InputError where it can't be read."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -246,13 +255,13 @@ def _excel(content: bytes, name: str, fit: Fitness) -> Sheet:
             return _workbook(archive, content, name, fit)
     except InputError:
         raise
-    except Exception as error:  # openpyxl raises whatever a damaged file leads to
+    except Exception as error:  # openpyxl raises many kinds for a damaged file
         words = f"a damaged Excel file ({type(error).__name__})"
         raise InputError(f"{name} is {words}; open it in a spreadsheet and save it again") from None
 
 
 def _check_archive(archive: zipfile.ZipFile, name: str) -> None:
-    """Raises InputError where a zip file is no Excel file, or unpacks to more than any list."""
+    """Raises InputError where a zip file is not an Excel file, or is too large when unpacked."""
     inside = archive.namelist()
     if "xl/workbook.xml" not in inside:
         forms = (
@@ -264,18 +273,17 @@ def _check_archive(archive: zipfile.ZipFile, name: str) -> None:
             words for start, words in forms if any(entry.startswith(start) for entry in inside)
         ]
         raise InputError(f"{name} is {kinds[0] if kinds else 'a zip file'}; {_SAVE}")
-    if (
-        sum(
-            entry.file_size
-            for entry in archive.infolist()
-            if entry.filename.endswith((".xml", ".rels"))
-        )
-        > MAX_BYTES
-    ):
+    sizes = [
+        entry.file_size
+        for entry in archive.infolist()
+        if entry.filename.endswith((".xml", ".rels"))
+    ]
+    if sum(sizes) > MAX_BYTES:
         raise InputError(f"{name} unpacks to more than {MAX_BYTES / 1e6:.0f} MB, which no list is")
 
 
 def _workbook(archive: zipfile.ZipFile, content: bytes, name: str, fit: Fitness) -> Sheet:
+    """Returns the rows of the sheet that fits. Raises InputError where that is not clear."""
     import openpyxl
 
     book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
@@ -296,7 +304,7 @@ def _workbook(archive: zipfile.ZipFile, content: bytes, name: str, fit: Fitness)
         raise InputError(
             f"{name}: {len(complete)} of its {len(rows)} sheets have the needed columns; keep one"
         )
-    title = max(rows, key=fits.get)
+    title = max(rows, key=lambda title: fits[title])
     # Read it.
     (_, header), *below = rows[title]
     names = [_text(value) for value in header]
@@ -306,19 +314,18 @@ def _workbook(archive: zipfile.ZipFile, content: bytes, name: str, fit: Fitness)
         lost = [
             names[i] for i in formulas.get(number, ()) if i < len(names) and fit([names[i]]).known
         ]
-        words = (
-            f"{lost[0]} is a formula without a result; open the list in a spreadsheet and save it"
-            if lost
-            else ""
-        )
-        lines.append(Line(number, [_text(value) for value in cells[: len(names)]], words))
+        problem = ""
+        if lost:
+            words = "is a formula without a result; open the list in a spreadsheet and save it"
+            problem = f"{lost[0]} {words}"
+        lines.append(Line(number, [_text(value) for value in cells[: len(names)]], problem))
     remarks = (f"{name}: {hidden} hidden rows count like the others",) if hidden else ()
     return Sheet(names, lines, remarks=remarks)
 
 
 def _cells(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
     """Yields the rows of a sheet that hold anything, with their numbers."""
-    sheet.reset_dimensions()  # they may lie
+    sheet.reset_dimensions()  # the stated ones may be wrong
     for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
         if any(value is not None and str(value).strip() for value in values):
             # Beyond 15 digits a spreadsheet rounds.
@@ -345,6 +352,7 @@ def _oddities(source: bytes) -> tuple[int, dict[int, list[int]]]:
 
 
 def _parquet(content: bytes, name: str) -> Sheet:
+    """Returns the rows of a Parquet file. Raises InputError where it can't be read."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -365,7 +373,7 @@ def _parquet(content: bytes, name: str) -> Sheet:
         names = [f"{n} (nested)" if n in nested else n for n in table.column_names]
     except InputError:
         raise
-    except Exception as error:  # of a damaged file: whatever its parts lead to
+    except Exception as error:  # pyarrow raises many kinds for a damaged file
         raise InputError(f"{name}: not a readable Parquet file ({type(error).__name__})") from None
     rows = enumerate(zip(*columns, strict=True), 2)
     return Sheet(

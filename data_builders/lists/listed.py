@@ -1,4 +1,4 @@
-"""What builders of a user's own data share: a list, a secret, a split, bad rows."""
+"""The settings that builders of a user's own data share: list, secret, split and bad rows."""
 
 import dataclasses
 import hashlib
@@ -8,32 +8,33 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from data_builders import splits
 from data_builders.errors import InputError
-from data_builders.pseudonyms import read_salt
-from data_builders.tables import stop_or_skip
+from data_builders.lists import splits
+from data_builders.lists.pseudonyms import read_salt
+from data_builders.lists.tables import stop_or_skip
 
 
 @dataclasses.dataclass
 class ListedConfig(tfds.core.BuilderConfig):
     """Settings of data that a list names.
 
-    The name is made from them and from the list, so that no two share a folder.
+    The configuration's name depends on them and on the list's content, so that no two share a
+    folder.
 
     Attributes:
       manifest: CSV, Excel or Parquet file.
-      root: folder that its paths start from and stay in; its own if empty.
+      root: folder that the list's paths are relative to and stay in; the list's own if empty.
       size: pixels along each side of X-rays and faces.
       pairing: one of PAIRINGS.
-      seed: of what is drawn.
+      seed: of all random draws.
       split: 'seed', 'column' (the list's), or a text file that lists the test subjects.
-      test_fraction: of the subjects, with split='seed'.
-      salt: file of the secret that pseudonyms are made with; beside the list if empty, and made
-        if need be.
+      test_fraction: share of the test subjects, with split='seed'.
+      salt: file of the secret that pseudonyms are made with; beside the list if empty. It is
+        created on first use.
       on_bad_row: 'stop', or 'skip' and say so in the metadata.
     """
 
-    BLOCK: ClassVar[str]  # of the configuration: `data.BLOCK`
+    BLOCK: ClassVar[str]  # the settings are in `data.BLOCK` of the configuration
     PAIRINGS: ClassVar[tuple[str, ...]] = ("matched", "all_views")
 
     name: str = ""
@@ -69,71 +70,70 @@ class ListedConfig(tfds.core.BuilderConfig):
             self.name = f"{self.pairing}_{self.size}-{digest.hexdigest()[:10]}"
 
     def told(self) -> dict[str, Any]:
-        """Returns the settings that make the data, as their metadata hold them; none is a path."""
-        unsaid = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)} | {
-            "manifest",
-            "root",
-            "salt",
-            "split",
-        }
-        own = {
+        """Returns the settings that determine the data, for their metadata; none is a path."""
+        hidden = {field.name for field in dataclasses.fields(tfds.core.BuilderConfig)}
+        hidden |= {"manifest", "root", "salt", "split"}
+        settings = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in unsaid
+            if field.name not in hidden
         }
-        return own | {"split_by": "list" if self.split_path else self.split}
+        return settings | {"split_by": "list" if self.split_path else self.split}
 
     @property
     def manifest_path(self) -> pathlib.Path:
+        """The list's file."""
         return pathlib.Path(self.manifest).expanduser()
 
     @property
     def root_path(self) -> pathlib.Path:
-        return (
-            (pathlib.Path(self.root) if self.root else self.manifest_path.parent)
-            .expanduser()
-            .resolve()
-        )
+        """The folder that the list's paths are relative to."""
+        root = pathlib.Path(self.root) if self.root else self.manifest_path.parent
+        return root.expanduser().resolve()
 
     @property
     def split_path(self) -> pathlib.Path | None:
-        """The list of test subjects, if that is what `split` is."""
+        """The list of test subjects, if `split` names one."""
         return None if self.split in ("seed", "column") else pathlib.Path(self.split).expanduser()
 
     @property
     def secret(self) -> bytes:
-        """What pseudonyms are made with."""
+        """The secret that pseudonyms are made with."""
         return read_salt(self.salt, self.manifest_path, f"data.{self.BLOCK}.salt")
 
     def bad_rows(self, problems: list[tuple[int, str]]) -> list[tuple[int, str]]:
-        """Returns `(row number, words)` of rows that are left out.
+        """Prints and returns the problems of rows that are left out.
 
-        Raises InputError with all of them where they stop the build.
+        Raises InputError with all of them where on_bad_row='stop'.
         """
         return stop_or_skip(
             problems, self.manifest_path.name, self.on_bad_row, f"data.{self.BLOCK}.on_bad_row"
         )
 
     def split_of(self, sexes: dict[str, str], listed: dict[str, str]) -> dict[str, str]:
-        """Returns the split of each subject, from their sexes and what the list says.
+        """Returns the split of each subject.
 
-        Raises InputError where one would be empty.
+        Args:
+          sexes: of each subject.
+          listed: each subject's split by the list, which counts where split='column'.
+
+        Raises InputError where 'train' or 'test' would be empty.
         """
         if not sexes:
             raise InputError(f"no row of {self.manifest_path.name} can be used")
         if self.split == "column":
-            found = listed
+            split_of = listed
         elif self.split_path:
-            found = splits.by_list(sexes, self.split_path)
+            split_of = splits.by_list(sexes, self.split_path)
         else:
-            found = splits.by_seed(sexes, self.test_fraction, self.seed)
-        if missing := {"train", "test"} - set(found.values()):
+            split_of = splits.by_seed(sexes, self.test_fraction, self.seed)
+        if missing := {"train", "test"} - set(split_of.values()):
             raise InputError(f"no subject is in the split {min(missing)!r}")
-        return found
+        return split_of
 
 
 def rows_by_words(remarks: Iterable[tuple[int, str]]) -> dict[str, list[int]]:
-    """Returns the rows that each remark was made on, from `(row number, words)`."""
+    """Returns the numbers of each remark's rows, from pairs `(row number, words)`."""
     rows: dict[str, set[int]] = {}
     for number, words in remarks:
         rows.setdefault(words, set()).add(number)

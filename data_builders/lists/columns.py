@@ -1,4 +1,4 @@
-"""The names of a list's columns: other spellings are read where only one reading is possible."""
+"""The names of a list's columns, in other spellings too where they are unambiguous."""
 
 import difflib
 import re
@@ -6,19 +6,22 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from data_builders.errors import InputError
-from data_builders.table_files import Fit
+from data_builders.lists.table_files import Fit
 
-# Other names, without spaces and signs. A unit other than years is none of an age.
+# Other names, without spaces and signs. An age may be in years only.
 _SYNONYMS = {
     "subject": (
-        "subjectid subjectno subjectnumber patient patientid patientno patientnumber person personid participant participantid"
+        "subjectid subjectno subjectnumber patient patientid patientno patientnumber person "
+        "personid participant participantid"
     ),
     "xray": (
-        "xraypath xrayfile xrayfilename xrayimage radiograph radiographpath radiographfile radiographimage"
+        "xraypath xrayfile xrayfilename xrayimage radiograph radiographpath radiographfile "
+        "radiographimage"
     ),
     "xray_view": "radiographview xrayprojection radiographprojection",
     "face": (
-        "facepath facefile facefilename faceimage facephoto photo photopath photofile photograph photographpath portrait"
+        "facepath facefile facefilename faceimage facephoto photo photopath photofile photograph "
+        "photographpath portrait"
     ),
     "face_view": "photoview photographview portraitview",
     "age": "ageyears ageinyears ageyrs patientage",
@@ -46,11 +49,7 @@ def names_meant(
         matches = spelled or others
         if len(matches) > 1:
             first, second = (names[i].strip() for i in matches[:2])
-            raise InputError(
-                f"has two columns {column!r}; keep one"
-                if first == second
-                else _twice(first, second, column)
-            )
+            raise InputError(_twice(first, second, column))
         if matches:
             places[column] = matches[0]
     lacking = [column for column in needed if column.endswith("_view") and column not in places]
@@ -64,18 +63,21 @@ def fit(names: list[str], needed: Sequence[str], optional: Iterable[str] = ()) -
     try:
         places = names_meant(names, needed, optional)
     except InputError:
-        return Fit(True, len(names))  # is told when the rows are read
+        return Fit(True, len(names))  # the error is raised when the rows are read
     return Fit(all(column in places for column in needed), len(places))
 
 
 def nearest(column: str, names: list[str]) -> str:
-    """Returns the name that looks most like a column's, or an empty one."""
+    """Returns the name that looks most like a column's; empty if none does."""
     plain = [name.strip().lower() for name in names if name.strip()]
     within = [name for name in plain if column in name or (name in column and len(name) > 2)]
     return (difflib.get_close_matches(column, plain, 1, 0.6) or within or [""])[0]
 
 
 def _twice(first: str, second: str, column: str) -> str:
+    """Returns the message for two columns that read as the same."""
+    if first == second:
+        return f"has two columns {column!r}; keep one"
     return f"has the columns {first!r} and {second!r}, which both read as {column!r}; keep one"
 
 

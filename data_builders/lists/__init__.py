@@ -1,0 +1,1 @@
+"""The user's list: its columns and rows, the split by subject, and pseudonyms."""
