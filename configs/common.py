@@ -219,7 +219,7 @@ def get_config() -> ml_collections.ConfigDict:
         text_encoder={},
         scheduler={},
     )
-    # Loss terms on the decoded face. See cranio_jax/methods/decoded.py.
+    # Loss terms on the decoded face. See cranio_jax/methods/cranio_diff/losses.py.
     c.method.losses = dict(
         lpips=0.0,  # weight of the perceptual term; 0: off
         identity=0.0,  # weight of the identity term; 0: off

@@ -14,13 +14,12 @@ from jaxtyping import Int
 
 from cranio_jax.errors import InputError
 from cranio_jax.pretrained import open_pipeline, open_tokenizer
+from data_builders.conditions import SEXES, VIEWS
 
 Encode = Callable[[list[str], bool], list[list[int]]]
 
 CLIP_LENGTH = 77
 
-VIEWS = ("frontal", "lateral")
-SEXES = ("female", "male")
 # The packaged tokenizer's vocabulary: enough for the demo's template, and small enough to learn
 # from scratch.
 WORDS = (

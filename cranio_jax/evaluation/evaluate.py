@@ -35,7 +35,7 @@ from cranio_jax.evaluation.retrieval import check_protocols, distractor_faces, r
 from cranio_jax.evaluation.scorer import Scorer, Scores
 from cranio_jax.files import buckets
 from cranio_jax.files.pictures import PairedFolders
-from cranio_jax.methods import Batch
+from cranio_jax.methods import Batch, method_class
 from cranio_jax.metrics.features import Features
 from cranio_jax.metrics.registry import SetMetric
 from cranio_jax.runs.provenance import provenance
@@ -66,12 +66,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
     if c.generated:
         reason = unpaired.why_unpaired(c)
         results = _sets(config, mesh, reason) if reason else _folders(config, mesh)
-    elif config.method.name == "arcface":
-        results = _embedder(config, workdir)
-    elif config.method.name == "siamese":
-        results = _matcher(config, workdir)
     else:
-        results = _checkpoint(config, workdir)
+        score = {"generator": _checkpoint, "embedder": _embedder, "matcher": _matcher}
+        results = score[method_class(config).kind](config, workdir)
     if cluster.is_first():
         write(workdir / "results.json", results)
     return results
@@ -87,9 +84,10 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
         return
     examples = read_test_examples(config, builder, images=())
     who = who_of(examples)
-    if config.method.name != "arcface":
+    kind = method_class(config).kind
+    if kind != "embedder":
         shuffled_xrays([e | {"xray": None} for e in examples], config.seed)
-    if config.method.name in ("arcface", "siamese"):
+    if kind != "generator":
         check_protocols(config, who)
         return
     _features(config, who, data.Examples(builder, "test", config, ("face",))[0]["face"].shape[:2])

@@ -31,7 +31,7 @@ class Validation:
         config = config.copy_and_resolve_references()
         config.sampling.num_steps = v.num_steps
         self._method = method = make_method(config)
-        if not hasattr(method, "generate"):
+        if method.kind != "generator":
             raise InputError(
                 f"validation.every={v.every}: {config.method.name} generates no faces to look at; "
                 "set it to 0"

@@ -13,6 +13,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.evaluation.results import read_results
 from cranio_jax.files import buckets
 from cranio_jax.files.atomic import write_json
+from cranio_jax.methods import method_class
 from cranio_jax.reporting import tables
 from cranio_jax.reporting.notice import NOTICE
 from cranio_jax.runs.state import restore
@@ -28,7 +29,7 @@ def check_export(config: ml_collections.ConfigDict) -> None:
     for name, value, known in (("weights", e.weights, WEIGHTS), ("dtype", e.dtype, TYPES)):
         if value not in known:
             raise InputError(f"export.{name}={value!r} is not one of {', '.join(known)}")
-    if config.method.name != "cranio_diff":
+    if not method_class(config).writes_pipeline:
         raise InputError(
             f"job=export writes a diffusers pipeline, which {config.method.name} is not; an"
             " embedder's file is written by job=evaluate"

@@ -2,6 +2,8 @@
 
 import importlib
 import pkgutil
+from types import ModuleType
+from typing import Any
 
 import ml_collections
 
@@ -9,7 +11,7 @@ from cranio_jax.data import Batch
 from cranio_jax.errors import InputError
 from cranio_jax.methods.base import Method
 
-__all__ = ["Batch", "Method", "check_method", "make_method", "method_names"]
+__all__ = ["Batch", "Method", "check_method", "make_method", "method_class", "method_names"]
 
 
 def make_method(config: ml_collections.ConfigDict) -> Method:
@@ -28,17 +30,22 @@ def check_method(config: ml_collections.ConfigDict) -> Method:
 
     Raises InputError on impossible settings.
     """
+    chosen = method_class(config)
+    if config.train.remat and not chosen.supports_remat:
+        raise InputError(
+            f"train.remat=True: method.name={config.method.name!r} has no U-Net and ControlNet to "
+            "compute again. Set train.remat=False."
+        )
+    return chosen(config)
+
+
+def method_class(config: ml_collections.ConfigDict) -> type[Any]:
+    """Returns the class that `config.method.name` names. Raises InputError if there is none."""
     name = config.method.name
     if name not in _modules() or not hasattr(_module(name), "METHOD"):
         names = ", ".join(method_names())
         raise InputError(f"method.name={name!r}: there is no such method. Use one of {names}.")
-    method_class = _module(name).METHOD
-    if config.train.remat and not method_class.supports_remat:
-        raise InputError(
-            f"train.remat=True: method.name={name!r} has no U-Net and ControlNet to compute again. "
-            "Set train.remat=False."
-        )
-    return method_class(config)
+    return _module(name).METHOD
 
 
 def method_names() -> list[str]:
@@ -50,5 +57,5 @@ def _modules() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def _module(name: str):
+def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-VIEWS = ("frontal", "lateral")
+from data_builders.conditions import VIEWS
 
 
 class Volume(NamedTuple):
