@@ -299,10 +299,18 @@ def run_and_report(number: int, cell: Cell, count: int) -> bool:
 
 def _run_together(numbered: list[tuple[int, Cell]], count: int, at_once: int, share: bool) -> int:
     """Runs cells, some at a time, on all cores or each on its share. Returns how many failed."""
-    initializer = _take_cores if share else None
-    arguments = (itertools.count(), at_once) if share else ()
-    with futures.ThreadPoolExecutor(at_once, initializer=initializer, initargs=arguments) as pool:
-        return sum(pool.map(lambda pair: run_and_report(*pair, count), numbered))
+    numbers = itertools.count()
+
+    def begin() -> None:
+        if share:
+            _take_cores(numbers, at_once)
+
+    def run_one(pair: tuple[int, Cell]) -> bool:
+        number, cell = pair
+        return run_and_report(number, cell, count)
+
+    with futures.ThreadPoolExecutor(at_once, initializer=begin) as pool:
+        return sum(pool.map(run_one, numbered))
 
 
 def _take_cores(numbers: Iterator[int], at_once: int) -> None:

@@ -13,12 +13,13 @@ from cranio_jax.data.batches import (
 )
 from cranio_jax.data.builders import builder_settings, make_builder, open_builder, records_name
 from cranio_jax.data.examples import Examples
-from cranio_jax.data.splits import fingerprint, read_split, split_subjects, subjects
+from cranio_jax.data.splits import ExampleSource, fingerprint, read_split, split_subjects, subjects
 
 __all__ = [
     "GEOMETRY",
     "READING",
     "Batch",
+    "ExampleSource",
     "Examples",
     "Prepare",
     "TrainingBatches",

@@ -30,7 +30,7 @@ def displacement(
     """
     knots = rng.standard_normal((_KNOTS, _KNOTS, 2)).astype(np.float32)
     if mirrored:
-        knots = (knots + knots[:, ::-1] * np.float32([-1, 1])) / np.sqrt(np.float32(2))
+        knots = (knots + knots[:, ::-1] * np.array([-1, 1], np.float32)) / np.sqrt(np.float32(2))
     centred = knots - knots.mean((0, 1))
     return bend * side * cv2.resize(centred, (side, side), interpolation=cv2.INTER_CUBIC)
 
@@ -52,8 +52,8 @@ def move(
     if rng.random() < settings.flip:
         images = {name: image[:, ::-1] for name, image in images.items()}
         if landmarks is not None:
-            mirrored_places = landmarks[[1, 0, 2, 4, 3]] * np.float32([-1, 1])
-            landmarks = mirrored_places + np.float32([side - 1, 0])
+            mirrored_places = landmarks[[1, 0, 2, 4, 3]] * np.array([-1, 1], np.float32)
+            landmarks = mirrored_places + np.array([side - 1, 0], np.float32)
 
     # Rotate about the middle, counterclockwise, with rows that run down; then bend.
     bend = settings.bend if example.get("xray_view") == example.get("face_view") else 0.0

@@ -7,9 +7,10 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 from tqdm import tqdm
 
+from cranio_jax.data.splits import ExampleSource
 from cranio_jax.distributed import cluster, sharding
 
 # The arrays of a batch, each with a first axis of examples. An example need not have all of them;
@@ -56,11 +57,11 @@ class TrainingBatches(Iterator[dict[str, np.ndarray]]):
 
     def __init__(
         self,
-        examples: Sequence[dict[str, Any]],
+        examples: ExampleSource,
         batch_size: int,
         seed: int,
         prepare: Prepare,
-        rows: Sequence[int] | None = None,
+        rows: Sequence[int] | Int[np.ndarray, "share"] | None = None,
         position: dict[str, int] | None = None,
     ):
         """Starts at `position`, from `get_state`, or at the first example."""
@@ -86,7 +87,9 @@ class TrainingBatches(Iterator[dict[str, np.ndarray]]):
 
 
 def ordered_batches(
-    examples: Sequence[dict[str, Any]], batch_size: int, rows: Sequence[int] | None = None
+    examples: ExampleSource,
+    batch_size: int,
+    rows: Sequence[int] | Int[np.ndarray, "share"] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns batches in order, read ahead; of each batch the `rows`, if they are given.
 
@@ -96,14 +99,16 @@ def ordered_batches(
 
     def masked_example(place: int) -> dict[str, np.ndarray]:
         fields = to_device_fields(examples[min(place, count - 1)])
-        return fields | {"mask": np.float32(place < count)}
+        return fields | {"mask": np.asarray(place < count, np.float32)}
 
     places = grain.MapDataset.range(-(-count // batch_size) * batch_size).map(masked_example)
     return iter(_of_each_batch(places, batch_size, rows).to_iter_dataset(READING))
 
 
 def _of_each_batch(
-    dataset: grain.MapDataset, batch_size: int, rows: Sequence[int] | None
+    dataset: grain.MapDataset,
+    batch_size: int,
+    rows: Sequence[int] | Int[np.ndarray, "share"] | None,
 ) -> grain.MapDataset:
     """Returns batches of the `rows` of each whole batch."""
     if rows is None or len(rows) == batch_size:
@@ -119,7 +124,7 @@ def _of_each_batch(
 
 
 def device_batches(
-    examples: Sequence[dict[str, Any]], size: int, mesh: jax.sharding.Mesh, title: str | None
+    examples: ExampleSource, size: int, mesh: jax.sharding.Mesh, title: str | None
 ) -> Iterator[tuple[range, Batch]]:
     """Yields `(places, batch)`: which examples a batch holds, and the batch on the devices.
 
@@ -150,7 +155,7 @@ def device_batches(
 
 def collected(
     function: Callable[[Batch], dict[str, Array]],
-    examples: Sequence[dict[str, Any]],
+    examples: ExampleSource,
     size: int,
     mesh: jax.sharding.Mesh,
     title: str,

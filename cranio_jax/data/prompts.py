@@ -243,10 +243,10 @@ def _checked(
     texts = sorted({make_prompt(template, *profile, known_ages) for profile in _profiles()})
     first: dict[bytes, str] = {}
     for text, ids in zip(texts, tokenizer(texts), strict=True):
-        other = first.setdefault(ids.tobytes(), text)
-        if other != text:
+        same_ids = first.setdefault(ids.tobytes(), text)
+        if same_ids != text:
             raise InputError(
-                f"prompt.template: {other!r} and {text!r} have the same token ids. Change it, so"
+                f"prompt.template: {same_ids!r} and {text!r} have the same token ids. Change it, so"
                 " that the tokenizer tells them apart."
             )
     return tokenizer

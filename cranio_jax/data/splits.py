@@ -2,14 +2,22 @@
 
 import hashlib
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
 from cranio_jax.errors import InputError
+
+
+class ExampleSource(Protocol):
+    """Random access to examples or records."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
 def fingerprint(builder: tfds.core.DatasetBuilder) -> str:
@@ -32,7 +40,7 @@ def read_split(
     split: str,
     config: ml_collections.ConfigDict,
     images: tuple[str, ...],
-) -> tuple[Sequence[dict[str, Any]], Sequence[int]]:
+) -> tuple[ExampleSource, Sequence[int]]:
     """Returns `(records, rows)`: a random-access source, and its places that belong to the split.
 
     Without a split of that name, 'validation' is `data.validation_subjects` of the training
@@ -82,9 +90,7 @@ def split_subjects(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:
     return [record["subject"].decode() for record in _records(builder, split, images=())]
 
 
-def _records(
-    builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, ...]
-) -> Sequence[dict[str, Any]]:
+def _records(builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, ...]) -> "_Readable":
     """Returns a split's records; only the pictures in `images` are decoded."""
     pictures = [
         name
@@ -98,15 +104,18 @@ def _records(
     )
 
 
-class _Readable(Sequence):
+class _Readable:
     """Records that raise InputError, naming the split, if one can't be read."""
 
-    def __init__(self, source: Sequence[dict[str, Any]], where: str):
+    def __init__(self, source: ExampleSource, where: str):
         self._source = source
         self._where = where
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):

@@ -239,8 +239,8 @@ def _kept_faces(
 def _folders(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Results:
     """Scores two folders of pictures that pair by their names."""
     c = config.evaluate
-    folders = (pathlib.Path(name).expanduser() for name in (c.generated, c.reference))
-    pairs = PairedFolders(*folders, c.names)
+    generated, reference = (pathlib.Path(c[name]).expanduser() for name in unpaired.FIELDS)
+    pairs = PairedFolders(generated, reference, c.names)
     features = _features(config, pairs.who, pairs.size)
     scorer = Scorer(features, mesh, ("generated",), pairs.size, len(pairs), c.inception_splits)
     truth, scored = scorer.run(pairs, c.batch_size, "scoring")
@@ -281,7 +281,7 @@ def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resul
     crop = config.method.crop
     params = multihost_utils.process_allgather(method.generation_params(state), tiled=True)
     if cluster.is_first():
-        pretrained.save_embedder(path, params, method.settings, crop, config.seed)
+        pretrained.save_embedder(path, params, dict(method.settings), crop, config.seed)
     cluster.wait_for_all("embedder")
 
     # Score it as any other file of weights.

@@ -46,10 +46,10 @@ class MeanOf(tuple[pathlib.Path, ...]):
 
 
 # A picture, its file, or the files whose mean it is.
-Face = UInt8[np.ndarray, "h w 3"] | pathlib.PurePath | MeanOf
+Face = UInt8[np.ndarray, "h w 3"] | pathlib.Path | MeanOf
 
 
-class WithGenerated(Sequence):
+class WithGenerated:
     """Examples with `generated` faces of several kinds, which are read when they are asked for."""
 
     def __init__(
@@ -84,7 +84,7 @@ def _read(face: Any) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(face, MeanOf):
         mean = np.mean([read_face(file) for file in face], 0, dtype=np.float64)
         return np.round(mean).astype(np.uint8)
-    return read_face(face) if isinstance(face, pathlib.PurePath) else face
+    return read_face(face) if isinstance(face, pathlib.Path) else face
 
 
 def keep_pictures(

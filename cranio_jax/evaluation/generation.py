@@ -5,7 +5,7 @@ import json
 import pathlib
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -94,7 +94,9 @@ class Generator:
         def generate(params: Any, frozen: Any, batch: Batch, draw: Array):
             return quantised(self.method, config.seed, params, frozen, batch, draw)
 
-        self._generate = jax.jit(generate, out_shardings=sharding.replicated(self.mesh))
+        self._generate: Callable[..., Any] = jax.jit(
+            generate, out_shardings=sharding.replicated(self.mesh)
+        )
 
     def _faces(
         self, examples: Sequence[dict[str, Any]], draw: int, title: str

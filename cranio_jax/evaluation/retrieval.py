@@ -142,7 +142,11 @@ def _gallery(
     if others is None:
         return gallery, variants
     extra = others.take(r.one_image(others, view, seed)) if size == "one" else others
-    joined = r.Faces(*(np.concatenate(both) for both in zip(gallery, extra, strict=True)))
+    joined = r.Faces(
+        np.concatenate([gallery.vectors, extra.vectors]),
+        [*gallery.subjects, *extra.subjects],
+        [*gallery.views, *extra.views],
+    )
     return joined, np.append(variants, extra.subjects)
 
 
@@ -166,12 +170,13 @@ def _of_protocol(
 
     gallery, pictured = _gallery(people, truth, others, config.seed, view=view, size=size)
     true_faces = r.Faces(truth, subjects, people.views)
+    by_subject: dict[str, dict[str, list[float]]] = {}
     result = Retrieval(
         gallery=len(gallery.subjects),
         seen=int(r.similarities(true_faces, gallery, view)[2].sum(1).min()),
         rows={},
         curves={},
-        by_subject={},
+        by_subject=by_subject,
     )
     values_at_k: dict[str, dict[str, Float[Array, q]]] = {}
     for name, vectors in (kinds | {CEILING: truth}).items():
@@ -198,7 +203,7 @@ def _of_protocol(
         smallest = int(allowed.sum(1).min())
         result.curves[name] = r.match_curve(hits)[:smallest].round(4).tolist()
         if name != CEILING:
-            result.by_subject[name] = {
+            by_subject[name] = {
                 metric: subject_means(values, names).tolist()
                 for metric, values in values_at_k[name].items()
             }

@@ -10,7 +10,7 @@ from clu import metrics as clu_metrics
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
 
-from cranio_jax.data import device_batches
+from cranio_jax.data import ExampleSource, device_batches
 from cranio_jax.distributed import cluster, sharding
 from cranio_jax.evaluation.generation import check_finite
 from cranio_jax.methods import Batch
@@ -107,7 +107,7 @@ class Scorer:
 
         everywhere = sharding.replicated(mesh)
         step = _make_step(features, self._rows, alone, paired, generate)
-        self._step = jax.jit(step, out_shardings=everywhere, donate_argnums=3)
+        self._step: Callable[..., Any] = jax.jit(step, out_shardings=everywhere, donate_argnums=3)
         self._start = jax.jit(start, out_shardings=everywhere)
         # Splits are drawn at random, since neighbours in the list are one person's pictures.
         order = np.random.default_rng(0).permutation(count)
@@ -130,7 +130,7 @@ class Scorer:
 
     def run(
         self,
-        examples: Sequence[dict[str, Any]],
+        examples: ExampleSource,
         batch_size: int,
         title: str | None,
         given: Any = None,
@@ -158,7 +158,7 @@ class Scorer:
             jax.block_until_ready(before)
             before = finite
             if given is not None:
-                is_whole = np.atleast_2d(jax.device_get(finite)).all(0)
+                is_whole = np.asarray(np.atleast_2d(jax.device_get(finite)).all(0))
                 if not is_whole.all():
                     check_finite(is_whole, [examples[i]["id"] for i in places])
         totals = jax.device_get(totals)
@@ -231,10 +231,10 @@ def _make_step(
     return step
 
 
-class Placed(Sequence):
+class Placed:
     """Examples that know their place in the list, and their split of the Inception score."""
 
-    def __init__(self, examples: Sequence[dict[str, Any]], split: Int[Array, "n"]):
+    def __init__(self, examples: ExampleSource, split: Int[Array, "n"]):
         self._examples = examples
         self._split = split
 

@@ -48,7 +48,7 @@ def why_unpaired(c: ml_collections.ConfigDict) -> str:
     )
 
 
-class PictureSet(Sequence):
+class PictureSet:
     """Examples from a folder: each a `face`, of its own size or scaled to the Inception's."""
 
     def __init__(self, folder: pathlib.Path, field: str):
@@ -68,7 +68,8 @@ class PictureSet(Sequence):
     def __getitem__(self, index: int) -> dict[str, Any]:
         picture = read_face(self._files[index])
         if self.scaled:
-            picture = tensorflow_resize(picture[None].astype(np.float32))[0]
+            batch: Any = picture[None].astype(np.float32)
+            return {"face": tensorflow_resize(batch)[0]}
         return {"face": picture}
 
 
@@ -139,13 +140,13 @@ def describe_sets(
     for pictures, field in zip(sets, FIELDS, strict=True):
         found = data.collected(described, pictures, batch_size, mesh, f"pictures, {field}")
         rows = {name: found[name] for name in names}
-        sets = {}
+        of_network = {}
         for name, values in rows.items():
             exact = values.astype(np.float64)
             is_scored = name == INCEPTION and field == FIELDS[0]
             score = inception_score(found["logits"], splits) if is_scored else None
-            sets[name] = FeatureSet(values, exact.mean(0), np.cov(exact, rowvar=False), score)
-        scores.append(Scores({}, rows, sets))
+            of_network[name] = FeatureSet(values, exact.mean(0), np.cov(exact, rowvar=False), score)
+        scores.append(Scores({}, rows, of_network))
     return scores
 
 
@@ -153,4 +154,8 @@ def inception_score(logits: np.ndarray, splits: int) -> tuple[float, float]:
     """Returns mean and standard deviation over random splits, of `(n, classes)` logits."""
     count, classes = logits.shape
     split = np.random.default_rng(0).permutation(count) * splits // count
-    return InceptionScore.empty(splits, classes).add(logits, split, jnp.ones(count)).compute()
+    return (
+        InceptionScore.empty(splits, classes)
+        .add(jnp.asarray(logits), jnp.asarray(split), jnp.ones(count))
+        .compute()
+    )

@@ -136,6 +136,7 @@ def _exposure(picture: UInt8[np.ndarray, "h w"], entry: Entry) -> Exposure:
     if len(rows):
         inside = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     dark, bright = np.percentile(inside, [5, 95])
+    side = max(entry.shape) if entry.shape else None
     return Exposure(
         mean=picture.mean(),
         contrast=picture.std(),
@@ -143,7 +144,7 @@ def _exposure(picture: UInt8[np.ndarray, "h w"], entry: Entry) -> Exposure:
         used=(bright - dark) / 255.0,
         white=(inside == 255).mean(),
         greys=len(np.unique(inside)),
-        enlarged=bool(entry.shape) and max(entry.shape) < ENLARGED * max(picture.shape),
+        enlarged=side is not None and side < ENLARGED * max(picture.shape),
     )
 
 

@@ -48,6 +48,10 @@ def find_weights(pattern: str) -> list[pathlib.Path]:
     return files
 
 
+def _lpips(trunk: str, rngs: Any) -> models.LPIPS:
+    return models.LPIPS(trunk, rngs=rngs)
+
+
 class Features:
     """The feature networks of an evaluation, in float32; none without weights.
 
@@ -90,9 +94,7 @@ class Features:
         if self.has_inception:
             self._networks["inception"] = Network(lambda rngs: models.FIDInception(rngs=rngs))
         for trunk in self.trunks:
-            self._networks[trunk] = Network(
-                lambda rngs, trunk=trunk: models.LPIPS(trunk, rngs=rngs)
-            )
+            self._networks[trunk] = Network(functools.partial(_lpips, trunk))
 
     def _add(self, file: pathlib.Path, kind: pretrained.Kind, digest: str) -> None:
         title, network = kind.title, kind.network
@@ -249,5 +251,6 @@ class Features:
         pictures = faces.astype(jnp.float32) / 255.0, truth.astype(jnp.float32) / 255.0
         head = None if where is None else (where > 0).astype(jnp.float32)
         pairs = Pairs(self, params, *pictures, head, of_faces=a, of_truth=b)
-        metrics = self.pair_metrics(*faces.shape[1:3], where is not None)
+        height, width = faces.shape[1:3]
+        metrics = self.pair_metrics(height, width, where is not None)
         return {key: metric.compute(pairs, part) for key, (metric, part) in metrics.items()}

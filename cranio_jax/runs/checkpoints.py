@@ -141,7 +141,7 @@ class Checkpoints:
         )
         while (step := self.latest) is not None:
             changed = _changed_file(self._folder / str(step)) if cluster.is_first() else None
-            restored = None
+            restored: Any = None
             why = f"{changed} is not as it was written"
             if cluster.of_first(np.array(changed is None)):
                 # Orbax and TensorStore raise errors of many kinds on a damaged file.

@@ -69,7 +69,8 @@ def restore_or_init(
         init = jax.jit(
             method.init, out_shardings=shardings, donate_argnums=1, compiler_options=quickly
         )
-        return Restored(*init(key, loaded), 0, None)
+        state, frozen = init(key, loaded)
+        return Restored(state, frozen, step=0, position=None)
 
     def init_frozen(key: jax.Array, loaded: Any) -> Any:
         return method.init(key, loaded)[1]

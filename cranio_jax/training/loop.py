@@ -137,7 +137,7 @@ def _start(
     return run, state
 
 
-def jit_step(method: Method, mesh: jax.sharding.Mesh) -> Step:
+def jit_step(method: Method, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """Returns the jitted step `(state, frozen, batch, key) -> (state, metrics)`."""
     state, frozen = shardings_of(method, mesh)[1]
     on_cpu = mesh.devices.flat[0].platform == "cpu"

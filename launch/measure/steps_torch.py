@@ -127,10 +127,11 @@ class _Sampling:
 
     @torch.inference_mode()
     def __call__(self) -> torch.Tensor:
+        unet, controlnet = self.networks
         self.scheduler.set_timesteps(self.steps)
         x = torch.randn(*self.shape, device=device(), dtype=self.dtype)
         for t in self.scheduler.timesteps:
-            output = _denoised(*self.networks, torch.cat([x, x]), t, self.context, self.picture)
+            output = _denoised(unet, controlnet, torch.cat([x, x]), t, self.context, self.picture)
             empty, full = output.chunk(2)
             guided = empty + GUIDANCE * (full - empty)
             x = self.scheduler.step(guided, t, x).prev_sample

@@ -1,5 +1,6 @@
 """Configuration, random weights and examples at Stable Diffusion 1.5's size."""
 
+import functools
 import math
 import pathlib
 import time
@@ -131,6 +132,10 @@ def _wave(shape: tuple[int, ...]) -> jax.Array:
     return 0.02 * values.reshape(shape)
 
 
+def _make(model_class: Any, config: Any, rngs: Any) -> Any:
+    return model_class(config, rngs=rngs)
+
+
 def write_pipeline(folder: pathlib.Path) -> None:
     """Writes a pipeline of random weights in Stable Diffusion 1.5's files."""
     unet = sd15.UNET | sd15.UP
@@ -144,7 +149,7 @@ def write_pipeline(folder: pathlib.Path) -> None:
     for part, (settings, config_class, model_class) in parts.items():
         # Weights.
         config = config_class.from_mapping(settings)
-        network = Network(lambda rngs, model=model_class, config=config: model(config, rngs=rngs))
+        network = Network(functools.partial(_make, model_class, config))
         tensors = (
             (torch_key(path), rng.standard_normal(torch_shape(path, shape), np.float32))
             for path, shape in network.shapes().items()
