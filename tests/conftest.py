@@ -58,4 +58,5 @@ def config(records):
     c.method.controlnet.conditioning_embedding_out_channels = (4, 8, 16)
     c.method.text_encoder.update(hidden_size=64, intermediate_size=64)
     c.evaluate.update(batch_size=16, num_samples=1)
+    c.mesh.data = 2  # of the eight devices; tests of meshes take more
     return c

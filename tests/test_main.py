@@ -125,18 +125,23 @@ def test_mean_faces_of_any_age():
         def conditions(self):
             return [(e["face_view"], e["age"], 0.0) for e in self]
 
-    face = lambda view, age: {
-        "face_view": view,
-        "age": age,
-        "face": np.full((2, 2, 3), age, np.uint8),
-    }
+    def face(view, age):
+        return {
+            "face_view": view,
+            "age": age,
+            "face": np.full((2, 2, 3), age, np.uint8),
+        }
+
     people = People(
         [face("frontal", age) for age in range(100)]
         + [face("lateral", 30)] * 25
         + [face("lateral", 200)]
     )
     mean = controls.mean_faces(people)
-    at = lambda view, age: mean({"face_view": view, "age": age, "bmi_change": 0.0})[0, 0, 0]
+
+    def at(view, age):
+        return mean({"face_view": view, "age": age, "bmi_change": 0.0})[0, 0, 0]
+
     assert at("lateral", 30) == 30 and at("frontal", 50) == 50
     assert abs(at("frontal", 0) - 9.5) <= 0.5  # 0 to 19, the nearest twenty
     assert at("lateral", 190) in range(30, 40)  # all as near as the twentieth

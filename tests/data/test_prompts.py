@@ -60,12 +60,18 @@ def test_all_profiles_reach_the_network():
     [
         (
             dict(length=16),
-            r"prompt.template: 'portrait of a .*' needs 18 tokens, and prompt.length=16. Set prompt.length=18",
+            (
+                r"prompt.template: 'portrait of a .*' needs 18 tokens, and prompt.length=16. Set"
+                r" prompt.length=18"
+            ),
         ),
         (dict(length=17), "needs 18 tokens"),
         (
             dict(
-                template="portrait of a {noun}, {view} view, aged {age}, with {bmi} and an old head of years"
+                template=(
+                    "portrait of a {noun}, {view} view, aged {age}, with {bmi} and an old head of"
+                    " years"
+                )
             ),
             "needs 2. tokens",
         ),

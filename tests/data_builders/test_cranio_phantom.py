@@ -153,7 +153,10 @@ def test_landmarks_lie_on_the_head():
     config = PhantomConfig(size=64, subjects=12)
     record = next(r for _, r in subject_records(config, 2) if r["xray_view"] == "lateral")
     names = list(skull.LANDMARKS)
-    at = lambda name: record["xray_landmarks"][names.index(name)]
+
+    def at(name):
+        return record["xray_landmarks"][names.index(name)]
+
     assert at("menton")[1] > at("nasion")[1] > at("vertex")[1]
     assert at("opisthocranion")[0] < at("basion")[0] < at("nasion")[0]
 

@@ -134,16 +134,20 @@ def test_virtual_heads():
     values = np.zeros((30, 32, 34), np.float32)
     values[14:16, 20:24, 8:12] = 1.0
     head = Volume(values, np.full(3, 2.0, np.float32), np.zeros(3, np.float32))
-    make = lambda *amounts, seed=0: (
-        warp.virtual(head, np.random.SeedSequence(seed), *amounts, outside=0.0).values
-    )
+
+    def make(*amounts, seed=0):
+        return warp.virtual(head, np.random.SeedSequence(seed), *amounts, outside=0.0).values
+
     np.testing.assert_allclose(make(0, 0, 0), values, atol=1e-5)
     np.testing.assert_array_equal(make(3, 3, 3), make(3, 3, 3))
     assert np.abs(make(3, 3, 3) - make(3, 3, 3, seed=1)).max() > 0.5
     # A quarter turn by hand: the rotation is one.
     turn = warp._rotation(np.array([0, 0, np.pi / 2]))
     np.testing.assert_allclose(turn @ [1, 0, 0], [0, 1, 0], atol=1e-12)
-    centre = lambda v: np.array(ndimage.center_of_mass(v))
+
+    def centre(v):
+        return np.array(ndimage.center_of_mass(v))
+
     moved = warp.virtual(head, np.random.SeedSequence(5), 0.0, 4.0, 0.0, outside=0.0).values
     drawn = (
         4.0 * np.random.default_rng(np.random.SeedSequence(5).spawn(2)[0]).standard_normal(6)[3:]
@@ -262,15 +266,21 @@ def test_bad_volumes_and_rows(archive, tmp_path, small):
             ("broken.nii.gz", "air.nii", "flat.nii", "empty", "text.mha", "a.nii.gz", "b.nii")
         )
     ]
-    build = lambda *lines, **settings: Builder(
-        config=make_config(manifest=write_manifest(archive, *lines), size=32, **settings),
-        data_dir=tmp_path / "records",
-    ).download_and_prepare(file_format="array_record")
+
+    def build(*lines, **settings):
+        return Builder(
+            config=make_config(manifest=write_manifest(archive, *lines), size=32, **settings),
+            data_dir=tmp_path / "records",
+        ).download_and_prepare(file_format="array_record")
+
     with pytest.raises(InputError) as caught:
         build(*lines)
     for words in (
         "heads.csv, row 2: volume='broken.nii.gz': not a readable NIfTI file",
-        "row 3: volume='air.nii': holds hardly anything as dense as bone; are these Hounsfield units?",
+        (
+            "row 3: volume='air.nii': holds hardly anything as dense as bone; are these Hounsfield"
+            " units?"
+        ),
         "row 4: volume='flat.nii': holds an array of shape (20, 20)",
         "row 5: volume='empty': holds no DICOM series; name a folder that holds one",
         "row 6: volume='text.mha': not a readable volume",

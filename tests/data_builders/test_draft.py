@@ -298,7 +298,10 @@ def test_what_is_left_out_is_named(tmp_path, capsys):
     lines = capsys.readouterr().err
     for words in (
         "which are no X-rays; the builder ct_heads makes X-rays of CT: ann/ct.dcm",
-        "X-rays of another part of the body, by their header; add them by hand if it is wrong: ann/chest.dcm",
+        (
+            "X-rays of another part of the body, by their header; add them by hand if it is wrong:"
+            " ann/chest.dcm"
+        ),
         "films of several frames; save the one that is meant: ann/cine.dcm",
         "photographs in DICOM; save them as JPEG or PNG: ann/photo.dcm",
         "without a picture: ann/report.dcm",

@@ -20,7 +20,10 @@ def test_more_than_fits_in_memory_is_written_without_tensorflow(config, tmp_path
     assert [name.rpartition(".")[2] for name in files if "-train" in name] == [
         f"array_record-{i:05d}-of-00005" for i in range(5)
     ]
-    read = lambda split: [record["id"].decode() for record in builder.as_data_source(split)]
+
+    def read(split):
+        return [record["id"].decode() for record in builder.as_data_source(split)]
+
     assert len(read("train")) == len(set(read("train"))) == 5 * 18 and len(read("test")) == 18
     # In the order in which they were made, so that a build is always the same.
     assert read("train") == sorted(read("train"), key=lambda key: key[:8])

@@ -176,9 +176,13 @@ def test_records_and_what_they_do_not_hold(cohort, tmp_path, capsys):
 
 
 def test_the_same_again_and_other_pseudonyms(cohort, tmp_path):
-    records = lambda folder: {
-        r["id"]: r for part in every_record(build(cohort, tmp_path / folder)).values() for r in part
-    }
+    def records(folder):
+        return {
+            r["id"]: r
+            for part in every_record(build(cohort, tmp_path / folder)).values()
+            for r in part
+        }
+
     first, second = records("a"), records("b")
     assert first.keys() == second.keys()
     for key in first:
@@ -211,13 +215,18 @@ def test_landmarks_go_with_the_picture(cohort, tmp_path):
         row.update(dict.fromkeys(LANDMARKS, ""))
     with pytest.raises(
         InputError,
-        match="12 rows of people.csv can't be used:\npeople.csv, row 2: a frontal face without landmarks",
+        match=(
+            "12 rows of people.csv can't be used:\npeople.csv, row 2: a frontal face without"
+            " landmarks"
+        ),
     ):
         build(cohort, tmp_path / "none", align=True)
 
 
 def test_splits(cohort, tmp_path):
-    subjects = lambda builder, split: {r["subject"] for r in builder.as_data_source(split)}
+    def subjects(builder, split):
+        return {r["subject"] for r in builder.as_data_source(split)}
+
     by_column = build(cohort, tmp_path, split="column")
     assert len(subjects(by_column, "test")) == 2 and by_column.info.metadata["split_by"] == "column"
     assert (
@@ -267,10 +276,16 @@ def test_all_bad_pictures_are_told_together(cohort, tmp_path):
     for line in (
         "people.csv, row 2: face='Doe^Jane_frontal_30.jpg': not a readable picture",
         "people.csv, row 4: xray='Doe^Jane_lateral.png': a picture in colours; an X-ray is grey",
-        "people.csv, row 6: xray='Smith^John_frontal.dcm': damaged, or in a form that can't be decoded",
+        (
+            "people.csv, row 6: xray='Smith^John_frontal.dcm': damaged, or in a form that can't be"
+            " decoded"
+        ),
         "people.csv, row 10: xray='Muster^Erika_frontal.dcm': all pixels have the value",
         "people.csv, row 14: xray='Rossi^Mario_frontal.dcm': a DICOM file of 2 frames",
-        "people.csv, row 22: face='Novak^Eva_frontal_30.jpg': its landmarks lie outside the photograph of 100 x 120 pixels",
+        (
+            "people.csv, row 22: face='Novak^Eva_frontal_30.jpg': its landmarks lie outside the"
+            " photograph of 100 x 120 pixels"
+        ),
     ):
         assert line in words
     assert words.endswith("--config.data.skull_face.on_bad_row=skip")
@@ -322,9 +337,9 @@ def test_a_build_that_is_killed_goes_on(cohort, tmp_path):
     manifest = cohort.write()
     (cohort.folder / "people.salt").write_text("a secret that stays the same\n")
     code = (
-        "from data_builders.skull_face.skull_face_dataset_builder import *\n"
-        f"Builder(config=make_config(manifest={str(manifest)!r}, size=64, text='keep'), data_dir={str(tmp_path / 'records')!r})"
-        ".download_and_prepare(file_format='array_record')"
+        "from data_builders.skull_face.skull_face_dataset_builder import"
+        f" *\nBuilder(config=make_config(manifest={str(manifest)!r}, size=64, text='keep'),"
+        f" data_dir={str(tmp_path / 'records')!r}).download_and_prepare(file_format='array_record')"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True

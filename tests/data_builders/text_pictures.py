@@ -219,8 +219,8 @@ def main(folder: str, count: str = "500", seed: str = "0") -> None:
         )
         spent = (time.process_time() - begun) / len(shares)
         print(
-            f"{side} px: {np.mean(shares > 0.02):.0%} over 2 % painted, {np.mean(shares > 0.1):.0%} over 10 %, "
-            f"worst {shares.max():.2%}, {spent:.2f} s of one core a picture",
+            f"{side} px: {np.mean(shares > 0.02):.0%} over 2 % painted, {np.mean(shares > 0.1):.0%}"
+            f" over 10 %, worst {shares.max():.2%}, {spent:.2f} s of one core a picture",
             flush=True,
         )
     left, wide, total = [], [], 0
@@ -234,7 +234,8 @@ def main(folder: str, count: str = "500", seed: str = "0") -> None:
     beside = np.mean(np.array(wide) > 0.02)
     standing_out = sum(bool(visible(words)) for words in left)
     print(
-        f"{len(left)} of {total} pictures with a legible word left, {standing_out} with one that stands out;",
+        f"{len(left)} of {total} pictures with a legible word left, {standing_out} with one that"
+        " stands out;",
         end=" ",
     )
     print(f"over 2 % painted beside words in {beside:.1%}")

@@ -129,8 +129,13 @@ def test_second_order_beats_first_order():
     (start, end), (wide, narrow) = np.sqrt(bars) * MEAN, np.sqrt(bars * SPREAD**2 + 1 - bars)
     exact = end + narrow * (noise - start) / wide
     shorter = diffusion.samplers.Steps(*(column[:-1] for column in table))
-    run = lambda table: diffusion.sample(gaussian_denoiser(schedule), noise, table, schedule)
-    error = lambda x: float(jnp.abs(x - exact).mean())
+
+    def run(table):
+        return diffusion.sample(gaussian_denoiser(schedule), noise, table, schedule)
+
+    def error(x):
+        return float(jnp.abs(x - exact).mean())
+
     assert error(run(shorter)) < 0.3 * error(run(shorter._replace(c=np.zeros(11))))
 
 
@@ -183,7 +188,9 @@ def test_sampler_steps_agree_with_diffusers(sampler, spacing, prediction):
 
 
 def test_guidance():
-    denoise = lambda x, t, c: x * 0 + c[:, None]
+    def denoise(x, t, c):
+        return x * 0 + c[:, None]
+
     x, t = jnp.zeros((3, 2)), jnp.zeros(3, jnp.int32)
     one = diffusion.guided(denoise, jnp.arange(3.0), jnp.full(3, -1.0), 1.0)(x, t)
     more = diffusion.guided(denoise, jnp.arange(3.0), jnp.full(3, -1.0), 3.0)(x, t)
@@ -197,8 +204,11 @@ def test_noise_belongs_to_the_example():
     table = diffusion.steps(schedule, "ddpm", 8)
     keys = jax.random.split(jax.random.key(0), 3)
     noise = jax.random.normal(jax.random.key(1), (3, 5))
-    run = lambda order: diffusion.sample(
-        gaussian_denoiser(schedule), noise[order], table, schedule, keys[order]
-    )
+
+    def run(order):
+        return diffusion.sample(
+            gaussian_denoiser(schedule), noise[order], table, schedule, keys[order]
+        )
+
     order = jnp.array([2, 0, 1])
     np.testing.assert_array_equal(run(order), run(jnp.arange(3))[order])

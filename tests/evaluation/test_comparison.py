@@ -25,7 +25,10 @@ SUBJECTS = [f"s{i}" for i in range(6)]
 
 def results(row, psnr, recall, fid=None, judge="judge", data="cohort"):
     """What evaluate.py writes, as far as a comparison reads it: each subject's PSNR and recall@1."""
-    mean = lambda values: {"mean": float(np.mean(values)), "low": 0.0, "high": 1.0}
+
+    def mean(values):
+        return {"mean": float(np.mean(values)), "low": 0.0, "high": 1.0}
+
     kinds = {row: 0.0, "shuffled X-rays": -2.0, "mean face": -1.0} if psnr is not None else {}
     protocol = {"gallery": 54, "seen": 27, "chance": {"recall@1": 0.2}}
     asked = (row, "shuffled X-rays")
@@ -136,14 +139,13 @@ def study(tmp_path, *flags):
 def test_a_failed_cell_is_told_and_stops_nothing(tmp_path):
     """Both cells fail, each for its own reason; nothing is compared, and the exit code says so."""
     (tmp_path / "two.py").write_text(
-        "import ml_collections\n"
-        "def get_config(variant=''):\n"
-        "    c = ml_collections.ConfigDict(dict(name='two', seeds=(0,), headline='one', baselines=(), bootstrap=10))\n"
-        "    c.flags = c.method_flags = ()\n"
-        "    c.helpers = (dict(name='judge', config='configs/arcface.py:smoke', seed=0, flags=('train.num_step=1',)),)\n"
-        "    c.methods = (dict(name='one', config='configs/pix2pix.py:smoke', flags=('method.gan=wgan',)),\n"
-        "                 dict(name='two', config='configs/pix2pix.py:smoke', flags=('evaluate.weights={judge}',)))\n"
-        "    return c\n"
+        "import ml_collections\ndef get_config(variant=''):\n    c ="
+        " ml_collections.ConfigDict(dict(name='two', seeds=(0,), headline='one', baselines=(),"
+        " bootstrap=10))\n    c.flags = c.method_flags = ()\n    c.helpers = (dict(name='judge',"
+        " config='configs/arcface.py:smoke', seed=0, flags=('train.num_step=1',)),)\n    c.methods"
+        " = (dict(name='one', config='configs/pix2pix.py:smoke', flags=('method.gan=wgan',)),\n    "
+        "             dict(name='two', config='configs/pix2pix.py:smoke',"
+        " flags=('evaluate.weights={judge}',)))\n    return c\n"
     )
     ended = study(tmp_path, "--study=two.py", f"--workdir={tmp_path / 'w'}")
     assert ended.returncode == 1

@@ -144,7 +144,10 @@ def test_the_judge_is_not_the_teacher(config, weights):  # noqa: F811
     who = [{"subject": f"s{i // 4}", "view": "frontal", "variant": str(i)} for i in range(72)]
     with pytest.raises(
         InputError,
-        match="embedder.safetensors is what method.losses.embedder_file was trained to please, or its twin",
+        match=(
+            "embedder.safetensors is what method.losses.embedder_file was trained to please, or its"
+            " twin"
+        ),
     ):
         evaluate._features(config, who, (32, 32))
     config.method.losses.identity = 0.0
@@ -371,7 +374,8 @@ def test_wrong_folders(pair_config, folders, tmp_path):
     (true / "sub" / "more.txt").unlink()
     Image.new("RGB", (32, 41)).save(true / "sub" / "more.png")
     refused(
-        r"more.png is \(40, 32\), more.png \(41, 32\); pictures that are compared in pairs must be of one size"
+        r"more.png is \(40, 32\), more.png \(41, 32\); pictures that are compared in pairs must be"
+        r" of one size"
     )
     broken = (made / "sub" / "s0_frontal_1.png").read_bytes()
     for folder in folders:

@@ -56,7 +56,10 @@ def weights(tmp_path_factory):
 def examples():
     """21 true faces with two kinds of others beside them, and where the head is."""
     rng = np.random.default_rng(0)
-    smooth = lambda: np.clip(128 + 20 * np.cumsum(rng.standard_normal((64, 48, 3)), 0), 0, 255)
+
+    def smooth():
+        return np.clip(128 + 20 * np.cumsum(rng.standard_normal((64, 48, 3)), 0), 0, 255)
+
     found = []
     for i in range(21):
         face = smooth()
@@ -153,7 +156,10 @@ def numbers(truth_and_kinds):
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (8, 16)])
 def test_batches_and_devices_do_not_count(weights, examples, once, devices, batch_size):
     again = scored(weights, examples, sharding.make_mesh(devices, 1), batch_size)
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+    def close(a, b):
+        return np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
     jax.tree.map(close, numbers(again), numbers(once))
     a, b = (
         frechet_distance_of_rows(s[1]["far"].rows["squeeze"], s[0].rows["squeeze"])
@@ -167,10 +173,13 @@ def test_batches_and_devices_do_not_count(weights, examples, once, devices, batc
 
 def test_fused_and_kept_faces_score_alike(weights, examples, once):
     features = Features(f"{weights}/*.safetensors", (0, 0, 1, 1))
-    offset = lambda given, batch: (
-        jnp.moveaxis(batch["generated"], 1, 0)[:1] + given,
-        jnp.ones((1, 7), bool),
-    )
+
+    def offset(given, batch):
+        return (
+            jnp.moveaxis(batch["generated"], 1, 0)[:1] + given,
+            jnp.ones((1, 7), bool),
+        )
+
     scorer = Scorer(
         features,
         sharding.make_mesh(1, 1),
@@ -184,7 +193,10 @@ def test_fused_and_kept_faces_score_alike(weights, examples, once):
     scores = scorer.run(examples, 7, None, np.uint8(0))[1]
     for name, values in once[1]["near"].pairs.items():
         np.testing.assert_allclose(scores["fresh"].pairs[name], values, rtol=1e-5)
-    broken = lambda given, batch: (batch["generated"][:, 0][None], (jnp.arange(7) != 3)[None])
+
+    def broken(given, batch):
+        return (batch["generated"][:, 0][None], (jnp.arange(7) != 3)[None])
+
     scorer = Scorer(
         features,
         sharding.make_mesh(1, 1),

@@ -52,8 +52,8 @@ def test_a_run_that_lives(run):
     step, life, training, validation, checkpoint = run()
     assert step == "step 400 of 1,000 (40 %), 20 images/s, 4:00 left"
     assert (
-        life
-        == f"alive: process {os.getpid()} of this machine, last line 1:00 ago (2 processes, 16 devices)"
+        life == f"alive: process {os.getpid()} of this machine, last line 1:00 ago (2 processes, 16"
+        " devices)"
     )
     assert (
         training == "training, step 400: loss 0.25"

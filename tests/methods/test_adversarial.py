@@ -227,9 +227,10 @@ def test_pool_returns_what_it_was_given():
     """Until it is full each picture itself; then about half of the time an older one, which the new one replaces."""
     draw = jax.jit(drawn_from)
     pool = {"pictures": jnp.zeros((10, 1, 1, 3)), "kept": jnp.zeros((), jnp.int32)}
-    numbered = lambda first: jnp.broadcast_to(
-        jnp.arange(first, first + 5.0)[:, None, None, None], (5, 1, 1, 3)
-    )
+
+    def numbered(first):
+        return jnp.broadcast_to(jnp.arange(first, first + 5.0)[:, None, None, None], (5, 1, 1, 3))
+
     given, new = set(), 0
     for turn in range(200):
         before = set(np.ravel(pool["pictures"][: int(pool["kept"])][..., 0]).tolist())

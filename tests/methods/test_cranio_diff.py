@@ -26,9 +26,10 @@ def test_a_face_depends_on_xray_prompt_and_noise(config, batch):
     state, frozen = jax.jit(method.init)(jax.random.key(0))
     generate = jax.jit(method.generate)
     seed = jax.random.key(2)
-    faces = lambda changed, key=seed: np.asarray(
-        generate(state["params"], frozen, batch | changed, key)
-    )
+
+    def faces(changed, key=seed):
+        return np.asarray(generate(state["params"], frozen, batch | changed, key))
+
     other_xrays = {"xray": np.roll(batch["xray"], 1, 0)}
     # Zero convolutions: a fresh ControlNet says nothing.
     np.testing.assert_array_equal(faces({}), faces(other_xrays))
@@ -62,7 +63,10 @@ def test_loss_weight_and_dropped_prompts(config, batch):
         "noise": jax.random.normal(jax.random.key(1), (8, side, side, method.channels)),
         "drop_prompt": jnp.zeros(8, bool),
     }
-    loss = lambda **changed: float(method.loss(state["params"], frozen, batch, draws | changed)[0])
+
+    def loss(**changed):
+        return float(method.loss(state["params"], frozen, batch, draws | changed)[0])
+
     plain = loss()
     assert loss(drop_prompt=jnp.ones(8, bool)) != plain
     config.method.loss_weight = "v_prediction"  # SNR + 1 = 1 / sigma^2, seen from the sample

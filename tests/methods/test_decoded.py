@@ -20,7 +20,10 @@ TERMS = ("lpips", "identity")
 
 def test_gates():
     t = jnp.array([0, 199, 200, 500, 999])
-    gate = lambda name: np.asarray(decoded.timestep_gate(t, 1000, name, 200))
+
+    def gate(name):
+        return np.asarray(decoded.timestep_gate(t, 1000, name, 200))
+
     np.testing.assert_array_equal(gate("none"), 1.0)
     np.testing.assert_array_equal(gate("below"), [1, 1, 0, 0, 0])
     np.testing.assert_allclose(
@@ -50,9 +53,10 @@ def test_alignment_against_an_independent_fit_and_warp(height, width):
     faces = np.float32(
         ndimage.gaussian_filter(rng.uniform(-1, 1, (2, 200, 160, 3)), (0, 4, 4, 0)) * 8
     )
-    turn = lambda degrees: np.array(
-        [[np.cos(degrees), -np.sin(degrees)], [np.sin(degrees), np.cos(degrees)]]
-    )
+
+    def turn(degrees):
+        return np.array([[np.cos(degrees), -np.sin(degrees)], [np.sin(degrees), np.cos(degrees)]])
+
     places = [
         (alignment.TEMPLATE - 56) @ turn(angle) * size + [80, 100] + rng.normal(0, 2, (5, 2))
         for angle, size in ((0.3, 1.2), (-0.2, 0.7))
@@ -162,14 +166,14 @@ def test_slopes_reach_the_controlnet_and_are_right(config, with_terms, term, mon
         assert all(value.dtype == jnp.float64 for value in slope.values())
         assert sum(float(jnp.abs(s).max()) > 0 for s in slope.values()) > 0.9 * len(slope)
         direction = {path: rng.standard_normal(s.shape) for path, s in slope.items()}
-        moved = lambda h: (
-            params
-            | {
+
+        def moved(h):
+            return params | {
                 "controlnet": {
                     path: p + h * direction[path] for path, p in params["controlnet"].items()
                 }
             }
-        )
+
         h = 1e-8  # piecewise linear parts have kinks; a larger step meets some
         wanted = float(value(moved(h)) - value(moved(-h))) / (2 * h)
         got = sum(float((slope[path] * direction[path]).sum()) for path in slope)

@@ -99,8 +99,13 @@ def test_frechet_distance_of_known_distributions():
 def test_kernel_distance():
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((12, 5)), rng.standard_normal((12, 5)) + 0.5
-    kernel = lambda x, y: (np.dot(x, y) / 5 + 1) ** 3
-    pairs = lambda x: np.mean([kernel(p, q) for p, q in itertools.permutations(x, 2)])
+
+    def kernel(x, y):
+        return (np.dot(x, y) / 5 + 1) ** 3
+
+    def pairs(x):
+        return np.mean([kernel(p, q) for p, q in itertools.permutations(x, 2)])
+
     wanted = pairs(a) + pairs(b) - 2 * np.mean([kernel(x, y) for x in a for y in b])
     got, spread = distributions.kernel_distance(
         a, b, subset=12, rounds=3, seed=0
@@ -147,9 +152,10 @@ def test_inception_score(size):
 
 def test_bounds_of_the_inception_score():
     sure = 50.0 * np.eye(10, dtype=np.float32)
-    score = lambda logits: (
-        InceptionScore.empty(1, 10).add(logits, np.zeros(10, int), jnp.ones(10)).compute()[0]
-    )
+
+    def score(logits):
+        return InceptionScore.empty(1, 10).add(logits, np.zeros(10, int), jnp.ones(10)).compute()[0]
+
     assert score(sure) == pytest.approx(10.0, rel=1e-5) and score(
         np.zeros((10, 10), np.float32)
     ) == pytest.approx(1.0, rel=1e-5)

@@ -44,7 +44,9 @@ def test_ms_ssim():
     a = ndimage.gaussian_filter(rng.random((2, 181, 203, 3)), (0, 3, 3, 0)) * 4 - 1.5
     b = np.clip(a + 0.1 * rng.standard_normal(a.shape), 0, 1)
     a = np.clip(a, 0, 1)
-    smooth = lambda x: ndimage.gaussian_filter(x, 1.5, radius=5)[5:-5, 5:-5]
+
+    def smooth(x):
+        return ndimage.gaussian_filter(x, 1.5, radius=5)[5:-5, 5:-5]
 
     def one(x, y):
         value = 1.0

@@ -64,18 +64,24 @@ def test_features_and_logits(networks, side):
 
 @pytest.mark.parametrize("count", [2048, 64])  # of 64 images the covariance is singular
 def test_distances_of_features(fidelity, count):
-    module = lambda name: importlib.import_module(f"torch_fidelity.metric_{name}")
+    def module(name):
+        return importlib.import_module(f"torch_fidelity.metric_{name}")
+
     rng = np.random.default_rng(0)
     mix = rng.standard_normal((256, 256)) / 16
     a, b = ((rng.gamma(1.0, size=(count, 256)) + shift) @ mix for shift in (0.0, 0.1))
     a, b = a.astype(np.float32), b.astype(np.float32)
-    stats = lambda x: module("fid").fid_features_to_statistics(torch.from_numpy(x))
+
+    def stats(x):
+        return module("fid").fid_features_to_statistics(torch.from_numpy(x))
+
     wanted = module("fid").fid_statistics_to_metric(stats(a), stats(b), False)[
         "frechet_inception_distance"
     ]
-    total = lambda x: distributions.Moments.from_model_output(
-        jnp.asarray(x), jnp.ones(len(x))
-    ).compute()
+
+    def total(x):
+        return distributions.Moments.from_model_output(jnp.asarray(x), jnp.ones(len(x))).compute()
+
     assert distributions.frechet_distance(total(a), total(b)) == pytest.approx(wanted, rel=1e-3)
 
     options = dict(
@@ -128,7 +134,9 @@ def test_two_folders_score_as_torch_fidelity_scores_them(networks, tmp_path):
     c.mesh.data = 8
     row = evaluated(c, tmp_path / "w")["rows"]["generated"]
 
-    module = lambda name: importlib.import_module(f"torch_fidelity.metric_{name}")
+    def module(name):
+        return importlib.import_module(f"torch_fidelity.metric_{name}")
+
     with torch.no_grad():
         found = {
             name: theirs(torch.from_numpy(p.transpose(0, 3, 1, 2).copy()))

@@ -17,11 +17,16 @@ def cohort(rng, noise, subjects=12, each=4, width=16):
     people = rng.standard_normal((subjects, width))
     names = [f"p{i:02d}" for i in range(subjects)]
     views = ["frontal", "lateral"] * (each // 2)
-    faces = lambda: Faces(
-        (people[:, None] + noise * rng.standard_normal((subjects, each, width))).reshape(-1, width),
-        [n for n in names for _ in range(each)],
-        views * subjects,
-    )
+
+    def faces():
+        return Faces(
+            (people[:, None] + noise * rng.standard_normal((subjects, each, width))).reshape(
+                -1, width
+            ),
+            [n for n in names for _ in range(each)],
+            views * subjects,
+        )
+
     return faces(), faces()
 
 
@@ -42,7 +47,10 @@ def test_against_trec_eval(view, images):
     wanted = pytrec_eval.RelevanceEvaluator(
         judged, {"success.1,3,5,10", "map_cut.1,3,5,10", "recip_rank", "num_rel"}
     ).evaluate(run)
-    column = lambda name: np.array([wanted[str(q)][name] for q in range(len(cosines))])
+
+    def column(name):
+        return np.array([wanted[str(q)][name] for q in range(len(cosines))])
+
     for k in KS:
         np.testing.assert_allclose(got[f"recall@{k}"], column(f"success_{k}"), atol=1e-6)
         relevant = column("num_rel")
@@ -61,7 +69,10 @@ def test_against_trec_eval(view, images):
 
 def test_one_vector_for_all_finds_nobody():
     queries, gallery = cohort(np.random.default_rng(0), 1.0)
-    alike = lambda faces: faces._replace(vectors=np.ones_like(faces.vectors))
+
+    def alike(faces):
+        return faces._replace(vectors=np.ones_like(faces.vectors))
+
     cosines, same, allowed = retrieval.similarities(alike(queries), alike(gallery))
     values = retrieval.at_k(retrieval.ranked(cosines, same, allowed), allowed, KS)
     assert all(not value.any() for value in values.values())

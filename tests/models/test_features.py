@@ -189,12 +189,20 @@ def test_lpips_needs_as_much_as_torch():
             path: jax.ShapeDtypeStruct(shape, jnp.float32)
             for path, shape in network.shapes().items()
         }
-        picture = lambda side: jax.ShapeDtypeStruct((1, side, side + 9, 3), jnp.float32)
-        describe = lambda params, x: network.bind(params).describe(x)  # noqa: B023
+
+        def picture(side):
+            return jax.ShapeDtypeStruct((1, side, side + 9, 3), jnp.float32)
+
+        def describe(params, x):
+            return network.bind(params).describe(x)  # noqa: B023
+
         assert all(
             np.prod(tap.shape) > 0 for tap in jax.eval_shape(describe, params, picture(side))
         )
-        words = f"trunk {trunk} needs pictures of at least {side} x {side} pixels, not {side - 1} x {side + 8}"
+        words = (
+            f"trunk {trunk} needs pictures of at least {side} x {side} pixels, not {side - 1} x"
+            f" {side + 8}"
+        )
         with pytest.raises(InputError, match=words):
             jax.eval_shape(describe, params, picture(side - 1))
     for trunk, pools in {"vgg": [nn.MaxPool2d(2)] * 4, "alex": [nn.Conv2d(1, 1, 11, 4, 2)] + [nn.MaxPool2d(3, 2)] * 2,

@@ -17,15 +17,17 @@ from cranio_jax.models.layers import Conv, attend, cudnn_takes
 )
 @pytest.mark.parametrize("side,use_bias", [((3, 4), True), ((3, 4), False), ((8, 8), True)])
 def test_convolution_is_the_librarys(kernel, stride, padding, side, use_bias):
-    make = lambda kind: kind(
-        5,
-        40,
-        (kernel, kernel),
-        strides=stride,
-        padding=padding,
-        use_bias=use_bias,
-        rngs=nnx.Rngs(0),
-    )
+    def make(kind):
+        return kind(
+            5,
+            40,
+            (kernel, kernel),
+            strides=stride,
+            padding=padding,
+            use_bias=use_bias,
+            rngs=nnx.Rngs(0),
+        )
+
     ours, theirs = make(Conv), make(nnx.Conv)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, *side, 5)), jnp.float32)
 
@@ -53,7 +55,9 @@ def test_grouped_convolution_stays_one():
 
 
 def test_cudnn_is_asked_for_what_it_takes_alone(monkeypatch):
-    query = lambda head, dtype: jnp.zeros((1, 4, 2, head), dtype)
+    def query(head, dtype):
+        return jnp.zeros((1, 4, 2, head), dtype)
+
     assert not cudnn_takes(query(64, jnp.bfloat16))  # there is no such device here
 
     class Device:
@@ -79,7 +83,10 @@ def test_cudnn_is_given_even_lengths(monkeypatch, tokens):
     q, k, v = (
         jnp.asarray(rng.standard_normal((2, n, 2, 8)), jnp.float32) for n in (16, tokens, tokens)
     )
-    total = lambda q, k, v: (attend(q, k, v) * jnp.sin(jnp.arange(q.size).reshape(q.shape))).sum()
+
+    def total(q, k, v):
+        return (attend(q, k, v) * jnp.sin(jnp.arange(q.size).reshape(q.shape))).sum()
+
     wanted = jax.grad(total, argnums=(0, 1, 2))(q, k, v)
     theirs, given = jax.nn.dot_product_attention, []
 

@@ -98,9 +98,12 @@ def test_forward(case, tmp_path):
 
 def test_published_layouts():
     """The counts that the authors' programs print, and the field that the discriminator is called by."""
-    count = lambda network: sum(
-        np.prod(shape) for path, shape in network.shapes().items() if not is_statistic(path)
-    )
+
+    def count(network):
+        return sum(
+            np.prod(shape) for path, shape in network.shapes().items() if not is_statistic(path)
+        )
+
     unet, patches = (
         Network(lambda rngs: UnetGenerator(8, rngs=rngs)),
         Network(lambda rngs: NLayerDiscriminator(6, rngs=rngs)),

@@ -77,7 +77,10 @@ class TorchUp(nn.Module):
 class TorchBlock(nn.Module):
     def __init__(self, features, kind):
         super().__init__()
-        conv = lambda: nn.Conv2d(features, features, 3, bias=kind == "instance")
+
+        def conv():
+            return nn.Conv2d(features, features, 3, bias=kind == "instance")
+
         first = [nn.ReflectionPad2d(1), conv(), norm_of(kind, features), nn.ReLU()]
         self.conv_block = nn.Sequential(
             *first, nn.ReflectionPad2d(1), conv(), norm_of(kind, features)

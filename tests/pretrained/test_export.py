@@ -225,11 +225,14 @@ def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
         300,
     )
     pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(exported)
-    answer = lambda: (
-        pipeline.unet(torch.from_numpy(x.transpose(0, 3, 1, 2)), t, torch.from_numpy(words))
-        .sample.detach()
-        .numpy()
-    )
+
+    def answer():
+        return (
+            pipeline.unet(torch.from_numpy(x.transpose(0, 3, 1, 2)), t, torch.from_numpy(words))
+            .sample.detach()
+            .numpy()
+        )
+
     plain = answer()
     pipeline.load_lora_weights(exported)
     wanted = answer().transpose(0, 2, 3, 1)

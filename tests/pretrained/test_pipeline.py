@@ -196,7 +196,9 @@ def test_gradients_of_the_controlnet(pipelines, settings, family):
         state["params"], frozen, batch, draws
     )
 
-    turned = lambda x: torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+    def turned(x):
+        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
+
     steps, noise = torch.from_numpy(draws["timesteps"]), turned(draws["noise"])
     with torch.no_grad():
         posterior = reference.vae.encode(

@@ -11,13 +11,15 @@ from cranio_jax.reporting import tables
 
 @pytest.fixture
 def results():
-    row = lambda base: {
-        "psnr": {"mean": base, "low": base - 1, "high": base + 1},
-        "lpips/vgg": {"mean": 0.25, "low": 0.2, "high": 0.3},
-        "fid": {"mean": 12.34},
-        "kid": {"mean": 0.00123, "sd": 0.0002},
-        "ssim": {"mean": 0.5, "low": 0.4, "high": 0.6},
-    }
+    def row(base):
+        return {
+            "psnr": {"mean": base, "low": base - 1, "high": base + 1},
+            "lpips/vgg": {"mean": 0.25, "low": 0.2, "high": 0.3},
+            "fid": {"mean": 12.34},
+            "kid": {"mean": 0.00123, "sd": 0.0002},
+            "ssim": {"mean": 0.5, "low": 0.4, "high": 0.6},
+        }
+
     found = {
         "recall@1": {"mean": 0.4, "low": 0.3, "high": 0.5},
         "map@1": {"mean": 0.4, "low": 0.3, "high": 0.5},

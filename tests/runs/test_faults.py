@@ -229,7 +229,10 @@ def test_records_with_flipped_bytes(config, tmp_path):
     config.train.update(num_steps=60, checkpoint_every=20)  # more than a pass
     with pytest.raises(
         InputError,
-        match=rf"{tmp_path}.*split 'train': record \d+ is damaged \(.*remove the folder, and it is built again",
+        match=(
+            rf"{tmp_path}.*split 'train': record \d+ is damaged \(.*remove the folder, and it is"
+            r" built again"
+        ),
     ):
         loop.train(config, tmp_path / "run")
     file.write_bytes(good)

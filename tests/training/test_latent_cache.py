@@ -58,7 +58,8 @@ def prepared(config, builder, evaluate=jax.jit):
     )
 
 
-shapes = lambda f: lambda *args: jax.eval_shape(f, *args)  # where no value matters
+def shapes(f):
+    return lambda *args: jax.eval_shape(f, *args)  # where no value matters
 
 
 @pytest.fixture
@@ -103,10 +104,13 @@ def test_cached_and_fresh_give_the_same_step(config, builder, cache, dtype):
         variant = np.random.default_rng([config.seed, i, int(rng.integers(2))])
         fresh.append(data.expose(data.move(whole[i], variant, config.augment), rng, config.augment))
         np.testing.assert_array_equal(fresh[i]["xray"], rows[i]["xray"])
-    stack = lambda rows: {
-        name: np.stack([row[name] for row in map(data.to_device_fields, rows)])
-        for name in data.to_device_fields(rows[0])
-    }
+
+    def stack(rows):
+        return {
+            name: np.stack([row[name] for row in map(data.to_device_fields, rows)])
+            for name in data.to_device_fields(rows[0])
+        }
+
     assert set(stack(fresh)) ^ set(stack(rows)) == {"face", "latents", "context"}
     # Bit for bit what the networks give...
     made = jax.jit(method.encode)(frozen, sharding.put_batch(stack(fresh), sharding.make_mesh()))

@@ -150,7 +150,9 @@ def test_a_frozen_unet_costs_no_more_than_it_must(config, batch):
         p.size for p in state["params"]["controlnet"].values()
     )
 
-    operations = lambda f, *args: jax.jit(f).lower(*args).cost_analysis()["flops"]
+    def operations(f, *args):
+        return jax.jit(f).lower(*args).cost_analysis()["flops"]
+
     unet, control = method.networks["unet"], method.networks["controlnet"]
     x, t, words = (
         jnp.zeros((8, 8, 8, 48), jnp.bfloat16),
@@ -184,7 +186,10 @@ def test_a_frozen_unet_costs_no_more_than_it_must(config, batch):
 
 def test_loss_that_is_not_finite_names_step_and_examples(config, tmp_path):
     config.train.update(learning_rate=1e38, warmup_steps=0, clip_norm=0.0, checkpoint_every=0)
-    words = r"at step [1-6], whose batch held the examples [0-9a-f]{8}, .*lower train.learning_rate and start again"
+    words = (
+        r"at step [1-6], whose batch held the examples [0-9a-f]{8}, .*lower train.learning_rate and"
+        r" start again"
+    )
     with pytest.raises(loop.NonFiniteLossError, match=words):
         loop.train(config, tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:

@@ -122,9 +122,10 @@ def test_two_stop_together_and_one_ends_when_the_other_dies(config, tmp_path, al
         began = time.monotonic()
         words = started[0].communicate(timeout=cluster.HEARTBEAT_S + 60)[1]
         assert time.monotonic() - began < cluster.HEARTBEAT_S + 30
-        assert started[0].returncode in (cluster.START_AGAIN, -6), (
-            words
-        )  # -6: JAX's own heartbeat ends it
+        assert started[0].returncode in (
+            cluster.START_AGAIN,
+            -6,
+        ), words  # -6: JAX's own heartbeat ends it
         assert "another process is gone" in words or "another task died" in words
 
     arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir)]
