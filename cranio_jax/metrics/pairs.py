@@ -42,11 +42,13 @@ class Pairs(NamedTuple):
     of_truth: dict[str, Any]
 
 
-def _everywhere(features: "Features", masked: bool) -> Iterable[str]:
+def whole_pictures(features: "Features", masked: bool) -> Iterable[str]:
+    """The `parts` of a metric of whole pictures."""
     return [""]
 
 
-def _everywhere_and_head(features: "Features", masked: bool) -> Iterable[str]:
+def whole_and_head(features: "Features", masked: bool) -> Iterable[str]:
+    """The `parts` of a metric of whole pictures, and of the head where its mask is known."""
     return ["", HEAD] if masked else [""]
 
 
@@ -96,7 +98,7 @@ PSNR = register(
         higher_is_better=True,
         digits=2,
         main=True,
-        parts=_everywhere_and_head,
+        parts=whole_and_head,
         compute=of_pictures(psnr),
     )
 )
@@ -107,7 +109,7 @@ SSIM = register(
         higher_is_better=True,
         digits=3,
         main=True,
-        parts=_everywhere_and_head,
+        parts=whole_and_head,
         compute=of_pictures(ssim),
         least_side=SSIM_SIDE,
     )
@@ -118,7 +120,7 @@ MS_SSIM = register(
         title="MS-SSIM",
         higher_is_better=True,
         digits=3,
-        parts=_everywhere,
+        parts=whole_pictures,
         compute=of_pictures(ms_ssim),
         least_side=MS_SSIM_SIDE,
     )
