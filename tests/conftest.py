@@ -6,17 +6,19 @@ import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile much and compute little.
+# Tests spend most of their time on compilation.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
-# torch-fidelity asks for torchvision, whose wheel does not load beside torch's CPU build; whoever finds it falls over it.
+# torch-fidelity imports torchvision if it is installed, but its wheel does not load next to torch's
+# CPU build. None makes the import fail cleanly.
 sys.modules["torchvision"] = None
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-# Many tests compile the same programs; the folder lives as long as the run, whose other processes inherit its name.
+# Many tests compile the same programs, so they share a compilation cache. It lives as long as the
+# test run; child processes inherit its name.
 if "CRANIO_JAX_TEST_CACHE" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="cranio_jax_tests_")
     os.environ["CRANIO_JAX_TEST_CACHE"] = _CACHE.name
@@ -29,7 +31,7 @@ CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """Real test data beside the checkout; its README lists it."""
+    """Real test data next to the checkout; its README lists the files."""
     for folder in (os.environ.get("CRANIO_JAX_TEST_DATA"), CHECKOUT.parent / "shared" / "data"):
         if folder and pathlib.Path(folder).is_dir():
             return pathlib.Path(folder)
@@ -46,7 +48,7 @@ def records(tmp_path_factory):
 
 @pytest.fixture
 def config(records):
-    """The demo at its smallest: 24 subjects of 32 pixels, networks 8 and 16 wide."""
+    """The smallest demo: 24 subjects, images of 32 pixels, networks of width 8 and 16."""
     from configs import demo
 
     c = demo.get_config("smoke")
@@ -58,5 +60,5 @@ def config(records):
     c.method.controlnet.conditioning_embedding_out_channels = (4, 8, 16)
     c.method.text_encoder.update(hidden_size=64, intermediate_size=64)
     c.evaluate.update(batch_size=16, num_samples=1)
-    c.mesh.data = 2  # of the eight devices; tests of meshes take more
+    c.mesh.data = 2  # of the eight devices; the tests of meshes use more
     return c

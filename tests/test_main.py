@@ -1,4 +1,4 @@
-"""The command line: the whole road at its smallest, and one sentence for each kind of wrong input."""
+"""The command line: all jobs at the smallest size, and one sentence for each wrong input."""
 
 import json
 import os
@@ -28,7 +28,7 @@ CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def xray_file(tmp_path):
-    """A 16-bit, oblong picture whose file name must not travel."""
+    """A 16-bit, oblong picture whose file name must not appear in any output."""
     values = np.linspace(300, 40000, 90 * 60).reshape(90, 60).astype(np.uint16)
     path = tmp_path / "Jane_Doe_1970-01-01.png"
     Image.fromarray(values).save(path)
@@ -52,7 +52,7 @@ def test_whole_road(config, tmp_path, xray_file):
     assert set(results) > {"config", "seed", "step", "data", "versions", "commit", "differences"}
     assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
 
-    # Fused and kept faces give the same numbers.
+    # Fused generation and saved faces give the same numbers.
     config.evaluate.update(keep_faces=False, num_samples=1)
     fused = evaluated(config, workdir)
     for metric in ("psnr", "ssim"):
@@ -101,14 +101,17 @@ def test_whole_road(config, tmp_path, xray_file):
 def test_nobody_keeps_their_own_xray():
     examples = [
         {"subject": s, "sex": sex, "xray_view": v, "xray": f"{s} {v}"}
-        for sex, people in (("female", "abc"), ("male", "de")) for s in people for v in ("frontal", "lateral") for _ in range(2)
-    ]  # fmt: skip
+        for sex, people in (("female", "abc"), ("male", "de"))
+        for s in people
+        for v in ("frontal", "lateral")
+        for _ in range(2)
+    ]
     for e, other in zip(examples, controls.shuffled_xrays(examples, 0), strict=True):
         assert other["xray"] != e["xray"] and other["xray"].split()[1] == e["xray_view"]
         assert ("abc".find(other["xray"][0]) >= 0) == (e["sex"] == "female") and other[
             "subject"
         ] == e["subject"]
-    # A man alone gets a woman's, and who has nobody's frontal X-ray to get is told so.
+    # A single man gets a woman's X-ray. Without another frontal X-ray the error says so.
     alone = controls.shuffled_xrays([e for e in examples if e["subject"] != "d"], 0)
     assert all(
         e["xray"][0] in "abc" and e["xray"] != f"{e['subject']} {e['xray_view']}" for e in alone
@@ -119,7 +122,10 @@ def test_nobody_keeps_their_own_xray():
 
 
 def test_mean_faces_of_any_age():
-    """Of the same condition where there are enough, else with those next to it; never of another view."""
+    """A mean face averages faces of the same condition, or of the nearest ones if they are few.
+
+    It never mixes views.
+    """
 
     class People(list):
         def conditions(self):
@@ -144,7 +150,7 @@ def test_mean_faces_of_any_age():
 
     assert at("lateral", 30) == 30 and at("frontal", 50) == 50
     assert abs(at("frontal", 0) - 9.5) <= 0.5  # 0 to 19, the nearest twenty
-    assert at("lateral", 190) in range(30, 40)  # all as near as the twentieth
+    assert at("lateral", 190) in range(30, 40)  # all at the same distance as the twentieth
     with pytest.raises(InputError, match="no training face is frontal"):
         controls.mean_faces(People(people[100:]))(
             {"face_view": "frontal", "age": 30, "bmi_change": 0.0}
@@ -178,7 +184,7 @@ def test_bone_that_is_dark(tmp_path, xray_file):
 
 
 def test_names_of_files_and_patterns(tmp_path, monkeypatch):
-    """A literal name is taken before it is a pattern or a list."""
+    """An existing file name takes precedence over a pattern or a list."""
     monkeypatch.chdir(tmp_path)
     names = [
         "a.png",
@@ -273,15 +279,34 @@ def command(*arguments, cwd=CHECKOUT):
     [
         (["--config=configs/nothing.py"], "configs/nothing.py: no such file"),
         (["--config=configs/demo.py", "--config.train.lerning_rate=1"], "learning_rate"),
-        (["--config=configs/demo.py", "--lerning_rate=1"], "Unknown command line flag 'lerning_rate'"),
-        (["--config.seed=1", "--config=configs/demo.py"], "Found --config.seed=1 in argv before a value for --config"),
-        (["--config=configs/demo.py", "--config.job=dance"], "job='dance' is not one of train_and_evaluate"),
-        (["--config=configs/demo.py", "--config.job=evaluate"], "holds no checkpoint; run job=train first"),
-        (["--config=configs/demo.py", "--config.job=reconstruct", "--config.reconstruct.age=130.0"], "age=130 is outside 0 to 120"),
+        (
+            ["--config=configs/demo.py", "--lerning_rate=1"],
+            "Unknown command line flag 'lerning_rate'",
+        ),
+        (
+            ["--config.seed=1", "--config=configs/demo.py"],
+            "Found --config.seed=1 in argv before a value for --config",
+        ),
+        (
+            ["--config=configs/demo.py", "--config.job=dance"],
+            "job='dance' is not one of train_and_evaluate",
+        ),
+        (
+            ["--config=configs/demo.py", "--config.job=evaluate"],
+            "holds no checkpoint; run job=train first",
+        ),
+        (
+            [
+                "--config=configs/demo.py",
+                "--config.job=reconstruct",
+                "--config.reconstruct.age=130.0",
+            ],
+            "age=130 is outside 0 to 120",
+        ),
         (["--config=configs/demo.py", "--config.job=report"], "holds no results.json"),
         (["--config=configs/demo.py", "--config.train.batch_size=0"], "train.batch_size=0"),
     ],
-)  # fmt: skip
+)
 def test_wrong_command_is_one_sentence(arguments, words, tmp_path):
     done = command(*arguments, f"--workdir={tmp_path / 'w'}", cwd=tmp_path)
     assert done.returncode not in (0, None)
@@ -290,7 +315,7 @@ def test_wrong_command_is_one_sentence(arguments, words, tmp_path):
 
 
 def test_help_is_short_and_true(capsys, monkeypatch):
-    """It names every job, and fields that there are."""
+    """It names every job, and only fields that exist."""
     monkeypatch.setattr("sys.argv", ["main", "--help"])
     main.cli()
     words = capsys.readouterr().out

@@ -1,4 +1,7 @@
-"""Metrics that run inside jit, and the registry of all metrics, which they join in the order of a table's columns."""
+"""Metrics that run inside jit, and the registry of all metrics.
+
+The modules register their metrics on import, in the order of a table's columns.
+"""
 
 from cranio_jax.metrics import pairs, sets, retrieval  # isort: skip
 from cranio_jax.metrics.images import MS_SSIM_SIDE, SSIM_SIDE, ms_ssim, psnr, ssim

@@ -1,4 +1,4 @@
-"""The pipeline: order, augmentation, and records that do not fit."""
+"""The input pipeline: order, augmentation, and records with other settings."""
 
 import json
 import multiprocessing
@@ -68,7 +68,7 @@ def test_geometry_moves_xray_and_face_together(config, setting, moved):
     after = data.augment(before, np.random.default_rng(1), config.augment)
     inside = after["face"][..., 0].astype(int)
     assert np.abs(inside - before["face"][..., 0]).mean() > moved
-    # The corners that a rotation uncovers are background in the face and black in the X-ray.
+    # A rotation fills the corners with background in the face and with black in the X-ray.
     covered = after["xray"][..., 0] > 30
     assert covered.mean() > 0.7
     assert np.abs(inside - after["xray"][..., 0])[covered].max() <= 12
@@ -92,11 +92,11 @@ def test_landmarks_move_with_the_face(config, setting):
     for i, (column, row) in enumerate(places.astype(int)):
         face[row - 1 : row + 2, column - 1 : column + 2] = (
             50 + 40 * i
-        )  # a mark of its own brightness each
+        )  # each mark has a different brightness
     after = data.move({"face": face, "landmarks": places}, np.random.default_rng(1), config.augment)
     order = (
         [1, 0, 2, 4, 3] if "flip" in setting else range(5)
-    )  # the picture's left eye and corner stay first
+    )  # the eye and mouth corner on the picture's left stay first
     for place, i in zip(after["landmarks"], order, strict=True):
         column, row = np.round(place).astype(int)
         assert after["face"][row, column, 0] == pytest.approx(50 + 40 * i, abs=12)
@@ -108,7 +108,7 @@ def test_frontal_faces_have_landmarks(examples):
     for example in found:
         landmarks = example["landmarks"]
         assert np.isfinite(landmarks).all() == (example["face_view"] == "frontal")
-        if example["face_view"] == "frontal":  # in ArcFace's order, and so laid like its template
+        if example["face_view"] == "frontal":  # in the order of ArcFace's template
             fit = transform.SimilarityTransform.from_estimate(landmarks, alignment.TEMPLATE)
             assert (
                 np.abs(fit(landmarks) - alignment.TEMPLATE).max() < 10
@@ -157,7 +157,10 @@ def test_no_path_in_examples(examples, records):
 
 
 def test_two_that_start_together_build_once(config, tmp_path):
-    """Each by itself would write the records, and the second could not put its own in their place."""
+    """Two processes that start together build the records once.
+
+    Without a lock both would build them, and the second could not move its folder into place.
+    """
     config.data.data_dir = str(tmp_path)
     config.data.cranio_phantom.subjects = 4
     with multiprocessing.get_context("spawn").Pool(2) as pool:

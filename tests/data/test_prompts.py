@@ -1,4 +1,4 @@
-"""What the prompt says reaches the network, or the run refuses to start."""
+"""The whole prompt reaches the network, or the run refuses to start."""
 
 import json
 import pathlib
@@ -38,14 +38,17 @@ def ids_of(config):
 
 @pytest.mark.parametrize("variant", ["", "smoke", "fine"])
 def test_the_demo_tells_all_profiles_apart(variant):
-    """The study's cells are variants of the demo: their prompts were cut before the BMI's sign once."""
+    """The token ids of all profiles differ in every variant of the demo.
+
+    The study's cells are such variants. Their prompts were once cut before the sign of the BMI.
+    """
     ids = ids_of(demo.get_config(variant))
     assert len({tuple(row) for row in ids}) == len(PROFILES) == 36
     assert "prompt." not in str(study_phantom.get_config().to_dict())  # no cell changes the prompt
 
 
 def test_all_profiles_reach_the_network():
-    """The effect, not the call: the text encoder says something else of each profile."""
+    """The text encoder returns a different output for each profile."""
     config = demo.get_config("smoke")
     method = make_method(config)
     state, frozen = method.init(jax.random.key(0))
@@ -115,7 +118,7 @@ def test_templates_that_fit_are_not(changes):
 
 
 def clip_tokenizer(folder, merges=("a n",)):
-    """CLIP's kind of tokenizer over single letters, as its two files."""
+    """Writes the two files of a CLIP tokenizer over single letters; returns their folder."""
     folder.mkdir()
     letters = [chr(c) for c in range(33, 127)]
     words = [
@@ -133,7 +136,10 @@ def clip_tokenizer(folder, merges=("a n",)):
 
 
 def test_pretrained_tokenizers_are_held_to_it_too(tmp_path):
-    """At full size: 77 tokens are CLIP's limit, and a letter that is not in its vocabulary becomes the end mark."""
+    """Prompts beyond CLIP's limit of 77 tokens or with unknown letters are refused.
+
+    CLIP replaces a letter that is not in its vocabulary by the end token.
+    """
     folder = clip_tokenizer(tmp_path / "tokenizer")
     tokenizer = pretrained_tokenizer(folder, 77)
     reference = transformers.AutoTokenizer.from_pretrained(folder)
@@ -151,7 +157,7 @@ def test_pretrained_tokenizers_are_held_to_it_too(tmp_path):
 
 
 def test_texts_that_the_tokenizer_takes_for_one_are_refused(tmp_path, monkeypatch):
-    """A tokenizer that drops what it doesn't know, as lower-casing and accent-stripping ones do."""
+    """A tokenizer that drops unknown characters, as lower-casing or accent-stripping ones do."""
     from cranio_jax.data import prompts
 
     def deaf(length):

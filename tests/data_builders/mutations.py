@@ -1,6 +1,8 @@
-"""Valid files with something wrong in their bytes: read, or refused in a sentence; never a traceback, never half of an output.
+"""Corrupted copies of valid files: each must be read, or refused in one sentence.
 
-`python -m tests.data_builders.mutations [COUNT] [SEED]` tries so many and prints what came of them. Tests try a few.
+No file may cause a traceback or leave a partial output.
+`python -m tests.data_builders.mutations [COUNT] [SEED]` tries COUNT files and prints the outcomes.
+The tests try a few.
 """
 
 import concurrent.futures
@@ -39,7 +41,7 @@ _MISTAKE = re.compile(r"\((Attribute|Name|UnboundLocal|Assertion)Error\)")
 
 
 def valid_files() -> dict[str, bytes]:
-    """Contents by file name; the part before the dot says what reads it."""
+    """Contents by file name; the part before the dot names the reader."""
     values = np.rint(4000 * head(96, 80))
     grey = np.uint8(values // 16)
     made = {f"xray.{kind}.dcm": content for kind, content in _dicoms(values).items()}
@@ -144,7 +146,10 @@ def _lists(rows: list[list[str]]) -> dict[str, bytes]:
 
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """The content with bytes flipped, cut off, zeroed, doubled, or two fields exchanged, more often near its beginning."""
+    """Returns the content with bytes flipped, cut off, zeroed or doubled, or two fields exchanged.
+
+    Changes are more frequent near the beginning.
+    """
     made = bytearray(content)
     size = len(made)
     reach = size if rng.random() < 0.5 else min(size, 1024)
@@ -174,7 +179,10 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def sound(name: str, content: bytes) -> bool:
-    """Whether a file's own checksums hold, as far as it has some; found without the program's readers."""
+    """Returns True if the checksums in a file hold, or if it has none.
+
+    They are checked without the program's readers.
+    """
     if name.endswith(".gz"):
         try:
             gzip.decompress(content)
@@ -195,7 +203,7 @@ def sound(name: str, content: bytes) -> bool:
 
 
 def outcome(name: str, content: bytes, folder: pathlib.Path) -> str:
-    """'read', 'refused', or what went wrong, of a file written into an empty folder."""
+    """Returns 'read', 'refused', or what went wrong for a file in an empty folder."""
     kind, path = name.partition(".")[0], folder / name
     path.write_bytes(content)
     try:
@@ -208,7 +216,7 @@ def outcome(name: str, content: bytes, folder: pathlib.Path) -> str:
         return "TRACEBACK " + traceback.format_exc(limit=-2).strip().replace("\n", " | ")
     if any(PATIENT in str(said) for said in (words, *(warning.message for warning in told))):
         return f"NAMES THE PATIENT {words}"
-    # Whatever is raised becomes a sentence, and would hide a mistake of the program's own.
+    # Every exception becomes a sentence, which could hide a bug in the program.
     if mistake := _MISTAKE.search(words):
         return f"MISTAKE OF THE PROGRAM {mistake[0]}"
     if words:
@@ -253,7 +261,7 @@ def _list(path: pathlib.Path, kind: str) -> str:
 
 
 def attempt(seed: int, count: int) -> tuple[Counter, list[str]]:
-    """Outcomes of `count` mutations by the file's kind, and all that went wrong."""
+    """Returns the outcomes of `count` mutations by file kind, and all failures."""
     rng, files = np.random.default_rng(seed), valid_files()
     names, counts, wrong = list(files), Counter(), []
     for number in range(count):
@@ -268,7 +276,7 @@ def attempt(seed: int, count: int) -> tuple[Counter, list[str]]:
 
 
 def main(count: str = "10000", seed: str = "0") -> None:
-    """Tries on all cores and prints a table."""
+    """Tries `count` mutations on all cores and prints a table."""
     parts = max(1, int(count) // 250)
     with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         found = list(

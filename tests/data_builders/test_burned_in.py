@@ -32,7 +32,7 @@ def cephalograms(shared_data):
 
 @pytest.mark.parametrize("size", [2400, 1024, 512, 240])
 def test_real_skulls_are_left_alone(cephalograms, size):
-    """They hold no text but a tiny machine label."""
+    """Their only text is a tiny machine label."""
     for number, picture in enumerate(cephalograms):
         small = scaled(picture, size)
         assert covered(find_text(small), small.shape).mean() < 0.02, number
@@ -50,7 +50,10 @@ def test_rendered_skulls_are_left_alone(shared_data):
 
 
 def test_nothing_legible_survives():
-    """Names, dates and markers of all sizes and styles anywhere in X-rays; `text_pictures` measures with more."""
+    """Names, dates and markers of all sizes and styles, anywhere in X-rays.
+
+    `text_pictures` measures the detector on more pictures.
+    """
     total = 0
     for number, (picture, words) in enumerate(drawn(phantoms(), 16, seed=5)):
         left, beside = remaining(picture, words)
@@ -60,7 +63,7 @@ def test_nothing_legible_survives():
 
 
 def test_words_over_real_skulls(cephalograms):
-    """A lone letter over bone may be overlooked there; the README says how often."""
+    """A single letter over bone may be missed; the README says how often."""
     for number, (picture, words) in enumerate(drawn(cephalograms, 8, seed=2)):
         left, beside = remaining(picture, [word for word in words if len(word.words) > 1])
         assert not visible(left) and beside < 0.05, (number, left, beside)
@@ -70,7 +73,7 @@ def test_words_over_real_skulls(cephalograms):
     ("size", "height"), [(600, 0.03), (1200, 0.02), (2000, 0.03), (3000, 0.02)]
 )
 def test_dark_letters_on_a_light_label(size, height):
-    """Files of many pixels hid them from a search for bright strokes."""
+    """In large files a search for bright strokes did not find them."""
     words = "SYNTHETIC NOBODY 12/03/1971"
     picture, word = burn(
         scaled(phantoms()[0], size), words, height=height, style="label", place=(0.03, 0.03)
@@ -108,7 +111,7 @@ def test_words_that_do_not_run_from_left_to_right(way):
 
 
 def test_lone_markers():
-    """R and L, which the reader of lines overlooks."""
+    """R and L, which the line detector misses."""
     missed = []
     for number, picture in enumerate(phantoms()):
         for letter in "RL":
@@ -131,7 +134,7 @@ def test_painting_uses_nothing_of_the_inside():
     picture = np.linspace(0.2, 0.6, 50)[None].repeat(40, 0)
     secret = picture.copy()
     secret[10:20, 15:30] = np.random.default_rng(0).random((10, 15))
-    # Boxes that overlap are filled as one.
+    # Overlapping boxes are filled together.
     boxes = [Box(10, 15, 20, 30), Box(12, 17, 18, 22)]
     np.testing.assert_array_equal(paint_over(secret, boxes), paint_over(picture, boxes))
     assert np.abs(paint_over(secret, boxes) - picture).max() < 0.1
@@ -141,7 +144,7 @@ def test_painting_uses_nothing_of_the_inside():
 
 
 def test_opencv_needs_no_screen():
-    """The reader of text must not bring the OpenCV that needs libGL along."""
+    """The text detector must not install the OpenCV build that needs libGL."""
     code = (
         "import cv2, rapidocr, importlib.metadata as m\n"
         "maps = open('/proc/self/maps').read()\n"

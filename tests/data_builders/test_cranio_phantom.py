@@ -1,4 +1,4 @@
-"""The procedural cohort: who is in it, what determines a face, and what is written."""
+"""The procedural cohort: its subjects, what determines a face, and the files it writes."""
 
 import numpy as np
 import pytest
@@ -81,9 +81,17 @@ def test_heavier_is_thicker_where_the_tables_say_so():
 
 
 def test_tissue_depth_at_the_landmarks():
-    """Measured from the bone outwards, the depth of an average head is that of the tables, within 3 mm on average."""
-    average = cohort.Subject("male", cohort.draw(0, 0).skull._replace(shape=np.zeros(len(skull.MODES))), np.zeros(len(tissue.DEPTHS)),
-                             dict.fromkeys(cohort._SOFT, 0.0), dict.fromkeys(cohort._LOOK, 0.0))  # fmt: skip
+    """Soft-tissue depths of an average head agree with the tables within 3 mm on average.
+
+    Depths are measured from the bone outwards.
+    """
+    average = cohort.Subject(
+        "male",
+        cohort.draw(0, 0).skull._replace(shape=np.zeros(len(skull.MODES))),
+        np.zeros(len(tissue.DEPTHS)),
+        dict.fromkeys(cohort._SOFT, 0.0),
+        dict.fromkeys(cohort._LOOK, 0.0),
+    )
     _, soft, _ = cohort.appearance(average, 45, 0, SPREAD)
     errors = {}
     for landmark in tissue.DEPTHS:
@@ -99,7 +107,7 @@ def test_xray_shows_bone_between_air():
     frontal, lateral = xrays(cohort.draw(0, 0))
     for picture in (frontal, lateral):
         assert picture[:, :2].max() < 0.05 and 0.9 < picture.max() <= 1.0
-    assert np.abs(frontal - frontal[:, ::-1]).mean() < 0.03  # symmetric but for noise and skew
+    assert np.abs(frontal - frontal[:, ::-1]).mean() < 0.03  # symmetric except for noise and skew
     assert np.abs(frontal - frontal[:, ::-1]).mean() > 1e-4
 
 
@@ -127,7 +135,10 @@ def test_portraits_are_faces_on_a_plain_ground():
 
 
 def test_the_skull_says_more_than_the_rest():
-    """The same skull with other soft parts and colours is nearer than another skull: the task can be solved."""
+    """A face depends more on the skull than on soft tissue and colours.
+
+    So the task can be solved.
+    """
     people = [cohort.draw(0, i) for i in range(1, 13, 2)]  # one sex
     own = [portraits(p) for p in people]
     other = [portraits(cohort.with_other_traits(p, 50 + i)) for i, p in enumerate(people)]
@@ -142,7 +153,7 @@ def test_records_are_reproducible_and_complete():
     for key, record in one.items():
         assert record["xray"].getvalue() == again[key]["xray"].getvalue()
         assert record["face"].getvalue() == again[key]["face"].getvalue()
-    # One X-ray for each view, whatever the age and BMI.
+    # One X-ray for each view at every age and BMI.
     assert len({r["xray"].getvalue() for r in one.values()}) == 2
     assert len({r["face"].getvalue() for r in one.values()}) == 18
     matched = dict(subject_records(PhantomConfig(size=32, subjects=12), 2))

@@ -1,4 +1,7 @@
-"""A user's own cohort: from files of all kinds to records without names, and everything that can be wrong with it."""
+"""A user's own cohort: from files of all kinds to records without names.
+
+The tests also cover everything that can be wrong with the files.
+"""
 
 import csv
 import json
@@ -40,7 +43,7 @@ POINTS = (40, 50, 62, 51, 50, 66, 43, 80, 60, 81)  # on a photograph of 100 x 12
 
 
 def skull(seed, height=300, width=240):
-    """Something roundish and grainy in [0, 1], and a name burned into its corner."""
+    """Returns a round, grainy shape in [0, 1] with a name burned into its corner."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     radius = np.hypot(x / rng.uniform(0.6, 0.75), y / rng.uniform(0.65, 0.8))
@@ -111,7 +114,7 @@ class Cohort:
                     self.rows.append(row)
 
     def write(self, rows=None, name="people.csv"):
-        """The manifest."""
+        """Writes the manifest."""
         with open(self.folder / name, "w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
@@ -125,7 +128,7 @@ def cohort(tmp_path):
 
 
 def build(cohort, records, **settings):
-    # Looking for text takes most of a build; two tests ask for it.
+    # Text detection takes most of a build; only two tests need it.
     settings = {"manifest": str(cohort.write()), "size": 64, "text": "keep"} | settings
     builder = Builder(config=make_config(**settings), data_dir=records)
     builder.download_and_prepare(file_format="array_record")
@@ -155,10 +158,10 @@ def test_records_and_what_they_do_not_hold(cohort, tmp_path, capsys):
         )
         assert record["xray_masked"] > 0
         assert np.isfinite(record["face_landmarks"]).all() == (record["face_view"] == b"frontal")
-        # The skull is bright although the DICOM files are MONOCHROME1, and in the middle; the name is gone.
+        # The skull is bright and central although the files are MONOCHROME1; the name is gone.
         xray = record["xray"][..., 0].astype(float) / 255
         assert xray[20:44, 20:44].mean() > 0.25 and xray[:, :5].max() == 0 and xray[:6].max() < 0.4
-    # Nothing in any file that the build left behind names anybody, or a place on the disk.
+    # No file of the build holds a name or a path on the disk.
     told = [name.split("^")[0].encode() for name in NAMES] + [
         b"hospital",
         b"_archive",
@@ -231,7 +234,7 @@ def test_splits(cohort, tmp_path):
     assert len(subjects(by_column, "test")) == 2 and by_column.info.metadata["split_by"] == "column"
     assert (
         len(subjects(build(cohort, tmp_path), "test")) == 1
-    )  # by the seed: other records, elsewhere
+    )  # split by the seed: other records in another folder
     (tmp_path / "held_out.txt").write_text(f"{NAMES[0]}\n\n{NAMES[1]}\n")
     by_list = build(cohort, tmp_path, split=str(tmp_path / "held_out.txt"))
     assert subjects(by_list, "test") == subjects(by_column, "test")
@@ -324,11 +327,13 @@ def test_a_file_that_changes_is_noticed(cohort, tmp_path):
     ):
         build(cohort, tmp_path)
     (cohort.folder / cohort.rows[0]["xray"]).unlink()
-    build(cohort, tmp_path)  # records without their files stay usable, as on a pod's hosts
+    build(
+        cohort, tmp_path
+    )  # records stay usable without the source files, as on the hosts of a pod
 
 
 def test_a_build_that_is_killed_goes_on(cohort, tmp_path):
-    """What is finished is not made again."""
+    """Finished parts are not built again."""
     big = Image.fromarray(np.uint8(skull(0, 2000, 1600) * 255))
     for number in range(16):
         big.save(cohort.folder / f"x{number}.png")
@@ -361,7 +366,7 @@ def test_a_build_that_is_killed_goes_on(cohort, tmp_path):
 
 
 def test_a_disk_that_is_full(cohort, tmp_path):
-    """A limit on the size of files stands for it: the system refuses to write in the same way."""
+    """Simulated by a limit on file sizes, which makes writes fail in the same way."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
     try:
@@ -381,7 +386,10 @@ def test_a_disk_that_is_full(cohort, tmp_path):
 
 
 def test_a_file_that_ends_its_decoder_is_one_bad_row(cohort, tmp_path, monkeypatch):
-    """The system ends a process that takes too much memory; here one file does it to whoever reads it."""
+    """A file whose decoder process is killed counts as one bad row.
+
+    The system kills a process that uses too much memory; here one file kills its reader.
+    """
     path = cohort.folder / "deadly.png"
     Image.fromarray(np.uint8(255 * skull(1))).save(path)
     jobs = [staging.Job("xray", path.with_name(f"{n}.png"), 32, text="keep") for n in range(4)]

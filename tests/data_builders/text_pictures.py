@@ -1,7 +1,8 @@
 """X-rays with words burned into them, and whether a word can still be read.
 
-`python -m tests.data_builders.text_pictures FOLDER [COUNT] [SEED]` measures the detector on cephalograms (JPEG files in FOLDER)
-and on rendered X-rays. The README of skull_face has its figures.
+`python -m tests.data_builders.text_pictures FOLDER [COUNT] [SEED]` measures the detector on
+cephalograms (JPEG files in FOLDER) and on rendered X-rays. The README of skull_face reports the
+results.
 """
 
 import functools
@@ -44,17 +45,17 @@ DATES = (
 MARKERS = ("R", "L", "RT", "LT", "PA", "LAT")
 STYLES = ("white", "grey", "label")
 SIDES = (240, 320, 512, 768, 1024, 1600, 2400)
-VISIBLE = 0.15  # by which a word's brightness differs from that behind it, at least
+VISIBLE = 0.15  # smallest difference in brightness between a word and its background
 
 
 class Word(NamedTuple):
     """A word in a picture.
 
     Attributes:
-      words: what it says.
-      style: of STYLES; 'label' is black on a white label.
-      box: rows and columns of its picture, label included: top, left, bottom, right.
-      contrast: by which it differs in brightness from what is behind most of its pixels.
+      words: its text.
+      style: one of STYLES; 'label' is black on a white label.
+      box: top, left, bottom and right in pixels of its picture, label included.
+      contrast: difference in brightness from the background of most of its pixels.
     """
 
     words: str
@@ -65,7 +66,7 @@ class Word(NamedTuple):
 
 @functools.cache
 def phantoms(people: tuple[int, ...] = (1, 5)) -> list[np.ndarray]:
-    """A frontal and a lateral X-ray of 512 pixels of each procedural person."""
+    """Returns a frontal and a lateral X-ray of 512 pixels for each procedural subject."""
     made = []
     with jax.numpy_rank_promotion("allow"):
         for index in people:
@@ -77,7 +78,7 @@ def phantoms(people: tuple[int, ...] = (1, 5)) -> list[np.ndarray]:
 
 
 def scaled(picture: np.ndarray, side: int) -> np.ndarray:
-    """A picture whose longer side has so many pixels."""
+    """Returns the picture resized to a longer side of `side` pixels."""
     factor = side / max(picture.shape)
     how = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
     return np.clip(
@@ -86,7 +87,7 @@ def scaled(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def letters(words: str, height: int, font: str) -> np.ndarray:
-    """The words in white on black, uint8, in Pillow's own font or in one of OpenCV's."""
+    """Returns the words in white on black, uint8, in Pillow's font or one of OpenCV's."""
     if font == "strokes":
         scale, thick = height / 30, max(1, round(height / 16))
         (width, above), below = cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, scale, thick)
@@ -110,14 +111,14 @@ def burn(
     place: tuple[float, float],
     font: str = "pillow",
 ):
-    """The picture with words in it, and the Word.
+    """Writes words into a picture; returns the picture and the Word.
 
     Args:
       picture: in [0, 1].
       words: what to write.
-      height: of the font, as a part of the picture's.
-      style: of STYLES.
-      place: row and column of the upper left corner, as parts of what is free for it.
+      height: height of the font, as a fraction of the picture's.
+      style: one of STYLES.
+      place: row and column of the upper left corner, as fractions of the free space.
       font: 'pillow' or 'strokes'.
     """
     rows, columns = picture.shape
@@ -136,7 +137,7 @@ def burn(
     inner = slice(top + margin, top + high - margin), slice(left + margin, left + wide - margin)
     share = mask / np.float32(255)
     made[inner] = made[inner] * (1 - share) + share * ink
-    # Of the pixels behind the strokes: a word may lie half on bone.
+    # Measured over the pixels behind the strokes: a word may lie half on bone.
     contrast = (
         abs(ink - behind)
         if style == "label"
@@ -148,7 +149,7 @@ def burn(
 def drawn(
     sources: list[np.ndarray], count: int, seed: int = 0
 ) -> Iterator[tuple[np.ndarray, list[Word]]]:
-    """Pictures with one to three words in them, all drawn from a seed."""
+    """Yields pictures with one to three words in them, drawn from a seed."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         picture = scaled(sources[rng.integers(len(sources))], int(rng.choice(SIDES)))
@@ -176,7 +177,7 @@ def _overlap(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 
 def legible(picture: np.ndarray, word: Word) -> bool:
-    """Whether half of a word's letters are read where it stands."""
+    """Returns True if at least half of a word's letters can be read in its box."""
     top, left, bottom, right = word.box
     margin = max(2, round(0.15 * (bottom - top)))
     corners = np.array([[left - margin, top - margin], [right + margin, top - margin]], np.float64)
@@ -189,7 +190,7 @@ def legible(picture: np.ndarray, word: Word) -> bool:
 
 
 def remaining(picture: np.ndarray, words: list[Word]) -> tuple[list[Word], float]:
-    """The words that are legible after painting, and the share that is painted beside all of them."""
+    """Returns the words still legible after painting, and the painted share outside all words."""
     boxes = find_text(picture)
     painted, hidden = paint_over(picture, boxes), covered(boxes, picture.shape)
     for top, left, bottom, right in (word.box for word in words):
@@ -202,12 +203,12 @@ def remaining(picture: np.ndarray, words: list[Word]) -> tuple[list[Word], float
 
 
 def visible(words: list[Word]) -> list[Word]:
-    """Those that stand out from what is behind them."""
+    """Returns the words that stand out from their background."""
     return [word for word in words if word.contrast >= VISIBLE]
 
 
 def main(folder: str, count: str = "500", seed: str = "0") -> None:
-    """Prints what is painted of X-rays without text, and what remains of words in others."""
+    """Prints the painted share of X-rays without text, and the words left in the others."""
     files = sorted(pathlib.Path(folder).glob("*.jpg"))
     cephalograms = [cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) / np.float32(255) for file in files]
     cv2.setNumThreads(1)

@@ -38,7 +38,7 @@ def test_target_determines_x0(prediction):
 @pytest.mark.parametrize("weight", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("prediction", diffusion.PREDICTIONS)
 def test_weighted_loss_does_not_depend_on_what_is_predicted(prediction, weight):
-    """An error of x_0 costs the same whichever output carries it."""
+    """The loss of an error in x_0 is the same for all prediction types."""
     schedule, reference = (diffusion.make_schedule(prediction_type=p) for p in (prediction, weight))
     t = jnp.array([50, 400, 800])
     x0, noise, off = jax.random.normal(jax.random.key(1), (3, 3, 16))
@@ -68,7 +68,10 @@ MEAN, SPREAD = 0.7, 0.4
 
 
 def gaussian_denoiser(schedule):
-    """The exact network for data that is normal with MEAN and SPREAD: its posterior mean has a closed form."""
+    """Returns the exact denoiser for Gaussian data with MEAN and SPREAD.
+
+    The posterior mean of a Gaussian has a closed form.
+    """
 
     def denoise(x, t):
         alpha, sigma = schedule.alpha_sigma(t, x.ndim)
@@ -101,7 +104,10 @@ def test_samplers_reach_a_gaussian(sampler, steps, tolerance, prediction):
 
 @pytest.mark.parametrize("sampler", diffusion.SAMPLERS)
 def test_temperature(sampler):
-    """A sampler of a Gaussian is linear in its noise: with a quarter of it each sample is a quarter as far from where none leads."""
+    """A temperature of 0.25 scales the distance from the noise-free sample by 0.25.
+
+    For Gaussian data a sampler is linear in its noise.
+    """
     schedule = diffusion.make_schedule(prediction_type="v_prediction")
     table, keys = (
         diffusion.steps(schedule, sampler, 20, spacing="trailing"),
@@ -120,11 +126,11 @@ def test_temperature(sampler):
 
 
 def test_second_order_beats_first_order():
-    """Compared before the last step, which goes to no noise and is of first order in both."""
+    """Compared before the last step to zero noise, which is of first order in both."""
     schedule = diffusion.make_schedule()
     table = diffusion.steps(schedule, "dpm++2m", 12, spacing="trailing")
     noise = jax.random.normal(jax.random.key(0), (1, 2000))
-    # The flow of a Gaussian is linear: it keeps the number of standard deviations from the mean.
+    # The flow of a Gaussian is linear: it keeps the distance to the mean in standard deviations.
     bars = schedule.alphas_cumprod[table.timesteps[[0, -1]]]
     (start, end), (wide, narrow) = np.sqrt(bars) * MEAN, np.sqrt(bars * SPREAD**2 + 1 - bars)
     exact = end + narrow * (noise - start) / wide
@@ -143,7 +149,7 @@ def test_second_order_beats_first_order():
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm++2m"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_sampler_steps_agree_with_diffusers(sampler, spacing, prediction):
-    """The whole trajectory of a nonlinear denoiser, without fresh noise."""
+    """Compares the whole trajectory of a nonlinear denoiser, without added noise."""
     common = dict(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -167,7 +173,7 @@ def test_sampler_steps_agree_with_diffusers(sampler, spacing, prediction):
     for t in reference.timesteps:
         output = torch.tanh(0.7 * wanted + 0.001 * t)
         if sampler == "ddpm":
-            # The mean of the step: a generator of zeros can't be had, so the noise is subtracted again.
+            # Compare the mean of the step. diffusers always adds noise, so it is subtracted here.
             g1, g2 = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
             stepped = reference.step(output, t, wanted, generator=g1).prev_sample
             if t > 0:

@@ -1,4 +1,7 @@
-"""Several methods and seeds in one table: means, paired differences, who enters where, and what can't be compared."""
+"""Several methods and seeds in one table: means and paired differences.
+
+The tests also cover which subjects are included, and results that can't be compared.
+"""
 
 import itertools
 import json
@@ -24,7 +27,10 @@ SUBJECTS = [f"s{i}" for i in range(6)]
 
 
 def results(row, psnr, recall, fid=None, judge="judge", data="cohort"):
-    """What evaluate.py writes, as far as a comparison reads it: each subject's PSNR and recall@1."""
+    """Returns the part of evaluate.py's results that a comparison reads.
+
+    It holds each subject's PSNR and recall@1.
+    """
 
     def mean(values):
         return {"mean": float(np.mean(values)), "low": 0.0, "high": 1.0}
@@ -59,7 +65,10 @@ def results(row, psnr, recall, fid=None, judge="judge", data="cohort"):
 
 
 def test_means_and_differences():
-    """A subject counts with the mean of its seeds; differences are of the same subject, whose own level drops out."""
+    """Seeds are averaged for each subject, and differences are paired by subject.
+
+    So the level of a subject cancels in a difference.
+    """
     level = np.array([10.0, 14.0, 18.0, 22.0, 26.0, 30.0])
     recall = np.array([1.0, 1.0, 0.0, 1.0, 1.0, 1.0])
     runs = {
@@ -87,7 +96,7 @@ def test_means_and_differences():
     assert found["rows"]["mean face"]["psnr"]["mean"] == pytest.approx(level.mean() + 0.5)
     minus_a = found["differences"]["ours minus a"]["psnr"]
     assert all(minus_a[key] == pytest.approx(1.5) for key in ("mean", "low", "high"))
-    # The wide interval of the people is not the narrow one of the difference.
+    # The interval over subjects is wide, that of the paired difference narrow.
     assert found["rows"]["ours"]["psnr"]["high"] - found["rows"]["ours"]["psnr"]["low"] > 5
     assert found["best"] == {"psnr": "a"}
     assert (
@@ -137,7 +146,7 @@ def study(tmp_path, *flags):
 
 
 def test_a_failed_cell_is_told_and_stops_nothing(tmp_path):
-    """Both cells fail, each for its own reason; nothing is compared, and the exit code says so."""
+    """Each cell fails for a different reason; nothing is compared and the exit code is 1."""
     (tmp_path / "two.py").write_text(
         "import ml_collections\ndef get_config(variant=''):\n    c ="
         " ml_collections.ConfigDict(dict(name='two', seeds=(0,), headline='one', baselines=(),"
@@ -153,7 +162,7 @@ def test_a_failed_cell_is_told_and_stops_nothing(tmp_path):
     assert "method.gan='wgan': it is unknown" in ended.stdout
     assert "cell 2 of 3: two, seed 0: FAILED, needs the embedder of judge" in ended.stdout
     assert "3 of 3 cells failed" in ended.stderr and not (tmp_path / "w" / "study.json").exists()
-    # A folder belongs to its flags.
+    # A study can't continue in its folder with other flags.
     text = (tmp_path / "two.py").read_text()
     (tmp_path / "two.py").write_text(text.replace("wgan", "gan"))
     assert (
@@ -204,7 +213,7 @@ def test_flags_of_a_study(tmp_path):
     not hasattr(os, "sched_getaffinity"), reason="only Linux binds threads to cores"
 )
 def test_cells_at_once_share_the_cores():
-    """Each worker has its own, together they have all there are, and the program itself keeps them."""
+    """The workers divide all cores among them; the main process keeps all of its cores."""
     own, at_once, meet = os.sched_getaffinity(0), 2, threading.Barrier(2)
 
     def cores(_):

@@ -1,4 +1,4 @@
-"""Evaluation: what is kept is not made twice, two folders as a metric tool, an embedder's own table, and wrong input."""
+"""Evaluation: cached faces, metrics of two folders, an embedder's own table, and wrong input."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from tests.evaluation.test_scorer import weights  # noqa: F401
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Where the small method was trained; the first test that asks trains it."""
+    """The workdir of the trained small method; the first test that needs it trains it."""
     return tmp_path_factory.mktemp("trained") / "run"
 
 
@@ -56,7 +56,7 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     second = evaluated(config, workdir)
     assert made == [
         files[3].stem
-    ]  # another metric makes no face anew; a missing one is made, and made alike
+    ]  # a new metric generates no face again; a missing face is generated identically
     assert files[3].read_bytes() == whole
     assert all(f.stat().st_mtime_ns == t for f, t in before.items() if f != files[3])
     assert second["rows"]["cranio_diff"]["psnr"] == pytest.approx(
@@ -84,7 +84,7 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     page = pages.report(config, workdir).read_text()
     assert "Retrieval, identity/iresnet18, same/all" in page and "Match curves" in page
 
-    # Other sampling makes other faces of the same checkpoint, beside the first.
+    # Other sampling settings give other faces of the same checkpoint, next to the first ones.
     made.clear()
     config.sampling.num_steps = 1
     config.evaluate.weights = ""
@@ -197,7 +197,7 @@ def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path):
     assert str(tmp_path) not in (tmp_path / "results.json").read_text()
     with pytest.raises(InputError, match="which arcface is not"):
         export.export(c, tmp_path)
-    # More people in the gallery: nobody's rank gets better.
+    # With more people in the gallery no rank improves.
     c.evaluate.retrieval.distractors.update(
         builder="cranio_phantom", split="train", data_dir=str(records)
     )
@@ -264,7 +264,7 @@ def test_two_folders(pair_config, folders, tmp_path):
         words = (tmp_path / "w" / name).read_text()
         assert "generated" in words and str(tmp_path) not in words
     assert "12 pictures of 4 people" in pages.report(pair_config, tmp_path / "w").read_text()
-    # A set beside itself.
+    # A set compared with itself.
     pair_config.evaluate.reference = str(folders[0])
     same = evaluated(pair_config, tmp_path / "w")["rows"]["generated"]
     assert same["ssim"]["mean"] == pytest.approx(1, abs=1e-6)
@@ -302,13 +302,13 @@ def test_small_pictures(pair_config, tmp_path, size):
 def test_folders_that_do_not_pair(pair_config, folders, tmp_path):
     c, made, workdir = pair_config.evaluate, folders[0], tmp_path / "w"
     paired = evaluated(pair_config, workdir)
-    # The same two sets, of which nothing is said in pairs.
+    # The same two sets without paired metrics.
     c.paired = False
     row = evaluated(pair_config, workdir)["rows"]["generated"]
     assert set(row) == {"frechet/squeeze", "kernel/squeeze"}
     for metric, value in row.items():
         assert value["mean"] == pytest.approx(paired["rows"]["generated"][metric]["mean"], rel=1e-4)
-    # A name that one folder lacks.
+    # A file name that one folder lacks.
     c.paired = True
     (made / "sub" / "s0_frontal_1.png").unlink()
     results = evaluated(pair_config, workdir)

@@ -1,4 +1,4 @@
-"""Retrieval put together: protocols, ceiling, chance and controls on vectors whose answer is known."""
+"""Retrieval as a whole: protocols, ceiling, chance and controls on vectors with known results."""
 
 import msgspec
 import numpy as np
@@ -32,12 +32,12 @@ def who():
 
 
 def retrieved(*arguments):
-    """Results of each protocol as JSON."""
+    """Returns the results of each protocol as JSON."""
     return msgspec.to_builtins(retrieval(*arguments))
 
 
 def vectors(who, noise, seed, shift=0):
-    """A direction of each subject, with noise; of somebody else where `shift` is not 0."""
+    """Returns a noisy direction for each subject, or for another one if `shift` is not 0."""
     people = np.random.default_rng(0).standard_normal((SUBJECTS, 32))
     rng = np.random.default_rng(seed)
     index = (np.array([int(w["subject"][1:]) for w in who]) + shift) % SUBJECTS
@@ -69,7 +69,7 @@ def test_good_faces_bad_faces_and_the_ceiling(config, who):
 
 
 def test_the_ceiling_does_not_find_the_picture_itself(config, who):
-    # Vectors of nothing but noise: each picture would find itself, and nobody else of its subject.
+    # Vectors of pure noise: a picture matches itself, but no other picture of its subject.
     truth = np.random.default_rng(1).standard_normal((len(who), 400))
     config.evaluate.retrieval.protocols = ("same/all", "any/all")
     found = retrieved(config, who, truth, {"itself": truth}, None, "itself")
@@ -78,7 +78,7 @@ def test_the_ceiling_does_not_find_the_picture_itself(config, who):
             part["rows"]["itself"]["recall@1"]["mean"] == 1.0
             and part["rows"][CEILING]["recall@1"]["mean"] < 0.3
         )
-    # With one picture of each subject there is nothing to be found.
+    # With one picture of each subject there is no other picture to find.
     alone = [{"subject": f"s{i}", "view": "", "variant": ""} for i in range(len(who))]
     assert list(
         retrieved(config, alone, truth, {"itself": truth}, None, "itself")["any/all"]["rows"]

@@ -1,4 +1,7 @@
-"""The metric step: its numbers against references one picture at a time, on any mesh, in batches of any size."""
+"""The metric step against references that score one picture at a time.
+
+The numbers are the same on any mesh and in batches of any size.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +30,7 @@ CROP = (0.1, 0.2, 0.7, 0.6)
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    """A folder with random weights of SqueezeNet, its heads, and an embedder of our own."""
+    """A folder with random weights of SqueezeNet, its heads, and one of our embedders."""
     folder = tmp_path_factory.mktemp("weights")
     lpips = Network(lambda rngs: models.LPIPS("squeeze", rngs=rngs))
     params = jax.jit(lpips.init)(jax.random.key(3))
@@ -54,7 +57,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def examples():
-    """21 true faces with two kinds of others beside them, and where the head is."""
+    """21 true faces, two other kinds of faces for each, and the masks of the head."""
     rng = np.random.default_rng(0)
 
     def smooth():
@@ -145,7 +148,7 @@ def test_an_embedder_of_our_own_sees_what_it_was_trained_to(weights, examples, o
 
 
 def numbers(truth_and_kinds):
-    """All arrays of the scores."""
+    """Returns all arrays of the scores."""
     truth, kinds = truth_and_kinds
     return [
         (scores.pairs, scores.rows, [(s.mean, s.covariance) for s in scores.sets.values()])
@@ -265,7 +268,10 @@ def test_a_trunk_without_heads_has_a_name_of_its_own(weights, examples):
 
 
 def test_networks_are_asked_for_full_precision(weights, examples):
-    """Accelerators would multiply in TF32 or bfloat16; a CPU gives the same numbers whatever is asked."""
+    """All products of the feature networks request the highest precision.
+
+    Otherwise accelerators multiply in TF32 or bfloat16. A CPU ignores the setting.
+    """
     features = Features(f"{weights}/*.safetensors", (0, 0, 1, 1))
     params, faces = features.load(sharding.make_mesh(1, 1)), np.stack([e["face"] for e in examples])
 

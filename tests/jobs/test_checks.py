@@ -1,4 +1,7 @@
-"""What can't succeed is refused before anything is built or trained, in one sentence that names the field."""
+"""Settings that can't work are refused before anything is built or trained.
+
+The error is one sentence that names the field.
+"""
 
 import importlib
 import pathlib
@@ -18,7 +21,7 @@ NAN = float("nan")
 
 
 def changed(config, name, value):
-    """The configuration with one field, by its dotted name, set to something else."""
+    """Returns the configuration with the field of this dotted name set to `value`."""
     *path, leaf = name.split(".")
     block = config
     for part in path:
@@ -107,7 +110,10 @@ def test_other_jobs_too(config, job, name, value, words):
     "name", [c for c in CONFIGS if c not in ("__init__", "common") and not c.startswith("study_")]
 )
 def test_every_configuration_passes(name):
-    """Nothing that is fine is refused; full-size ones lack the user's files of weights, and say so."""
+    """Valid configurations pass.
+
+    Full-size ones need weight files from the user, and the error says so.
+    """
     config = importlib.import_module(f"configs.{name}").get_config()
     config.mesh.data = 1
     if name in WITHOUT_WEIGHTS:
@@ -118,7 +124,7 @@ def test_every_configuration_passes(name):
 
 
 def test_too_few_test_people_are_noticed_before_training(config, tmp_path):
-    """One test person has nobody to exchange X-rays with."""
+    """A single test subject has no other subject to exchange X-rays with."""
     config.data.cranio_phantom.subjects = 6
     config.data.data_dir = str(tmp_path / "records")
     with pytest.raises(InputError, match="X-rays can't be shuffled; more test subjects are needed"):

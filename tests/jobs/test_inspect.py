@@ -1,4 +1,4 @@
-"""job=inspect: what it counts, what it notices, and that it builds nothing of a user's own data."""
+"""job=inspect: its counts and warnings; it builds no records from a user's own data."""
 
 import html
 import json
@@ -18,7 +18,7 @@ from tests.data_builders.test_skull_face import NAMES, Cohort, skull
 
 @pytest.fixture
 def hospital(config, tmp_path):
-    """A configuration for twelve X-rays of six people, of which some are odd."""
+    """A configuration for twelve X-rays of six people; some X-rays have faults."""
     cohort = Cohort(tmp_path / "hospital")
     config.data.update(builder="skull_face", data_dir=str(tmp_path / "records"))
     config.data.settings.size = 256
@@ -28,7 +28,7 @@ def hospital(config, tmp_path):
 
 def test_a_cohort_of_ones_own(hospital, tmp_path, capsys):
     config, cohort = hospital
-    # The fourth person's side view is the third one's, exported again and mirrored; the fifth's is inverted.
+    # The fourth person's lateral X-ray is a mirrored copy of the third's; the fifth's is inverted.
     paths = [cohort.folder / row["xray"] for row in cohort.rows if row["xray_view"] == "lateral"][
         ::2
     ]
@@ -70,19 +70,20 @@ def test_a_cohort_of_ones_own(hospital, tmp_path, capsys):
     page = (tmp_path / "work" / "inspect.html").read_text()
     for section in ("Text painted over", "Near-duplicates", "Odd exposure", "Pairs"):
         assert f"<h2>{section}</h2>" in page
-    page = re.sub(r"base64,[^\"]+", "", page)  # letters that mean nothing
+    page = re.sub(r"base64,[^\"]+", "", page)  # encoded images may contain any word
     for text in (page, *lines, words, json.dumps(found)):
         assert not [name for name in NAMES if name.split("^")[0] in text] and "hospital" not in text
     assert not (tmp_path / "records" / "skull_face").exists()
 
 
 def test_what_all_files_share_is_told(hospital, tmp_path):
-    """An archive whose X-rays all have one fault: compared with each other they look normal."""
+    """If all X-rays have the same fault, comparing them with each other does not show it."""
     config, cohort = hospital
     rng = np.random.default_rng(0)
     for number, row in enumerate({row["xray"]: row for row in cohort.rows}.values()):
         picture = skull(number, 200, 240)
-        # Pixels are twice as high as wide, and all contrast lies in the upper quarter, but for some dots.
+        # Pixels are twice as high as wide. Except for some dots, all grey values lie in
+        # the upper quarter of the range.
         grey = np.where(rng.random(picture.shape) < 0.01, 0, 190 + 60 * picture)
         path = (cohort.folder / row["xray"]).with_suffix(".png")
         Image.fromarray(np.uint8(grey)).save(path, dpi=(200, 100))
@@ -127,7 +128,7 @@ def test_real_films_are_not_taken_for_inverted(shared_data):
 
 
 def test_signatures():
-    """Exposure, size and mirroring are nothing to them; another person is."""
+    """Exposure, size and mirroring do not change a signature; another person does."""
     pictures = [skull(seed, 400, 400) for seed in range(6)]
     again = (
         np.asarray(

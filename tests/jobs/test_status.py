@@ -1,4 +1,4 @@
-"""What can be known of a run from outside: its status, a trace, and that a second start compiles nothing."""
+"""A run seen from outside: its status, a trace, and a second start that compiles nothing."""
 
 import json
 import os
@@ -18,7 +18,11 @@ from tests.runs.test_faults import ROOT, command, environment
 
 @pytest.fixture
 def run(tmp_path):
-    """From what differs to a workdir of a run of 1,000 steps of 8, at step 400, 20 images/s, that last logged a minute ago."""
+    """Returns a function that writes the workdir of a run; its keywords replace the defaults.
+
+    By default the run is at step 400 of 1,000, with a batch size of 8 and 20 images/s. It last
+    logged a minute ago.
+    """
 
     def make(folder=tmp_path, silent=60.0, **differs):
         now = time.time()
@@ -112,7 +116,7 @@ main.cli()
 
 
 def test_a_second_start_compiles_nothing_anew(config, tmp_path):
-    """In less than a third of the first's time, programs kept in the workdir."""
+    """The second start uses the cache in the workdir, in less than a third of the time."""
     config.job = "train"
     config.train.update(num_steps=2, checkpoint_every=0)
     own = environment() | {"PYTHONPATH": str(ROOT)}

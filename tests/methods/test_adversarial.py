@@ -1,4 +1,4 @@
-"""Pix2Pix, CycleGAN and CUT: two steps against the same in torch, their noise, pools and bad settings."""
+"""Pix2Pix, CycleGAN and CUT: two steps against torch, noise, image pools and bad settings."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from tests.models.torch_translation import TorchPatches, TorchResnet, TorchUnet
 
 
 def configured(config, name, **settings):
-    """A method's smallest configuration, without chance, on the data of `config`."""
+    """Returns a method's smallest deterministic configuration on the data of `config`."""
     import importlib
 
     c = importlib.import_module(f"configs.{name}").get_config("smoke")
@@ -43,7 +43,7 @@ def to_torch(pictures):
 
 
 class Patches(nn.Module):
-    """CUT's perceptrons."""
+    """The MLPs of CUT."""
 
     def __init__(self, widths):
         super().__init__()
@@ -120,7 +120,7 @@ def run_cut(nets, adam, a, b):
             k = k.detach()
             logits = q @ k.transpose(1, 2)
             own = torch.eye(q.shape[1], dtype=torch.bool)[None]
-            # As published: its own place first, and with all others -10 where it would be met again.
+            # As published: the positive logit first, and -10 in its place among the negatives.
             mixed = (
                 torch.cat([(q * k).sum(-1, keepdim=True), logits.masked_fill(own, -10.0)], -1)
                 / 0.07
@@ -136,7 +136,7 @@ def run_cut(nets, adam, a, b):
 
 
 class Adams:
-    """An Adam for each group of networks, made when first asked for."""
+    """One Adam optimizer for each group of networks, created on first use."""
 
     def __init__(self, nets, rates):
         self.nets, self.rates, self.made = nets, rates, {}
@@ -152,7 +152,7 @@ class Adams:
         return self
 
     def step(self, loss):
-        # A discriminator's gradients from the generator's loss are none of its own.
+        # Discard the gradients that the generator's loss gave to a discriminator.
         for net in self.nets.values():
             net.zero_grad()
         loss.backward(retain_graph=True)
@@ -187,7 +187,10 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_steps_are_torchs(name, config, tmp_path):
-    """From the authors' files: losses, updated parameters and stored statistics, with two batches in turn."""
+    """Two steps from the authors' files give the losses, parameters and statistics of torch.
+
+    Each step uses a different batch.
+    """
     settings, nets, run = CASES[name]
     torch.manual_seed(0)
     nets = nets()
@@ -215,16 +218,20 @@ def test_two_steps_are_torchs(name, config, tmp_path):
         )
         for key, value in ours.items():
             if key.endswith("bias") and c.method.norm == "instance" and part != "F":
-                continue  # before an instance norm it has no slope but rounding
+                continue  # before an instance norm its gradient is only rounding error
             start = torch.load(tmp_path / f"{part}.pth", weights_only=True)[key].numpy()
             moved = np.abs(there[key].numpy() - start)
-            # Adam's first steps go by the sign of a gradient, which rounding decides where that is next to nothing.
+            # Adam's first steps follow the sign of the gradient. Where the gradient is almost zero,
+            # rounding decides the sign.
             wrong = np.abs(value - there[key].numpy()) > 2e-5 + 0.05 * moved.max()
             assert wrong.mean() < 0.02, (part, key, wrong.mean())
 
 
 def test_pool_returns_what_it_was_given():
-    """Until it is full each picture itself; then about half of the time an older one, which the new one replaces."""
+    """A pool returns each new picture until it is full.
+
+    Then it returns an older one about half of the time, and the new one takes its place.
+    """
     draw = jax.jit(drawn_from)
     pool = {"pictures": jnp.zeros((10, 1, 1, 3)), "kept": jnp.zeros((), jnp.int32)}
 
@@ -245,20 +252,20 @@ def test_pool_returns_what_it_was_given():
         after = set(np.ravel(pool["pictures"][..., 0]).tolist())
         if turn >= 2:
             assert len(after) == 10 and int(pool["kept"]) == 10
-            # Whoever left the pool was returned.
+            # Every picture that left the pool was returned.
             assert before - after <= set(np.ravel(found[..., 0]).tolist())
     assert new / (198 * 5) == pytest.approx(0.5, abs=0.05)
 
 
 def test_faces_of_pix2pix_have_their_own_noise(config):
-    """Dropout is drawn for each face by its id, and no face depends on its neighbours."""
+    """Dropout depends on the id of a face, and not on other faces in the batch."""
     c = configured(config, "pix2pix")
-    c.data.settings.size = 64  # less leaves no block of the U-Net that drops
+    c.data.settings.size = 64  # with fewer pixels no block of the U-Net has dropout
     method = make_method(c)
     state, frozen = jax.jit(method.init)(jax.random.key(0))
     state["params"]["G"] = jax.tree.map(
         lambda p: 5.0 * p, state["params"]["G"]
-    )  # of small weights little noise comes through
+    )  # small weights would let little noise through
     generate = jax.jit(
         lambda batch, key: method.generate(method.generation_params(state), frozen, batch, key)
     )
@@ -287,7 +294,7 @@ def test_faces_of_pix2pix_have_their_own_noise(config):
 def test_rate_falls_over_the_second_half(config):
     c = configured(config, "pix2pix")
     c.train.update(num_steps=10, learning_rate=1.0)
-    c.train.b1 = c.train.b2 = 0.0  # so that each update is the rate
+    c.train.b1 = c.train.b2 = 0.0  # so that each update has the size of the learning rate
     opt, params = optimizer.make_optimizer(c.train, {}), {"G": jnp.ones(1)}
     state, rates = opt.init(params), []
     for _ in range(10):

@@ -1,4 +1,7 @@
-"""The decoded terms: closed forms, slopes against finite differences, and nothing left where a weight is 0."""
+"""The decoded loss terms: closed forms and gradients against finite differences.
+
+A term with weight 0 must not change the method.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +98,10 @@ def test_faces_without_landmarks_get_the_fixed_crop():
 
 @pytest.fixture
 def with_terms(config, tmp_path):
-    """`weights -> (method, state, frozen)`: the patch codec, SqueezeNet and MobileFaceNet with random weights."""
+    """Returns a function `weights -> (method, state, frozen)`.
+
+    The patch codec, SqueezeNet and MobileFaceNet have random weights.
+    """
     networks = {
         "trunk_file": (Network(lambda rngs: models.LPIPS("squeeze", rngs=rngs)), "features."),
         "heads_file": (Network(lambda rngs: models.LPIPS("squeeze", rngs=rngs)), "lin"),
@@ -123,7 +129,7 @@ def with_terms(config, tmp_path):
 
 
 def inputs(method, count=4):
-    """A batch of noise and its draws, in the method's precision."""
+    """Returns a batch of noise and its random draws, in the method's precision."""
     rng, size, side = np.random.default_rng(0), method.size, method.size // method.factor
     batch = {
         "xray": rng.integers(0, 256, (count, size, size, 1), dtype=np.uint8),
@@ -143,7 +149,10 @@ def inputs(method, count=4):
 @pytest.mark.parametrize("term", TERMS)
 def test_slopes_reach_the_controlnet_and_are_right(config, with_terms, term, monkeypatch):
     def attention(q, k, v, is_causal=False, implementation=None):
-        """The library's takes its softmax in float32 whatever comes in, which finite differences would see."""
+        """Attention with a softmax in the precision of its inputs.
+
+        JAX's own function always uses float32, too coarse for finite differences.
+        """
         logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
         allowed = jnp.tril(jnp.ones(logits.shape[-2:], bool)) if is_causal else True
         return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits, axis=-1, where=allowed), v)
@@ -154,7 +163,7 @@ def test_slopes_reach_the_controlnet_and_are_right(config, with_terms, term, mon
         method, state, frozen = with_terms(**{term: 0.2})
         batch, draws = inputs(method)
         rng, params = np.random.default_rng(2), state["params"]
-        # Zero convolutions would hide the rest of the ControlNet.
+        # Zero convolutions would block the gradients to the rest of the ControlNet.
         params["controlnet"] = {
             path: value + 0.05 * rng.standard_normal(value.shape)
             for path, value in params["controlnet"].items()
@@ -174,7 +183,7 @@ def test_slopes_reach_the_controlnet_and_are_right(config, with_terms, term, mon
                 }
             }
 
-        h = 1e-8  # piecewise linear parts have kinks; a larger step meets some
+        h = 1e-8  # small, because a larger step crosses kinks of piecewise linear parts
         wanted = float(value(moved(h)) - value(moved(-h))) / (2 * h)
         got = sum(float((slope[path] * direction[path]).sum()) for path in slope)
         assert got == pytest.approx(wanted, rel=1e-3)
@@ -200,7 +209,7 @@ def test_total_is_the_weighted_sum(with_terms):
     np.testing.assert_allclose(
         total, plain + 0.2 * metrics["lpips"] + 0.3 * metrics["identity"], rtol=1e-5
     )
-    # Lateral faces are no part of the identity term.
+    # The identity term ignores lateral faces.
     changed = batch["face"].copy()
     changed[batch["frontal"] == 0] = 0
     other = loss(state["params"], frozen, batch | {"face": changed}, draws)[1]

@@ -1,4 +1,4 @@
-"""The matcher: its loss in plain numbers, that it learns to find faces by X-rays, and what its evaluation tells."""
+"""The matcher: its loss against plain NumPy, training on a toy task, and its evaluation."""
 
 import jax
 import numpy as np
@@ -31,10 +31,10 @@ def test_loss_is_hadsells():
             (same if a == b else other).append(
                 distance**2 if a == b else max(0.0, 1.0 - distance) ** 2
             )
-    assert min(other) == 0 < max(other)  # some are beyond the margin, some within
+    assert min(other) == 0 < max(other)  # some pairs are beyond the margin, some within it
     got = contrastive(xrays, faces, np.array(subjects), 1.0)
     assert float(got) == pytest.approx(np.mean(same) + np.mean(other), rel=1e-5)
-    # An X-ray that lies on its face has a slope all the same.
+    # The gradient is finite even where the X-ray and face vectors are equal.
     slope = jax.grad(lambda x: contrastive(x, x, np.array(subjects), 1.0))(xrays)
     assert np.isfinite(slope).all()
 
@@ -44,7 +44,7 @@ def test_it_learns_to_match(siamese):
     method = make_method(siamese)
     state, frozen = jax.jit(method.init)(jax.random.key(0))
     rng = np.random.default_rng(0)
-    # A bright square in the X-ray, and one of the same place in the face.
+    # A bright square at the same place in the X-ray and in the face.
     batch = {
         "xray": np.zeros((8, 32, 32, 1), np.uint8),
         "face": np.full((8, 32, 32, 3), 90, np.uint8),

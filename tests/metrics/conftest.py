@@ -1,4 +1,7 @@
-"""torch-fidelity as the reference, without the torchvision that it imports and these parts of it never call."""
+"""torch-fidelity as the reference, without torchvision.
+
+It imports torchvision, but the functions that the tests use never call it.
+"""
 
 import importlib
 import sys

@@ -1,4 +1,7 @@
-"""Distances of feature sets against scipy's matrix root, sums over all pairs and closed forms; order and devices do not count."""
+"""Distances between feature sets against scipy's matrix root, sums over pairs and closed forms.
+
+The order of the features and the number of devices must not matter.
+"""
 
 import itertools
 
@@ -16,7 +19,7 @@ from cranio_jax.metrics.distributions import InceptionScore, Moments, Rows
 
 
 def batches(count, size):
-    """`(rows, mask)` of each batch; the last is filled up with copies."""
+    """Yields `(rows, mask)` of each batch; the last is padded with copies."""
     for start in range(0, count, size):
         rows = np.arange(start, start + size)
         yield np.minimum(rows, count - 1), (rows < count).astype(np.float32)
@@ -37,7 +40,7 @@ def test_moments_of_features_with_a_large_mean():
     np.testing.assert_allclose(mean, features.astype(np.float64).mean(0), rtol=1e-6)
     wanted = np.cov(features.astype(np.float64), rowvar=False)
     np.testing.assert_allclose(covariance, wanted, atol=2e-4)
-    # What raw second moments in float32 make of it.
+    # Raw second moments in float32 are far less exact.
     raw = (features.T @ features / 500 - np.outer(features.mean(0), features.mean(0))) * 500 / 499
     assert np.abs(raw - wanted).max() > 100 * np.abs(covariance - wanted).max()
 
@@ -80,7 +83,7 @@ def test_frechet_distance(count):
     assert distributions.frechet_distance(stats[0], stats[0]) == pytest.approx(0.0, abs=1e-6)
     assert distributions.frechet_distance_of_rows(a, b) == pytest.approx(got, rel=1e-7)
     assert distributions.frechet_distance_of_rows(a, a) == pytest.approx(0.0, abs=1e-9)
-    # Equal pictures have no spread.
+    # Sets of identical pictures have zero covariance.
     same = np.repeat(a[:1], 5, 0), np.repeat(b[:1], 7, 0)
     wanted = ((a[0] - b[0]) ** 2).sum()
     assert distributions.frechet_distance_of_rows(*same) == pytest.approx(wanted, rel=1e-9)
@@ -109,9 +112,9 @@ def test_kernel_distance():
     wanted = pairs(a) + pairs(b) - 2 * np.mean([kernel(x, y) for x in a for y in b])
     got, spread = distributions.kernel_distance(
         a, b, subset=12, rounds=3, seed=0
-    )  # the whole set, whatever the draw
+    )  # each subset is the whole set
     assert got == pytest.approx(wanted, rel=1e-9) and spread < 1e-9
-    # Unbiased: of one distribution it is zero on average, though each subset is small.
+    # Unbiased: zero on average for equal distributions, even with small subsets.
     same, spread = distributions.kernel_distance(
         *rng.standard_normal((2, 2000, 5)), subset=50, rounds=400, seed=0
     )
@@ -119,7 +122,7 @@ def test_kernel_distance():
     assert distributions.kernel_distance(a, b, 6, 5, seed=1) != distributions.kernel_distance(
         a, b, 6, 5, seed=2
     )
-    # Of sets of different sizes, the mean over many subsets is that over all pairs.
+    # For sets of different sizes, the mean over many subsets equals that over all pairs.
     few = b[:9]
     wanted = pairs(a) + pairs(few) - 2 * np.mean([kernel(x, y) for x in a for y in few])
     got, spread = distributions.kernel_distance(a, few, subset=8, rounds=2000, seed=0)

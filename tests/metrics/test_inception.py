@@ -1,4 +1,7 @@
-"""The FID's Inception and what is made of its features, against torch-fidelity with the same random weights."""
+"""The Inception network of the FID and the metrics of its features, against torch-fidelity.
+
+Both use the same random weights.
+"""
 
 import importlib
 
@@ -19,7 +22,7 @@ from tests.evaluated import evaluated
 
 @pytest.fixture(scope="module")
 def networks(fidelity, tmp_path_factory):
-    """`(ours, parameters, torch-fidelity's, the file of both)`."""
+    """Returns `(our network, parameters, torch-fidelity's network, weight file of both)`."""
     network, rng, state = (
         Network(lambda rngs: FIDInception(rngs=rngs)),
         np.random.default_rng(0),
@@ -34,7 +37,7 @@ def networks(fidelity, tmp_path_factory):
         )
         value = (
             100.0 * value if path.startswith("fc") else value
-        )  # so that pictures get classes of their own
+        )  # so that different pictures get different classes
         state[torch_key(path)] = torch.from_numpy(
             np.float32(abs(value) + 0.8 if "scale" in path or "var" in path else value)
         )
@@ -62,7 +65,7 @@ def test_features_and_logits(networks, side):
         assert np.linalg.norm(ours - other) < 1e-4 * np.linalg.norm(other)
 
 
-@pytest.mark.parametrize("count", [2048, 64])  # of 64 images the covariance is singular
+@pytest.mark.parametrize("count", [2048, 64])  # with 64 images the covariance is singular
 def test_distances_of_features(fidelity, count):
     def module(name):
         return importlib.import_module(f"torch_fidelity.metric_{name}")
@@ -166,7 +169,7 @@ def test_two_folders_score_as_torch_fidelity_scores_them(networks, tmp_path):
 
 @pytest.fixture
 def odd_folders(tmp_path):
-    """Folders of 9 and 7 pictures of several sizes and kinds; seven names agree by chance."""
+    """Folders of 9 and 7 pictures of several sizes and kinds; seven names happen to agree."""
     rng = np.random.default_rng(0)
     sizes = {"made": [(42, 40), (17, 23), (8, 8)], "true": [(60, 31), (42, 40)]}
     for folder, count in (("made", 9), ("true", 7)):
@@ -191,7 +194,7 @@ def test_folders_that_do_not_pair_score_as_torch_fidelity_scores_them(networks, 
     row = results["rows"]["generated"]
     assert set(row) == {"fid", "kid", "inception score"}
 
-    # Pictures of different sizes make no batch: torch-fidelity takes them one by one.
+    # Pictures of different sizes can't be batched: torch-fidelity reads them one by one.
     def described(folder):
         pictures = [np.array(Image.open(path).convert("RGB")) for path in sorted(folder.iterdir())]
         with torch.no_grad():

@@ -17,7 +17,10 @@ from tests.models.torch_iresnet import iresnet
 
 
 def network_with(make, *files):
-    """A network and its parameters from files, each `(path, prefix to drop, prefix to keep)`."""
+    """Returns a network and its parameters from files.
+
+    Each file is `(path, prefix to drop, prefix to keep)`.
+    """
     network = Network(make)
     shapes, params = network.shapes(), {}
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -85,7 +88,7 @@ def test_trunks_have_torchvisions_size(trunk, published):
 
 
 def torch_trunk(name):
-    """`(layers, taps)` as torchvision lays them out."""
+    """Returns `(layers, taps)` in torchvision's layout."""
     relu, layers = lambda: nn.ReLU(), []
     if name == "vgg":
         channels = 3
@@ -154,7 +157,7 @@ def test_lpips_is_torchs(trunk, size):
     params = {path: from_torch(path, (state | heads)[torch_key(path)]) for path in network.shapes()}
     a, b = (
         rng.uniform(-1, 1, (2, *size, 3)).astype(np.float32) for _ in range(2)
-    )  # odd sides: pooling must cut alike
+    )  # odd sides: pooling must crop in the same way
 
     def describe(picture):
         shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
@@ -177,7 +180,10 @@ def test_lpips_is_torchs(trunk, size):
 
 
 def test_lpips_needs_as_much_as_torch():
-    """Beyond the least size there is a number; below it torch fails, where we would average nothing."""
+    """LPIPS needs the same least picture size as torch.
+
+    Below it torch fails, and our mean would be over no values.
+    """
     for side in range(2, 9):
         x = np.random.default_rng(0).standard_normal((1, side, side + 3, 2)).astype(np.float32)
         wanted = nn.MaxPool2d(3, 2, ceil_mode=True)(torch.from_numpy(x).permute(0, 3, 1, 2))
@@ -205,8 +211,11 @@ def test_lpips_needs_as_much_as_torch():
         )
         with pytest.raises(InputError, match=words):
             jax.eval_shape(describe, params, picture(side - 1))
-    for trunk, pools in {"vgg": [nn.MaxPool2d(2)] * 4, "alex": [nn.Conv2d(1, 1, 11, 4, 2)] + [nn.MaxPool2d(3, 2)] * 2,
-                         "squeeze": [nn.Conv2d(1, 1, 3, 2)] + [nn.MaxPool2d(3, 2, ceil_mode=True)] * 3}.items():  # fmt: skip
+    for trunk, pools in {
+        "vgg": [nn.MaxPool2d(2)] * 4,
+        "alex": [nn.Conv2d(1, 1, 11, 4, 2)] + [nn.MaxPool2d(3, 2)] * 2,
+        "squeeze": [nn.Conv2d(1, 1, 3, 2)] + [nn.MaxPool2d(3, 2, ceil_mode=True)] * 3,
+    }.items():
         nn.Sequential(*pools)(torch.zeros(1, 1, LEAST_SIDES[trunk], 40))
         with pytest.raises(RuntimeError, match="too small"):
             nn.Sequential(*pools)(torch.zeros(1, 1, LEAST_SIDES[trunk] - 1, 40))

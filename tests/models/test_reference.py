@@ -14,7 +14,7 @@ from cranio_jax.models.functional import Network
 
 
 def to_jax(model: nnx.Module, reference: torch.nn.Module) -> None:
-    """Copies a reference's weights by the naming rule; fails on any key of either side left over."""
+    """Copies a reference's weights by the naming rule; fails if either side has unmatched keys."""
     keys = reference.state_dict()
     _graph, state = nnx.split(model, nnx.Param)
     flat = nnx.to_flat_state(state)
@@ -45,7 +45,7 @@ def config_of(reference) -> dict:
 
 
 def randomise(reference: torch.nn.Module) -> torch.nn.Module:
-    """Non-zero values everywhere, so that a zero convolution or a bias can't hide a mistake."""
+    """Sets all weights to non-zero values, so that zero convolutions or biases hide no mistake."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in reference.named_parameters():
@@ -149,9 +149,17 @@ def test_autoencoder():
 @pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
 def test_text_encoder(act):
     settings = dict(
-        vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=9,
-        hidden_act=act, bos_token_id=0, eos_token_id=59, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=60,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=9,
+        hidden_act=act,
+        bos_token_id=0,
+        eos_token_id=59,
+        pad_token_id=1,
+    )
     reference = randomise(transformers.CLIPTextModel(transformers.CLIPTextConfig(**settings)))
     model = models.CLIPTextModel(
         models.CLIPTextConfig.from_mapping(reference.config.to_dict()), rngs=nnx.Rngs(0)

@@ -1,4 +1,7 @@
-"""The networks of Pix2Pix, CycleGAN and CUT against the published ones in torch: keys, counts and values."""
+"""The networks of Pix2Pix, CycleGAN and CUT against the published torch ones.
+
+The tests compare keys, parameter counts and values.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +25,7 @@ from tests.models.torch_translation import TorchPatches, TorchResnet, TorchUnet
 
 
 def loaded(network, model, tmp_path):
-    """The torch model's parameters by the general rule, from a file as its authors write them."""
+    """Returns a torch model's parameters, read by the general rule from a published-style file."""
     torch.save(model.state_dict(), tmp_path / "net.pth")
     shapes = network.shapes()
     with pretrained.open_weights(tmp_path / "net.pth") as tensors:
@@ -36,7 +39,7 @@ def loaded(network, model, tmp_path):
 
 
 def drawn(model):
-    """Random values everywhere, statistics of batch norms among them."""
+    """Sets all values to random ones, including the statistics of batch norms."""
     torch.manual_seed(0)
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
@@ -83,7 +86,7 @@ def test_forward(case, tmp_path):
 
     def run(params, x):
         module = network.bind(params)
-        # The reference is compared without noise.
+        # The comparison is without noise.
         for _, part in module.iter_modules():
             if getattr(part, "dropout", None):
                 part.dropout = 0
@@ -97,7 +100,7 @@ def test_forward(case, tmp_path):
 
 
 def test_published_layouts():
-    """The counts that the authors' programs print, and the field that the discriminator is called by."""
+    """Parameter counts are those that the authors' programs print; keys are those of torch."""
 
     def count(network):
         return sum(
@@ -129,7 +132,7 @@ def test_published_layouts():
     "kernel,extra,height,width,count", [(4, 0, 1, 1, 2), (4, 0, 5, 3, 2), (3, 1, 6, 4, 9)]
 )
 def test_transposed_convolution(kernel, extra, height, width, count):
-    """Values and gradients, of a picture of one pixel too."""
+    """Values and gradients, including those of a picture of one pixel."""
     layer = Network(lambda rngs: ConvTranspose(5, 7, kernel, use_bias=True, rngs=rngs))
     reference = torch.nn.ConvTranspose2d(5, 7, kernel, 2, 1, output_padding=extra)
     params = {

@@ -1,4 +1,4 @@
-"""The networks of Pix2Pix, CycleGAN and CUT in torch, as their authors publish them: the reference for ours."""
+"""The published torch networks of Pix2Pix, CycleGAN and CUT: the reference for ours."""
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ class TorchUnet(nn.Module):
 
 
 class TorchDown(nn.Module):
-    """Blur of 1, 2, 1 along both axes, then every second pixel."""
+    """Blurs with 1, 2, 1 along both axes, then keeps every second pixel."""
 
     def forward(self, x):
         taps = torch.tensor([1.0, 2.0, 1.0])
@@ -63,7 +63,7 @@ class TorchDown(nn.Module):
 
 
 class TorchUp(nn.Module):
-    """Transposed blur of 1, 3, 3, 1, cut to twice the size."""
+    """Transposed blur with 1, 3, 3, 1, cropped to twice the input size."""
 
     def forward(self, x):
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0])

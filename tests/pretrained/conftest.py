@@ -8,7 +8,8 @@ import torch
 import transformers
 
 WIDTH = 32
-# What sets the families apart: heads by count or by size, convolutions or linear layers, gelu, velocity.
+# Differences between the families: heads by count or by size, convolutions or linear layers, gelu,
+# velocity.
 FAMILIES = {
     "1.5": (dict(attention_head_dim=8), "quick_gelu", dict(set_alpha_to_one=False)),
     "2.1-base": (
@@ -25,7 +26,7 @@ FAMILIES = {
 
 
 def randomise(module):
-    """Non-zero values everywhere, so that a zero convolution or a bias can't hide a mistake."""
+    """Sets all weights to non-zero values, so that zero convolutions or biases hide no mistake."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -36,7 +37,7 @@ def randomise(module):
 
 
 def tokenizer(folder):
-    """CLIP's kind of tokenizer over single letters and one merge."""
+    """Returns a CLIP tokenizer over single letters and one merge."""
     folder.mkdir(parents=True)
     letters = [chr(c) for c in range(33, 127)]
     words = [
@@ -57,31 +58,55 @@ def write_pipeline(folder, family, control=True):
     """Saves a pipeline of `family` to `folder` as diffusers does; returns it."""
     attention, act, schedule = FAMILIES[family]
     shared = dict(
-        block_out_channels=(16, 32), norm_num_groups=8, cross_attention_dim=WIDTH, layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), **attention,
-    )  # fmt: skip
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        cross_attention_dim=WIDTH,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        **attention,
+    )
     words = tokenizer(folder.with_name(folder.name + "_words"))
     end = words.eos_token_id
     text = transformers.CLIPTextConfig(
-        vocab_size=len(words), hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=77, hidden_act=act, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        hidden_act=act,
+        bos_token_id=end - 1,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
     parts = dict(
-        unet=randomise(diffusers.UNet2DConditionModel(**shared, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))),
+        unet=randomise(
+            diffusers.UNet2DConditionModel(
+                **shared, up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")
+            )
+        ),
         vae=randomise(
             diffusers.AutoencoderKL(
-                block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-                down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+                block_out_channels=(8, 16),
+                layers_per_block=1,
+                norm_num_groups=4,
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
             )
         ),
         text_encoder=randomise(transformers.CLIPTextModel(text)),
         tokenizer=words,
         scheduler=diffusers.DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False, **schedule
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            clip_sample=False,
+            **schedule,
         ),
         safety_checker=None,
         feature_extractor=None,
-    )  # fmt: skip
+    )
     if control:
         parts["controlnet"] = randomise(
             diffusers.ControlNetModel(**shared, conditioning_embedding_out_channels=(4, 8))
@@ -98,7 +123,7 @@ def write_pipeline(folder, family, control=True):
 
 @pytest.fixture(scope="session")
 def pipelines(tmp_path_factory):
-    """`family -> (folder, diffusers pipeline)`, made once each."""
+    """Returns a function `family -> (folder, diffusers pipeline)`; each is created once."""
     made = {}
 
     def get(family="1.5"):
@@ -112,7 +137,7 @@ def pipelines(tmp_path_factory):
 
 @pytest.fixture
 def settings():
-    """A configuration for the small pipelines: `folder -> ConfigDict`."""
+    """Returns a function `folder -> ConfigDict` that configures the small pipelines."""
     from configs import common
 
     def make(folder, **changes):

@@ -1,4 +1,4 @@
-"""Runs that are killed, told to stop, or find something damaged, and end as the undisturbed one does."""
+"""Runs that are killed, stopped or find damaged files end like an undisturbed run."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def config(config):
 
 
 def command(config, workdir, *more):
-    """The program with the test's configuration: tests/whole_config.py reads it from a file."""
+    """Arguments that run the test's configuration; tests/whole_config.py reads it from a file."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     file = workdir.parent / f"{workdir.name}.json"
     file.write_text(config.to_json())
@@ -66,7 +66,7 @@ def start(config, workdir, *more, **how):
 
 @pytest.fixture(autouse=True)
 def nothing_left_running():
-    """A test that fails leaves no process to slow down the others."""
+    """Ends the processes of a failed test, which would slow down the others."""
     yield
     for process in _STARTED:
         process.kill()
@@ -81,7 +81,7 @@ def finish(config, workdir):
 
 
 def losses(workdir):
-    """Of each step the loss that was logged last."""
+    """Returns the last logged loss of each step."""
     lines = (
         (workdir / "metrics.jsonl").read_text().splitlines()
         if (workdir / "metrics.jsonl").exists()
@@ -155,7 +155,7 @@ def test_killed_while_it_saves(config, tmp_path, undisturbed):
 
 
 def test_told_to_stop(config, tmp_path, undisturbed):
-    """SIGTERM keeps the state of the step that it meets, and the exit code asks for another start."""
+    """After SIGTERM the run saves the current step and exits with the code for a restart."""
     workdir = tmp_path / "run"
     config.train.checkpoint_every = 0
     process = start(config, workdir)
@@ -226,7 +226,7 @@ def test_records_with_flipped_bytes(config, tmp_path):
     good, bad = file.read_bytes(), bytearray(file.read_bytes())
     bad[len(bad) // 2] ^= 0xFF
     file.write_bytes(bad)
-    config.train.update(num_steps=60, checkpoint_every=20)  # more than a pass
+    config.train.update(num_steps=60, checkpoint_every=20)  # more than one epoch
     with pytest.raises(
         InputError,
         match=(
@@ -242,7 +242,7 @@ def test_records_with_flipped_bytes(config, tmp_path):
 
 
 def test_a_batch_that_is_not_of_numbers(config, tmp_path, undisturbed, monkeypatch):
-    """The run names the step and its examples, and what is kept is older."""
+    """The error names the step and its examples; the newest checkpoint is from an earlier step."""
     config.train.checkpoint_every = 1
     whole = data.TrainingBatches
 
@@ -274,7 +274,10 @@ def test_a_batch_that_is_not_of_numbers(config, tmp_path, undisturbed, monkeypat
 
 
 def last_words_where_files_stay_small(config, workdir):
-    """Of a run that fails where no file may grow beyond 64 KB, as on a disk that is full."""
+    """Returns the last line of a run that fails because no file may grow beyond 64 KB.
+
+    This simulates a full disk.
+    """
     arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir)]
     limited = ["bash", "-c", 'ulimit -f 64 && exec "$@"', "bash", *arguments]
     environment_ = environment() | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
@@ -300,7 +303,7 @@ def test_a_full_disk_keeps_what_was_there(config, tmp_path, undisturbed):
 
 
 def test_a_disk_that_fills_up_while_metrics_are_written(config, tmp_path, undisturbed):
-    """Half a line is left, which nobody reads and the next start removes."""
+    """Half a line is left in the file; it is ignored, and the next start removes it."""
     workdir = tmp_path / "run"
     data.make_builder(config.data)
     workdir.mkdir()
@@ -353,7 +356,7 @@ with Checkpoints(pathlib.Path(sys.argv[1])):
 
 
 def test_arrays_that_end_after_a_failed_save_print_no_traceback(tmp_path):
-    """In a process of its own: pytest has a hook for what can't be raised, too."""
+    """Runs in a separate process, because pytest also hooks exceptions that can't be raised."""
     arguments = [sys.executable, "-c", _ARRAY_THAT_ENDS_LATE, str(tmp_path)]
     assert (
         "Traceback"

@@ -1,4 +1,4 @@
-"""Which experiment a folder holds: judged by what it is, not by where its weights lie."""
+"""The experiment of a folder: identified by its content, not by the paths of its weights."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def test_a_run_goes_on_longer_slower_and_in_larger_batches(config, tmp_path, cap
 
 @pytest.mark.parametrize("second", [8, 12, 4])
 def test_batches_of_another_size_go_on_in_the_same_order(config, second):
-    """No example is left out or seen twice, and each is augmented as it would have been."""
+    """No example is left out or seen twice, and the augmentation of each stays the same."""
     examples = data.Examples(data.make_builder(config.data), "train", config)
 
     def prepare(example, rng):
@@ -67,7 +67,7 @@ def test_batches_of_another_size_go_on_in_the_same_order(config, second):
         ours, theirs = (np.concatenate([b[name] for b in run]) for run in (parts, wanted))
         np.testing.assert_array_equal(ours, theirs)
     assert rest.get_state() == whole.get_state() == {"examples": 48}
-    # Positions of version 0.1 counted batches.
+    # Version 0.1 stored positions as a number of batches.
     old = data.TrainingBatches(examples, 8, 3, prepare, position={"next_index": 3})
     np.testing.assert_array_equal(next(old)["xray"], wanted[1]["xray"][:8])
 
@@ -96,7 +96,7 @@ def test_weights_are_judged_by_content(config, tmp_path):
 
 
 def test_settings_of_published_files_count(config, tmp_path):
-    """A scheduler_config.json that was edited makes another experiment; a writer's note does not."""
+    """An edited scheduler_config.json makes another experiment; its writer's version does not."""
 
     def published(**scheduler):
         return types.SimpleNamespace(
@@ -120,7 +120,7 @@ def test_a_large_file_is_hashed_once(tmp_path, monkeypatch):
     with monkeypatch.context() as blind:
         blind.setattr("cranio_jax.pretrained.hashes._digest", lambda files: "read again")
         assert sha256(file) == digest
-    # Exchanged, with the size and the time that it had.
+    # Replace the file by one of the same size and time.
     file.write_bytes(content[::-1])
     os.utime(file, ns=times)
     assert sha256(file) == hashlib.sha256(content[::-1]).hexdigest()
@@ -128,7 +128,7 @@ def test_a_large_file_is_hashed_once(tmp_path, monkeypatch):
 
 
 def saved(config, folder, seed):
-    """A run's folder with one checkpoint, of fresh weights. Returns the state."""
+    """Saves freshly initialised weights as the only checkpoint of a run; returns the state."""
     method = make_method(config)
     state, _ = method.init(jax.random.key(seed))
     if "ema" in state:
@@ -140,7 +140,7 @@ def saved(config, folder, seed):
 
 
 def started(config, folder):
-    """State and frozen weights of a run, as training starts with them."""
+    """Returns the state and frozen weights that training starts with."""
     method, mesh = make_method(config), sharding.make_mesh(1, 1)
     workdir.claim(folder, config, method)
     with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -157,14 +157,14 @@ def test_a_run_starts_from_another(config, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, part, other["ema"])
     assert int(state["step"]) == 0
 
-    # Once it has begun, it needs the other no more, even if networks of its own are frozen.
+    # After its first checkpoint the run no longer needs the other, even with frozen networks.
     with Checkpoints(tmp_path / "both" / "checkpoints") as checkpoints:
         checkpoints.save(1, state, {"examples": 8})
     shutil.move(tmp_path / "other", tmp_path / "away")
     started(config, tmp_path / "both")
     shutil.move(tmp_path / "away", tmp_path / "other")
 
-    # What the other trained may be frozen here, and is read at each start then.
+    # Networks trained in the other run may be frozen here; then each start reads them.
     config.method.trained = ("controlnet",)
     state, frozen = started(config, tmp_path / "one")
     jax.tree.map(

@@ -1,4 +1,4 @@
-"""Training: the same on any mesh, the same after a restart, and clear words when it can't go on."""
+"""Training: the same on any mesh and after a restart, and clear errors when it can't go on."""
 
 import json
 import shutil
@@ -28,7 +28,10 @@ def losses(workdir):
 
 
 def test_restart_is_bit_identical(config, tmp_path):
-    """On the same devices; on half of them the examples are the same, and the sums another order apart."""
+    """A restart on the same devices is bit-identical.
+
+    On half of the devices the examples are the same, but sums differ by their order.
+    """
     config.train.log_every = 1
     config.augment.flip = 0.5  # so that the data's own random stream matters
     whole = loop.train(config, tmp_path / "whole")
@@ -134,7 +137,7 @@ def test_a_network_may_have_its_own_rate(config, batch):
         )
         return [max(moved[name].values()) for name in config.method.trained]
 
-    # The first step of Adam is as long as its rate.
+    # The first step of Adam is as long as the learning rate.
     np.testing.assert_allclose(moves(), [2e-3, 2e-3], rtol=1e-2)
     np.testing.assert_allclose(moves(unet=2e-4), [2e-3, 2e-4], rtol=1e-2)
 
@@ -180,7 +183,8 @@ def test_a_frozen_unet_costs_no_more_than_it_must(config, batch):
         state["params"],
         frozen,
     )
-    # Twice the encoder would be a ninth more: backwards through what no trained parameter comes before.
+    # The encoder has no backward pass, because no trained parameter comes before it. With one, the
+    # total would be a ninth larger.
     assert step == pytest.approx(encoder + 2 * decoder + 3 * controlnet, rel=0.04)
 
 
@@ -194,7 +198,7 @@ def test_loss_that_is_not_finite_names_step_and_examples(config, tmp_path):
         loop.train(config, tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.latest is None
-    # The advice works.
+    # The error's advice works.
     config.train.learning_rate = 1e-3
     assert int(loop.train(config, tmp_path)["step"]) == 6
 
@@ -223,7 +227,10 @@ def test_impossible_settings_leave_nothing_behind(config, tmp_path, section, fie
 
 @pytest.fixture
 def like_an_accelerator(monkeypatch):
-    """Reading an array counts as a transfer, which `jax.transfer_guard` sees; a CPU's arrays are read where they are."""
+    """Makes reading an array count as a transfer, which `jax.transfer_guard` can see.
+
+    Arrays on a CPU are otherwise read in place.
+    """
     kind = type(jnp.zeros(1))
     value, copy, read = kind._value.fget, kind.copy_to_host_async, []
 
@@ -246,7 +253,7 @@ def like_an_accelerator(monkeypatch):
 
 
 def test_nothing_is_read_unasked(config, tmp_path, like_an_accelerator):
-    """Logging, looking at held-out faces and saving, on the way."""
+    """Training reads nothing implicitly while it logs, evaluates held-out faces and saves."""
     config.data.validation_subjects = 4
     config.train.update(num_steps=4, log_every=2, checkpoint_every=2)
     config.validation.update(every=2, num_steps=1, examples=4)

@@ -1,4 +1,7 @@
-"""Two processes do what one does: the same examples, losses and faces, one writer; and when one dies the other ends."""
+"""Two processes give the same examples, losses and faces as one.
+
+Only one of them writes files. If one dies, the other ends too.
+"""
 
 import contextlib
 import json
@@ -29,7 +32,7 @@ def alone(tmp_path_factory):
 
 
 def run_alone(config, workdir):
-    """One process of eight devices, unless it has run."""
+    """Runs one process with eight devices, unless it has already run."""
     if not (workdir / "results.json").exists():
         arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir)]
         subprocess.run(arguments, cwd=ROOT, env=environment(8), check=True, capture_output=True)
@@ -37,7 +40,7 @@ def run_alone(config, workdir):
 
 
 def test_two_processes_are_one(config, tmp_path, alone):
-    """The launcher's two processes of four devices train and score as one of eight does."""
+    """Two processes with four devices train and score like one process with eight."""
     workdir = tmp_path / "run"
     launcher = [
         sys.executable,
@@ -64,7 +67,7 @@ def test_two_processes_are_one(config, tmp_path, alone):
     assert ours["images"] == theirs["images"] and ours["rows"].keys() == theirs["rows"].keys()
     for row, metrics in theirs["rows"].items():
         for metric, value in metrics.items():
-            # A value beside a half may be rounded to the one pixel or the other.
+            # A pixel value close to a half may be rounded up or down.
             assert ours["rows"][row][metric]["mean"] == pytest.approx(
                 value["mean"], rel=1e-3, abs=1e-4
             )
@@ -81,7 +84,7 @@ def test_two_processes_are_one(config, tmp_path, alone):
 
 @contextlib.contextmanager
 def two_processes(config, workdir):
-    """Two processes of four devices; none is left behind."""
+    """Starts two processes with four devices each, and ends both on exit."""
     port = 20_000 + random.randrange(20_000)
     started = [
         subprocess.Popen(
@@ -103,8 +106,11 @@ def two_processes(config, workdir):
 
 
 def test_two_stop_together_and_one_ends_when_the_other_dies(config, tmp_path, alone):
-    """A notice to one stops both after the same step; without one the other ends in a bounded time, with a sentence and a
-    code that asks for another start. One process goes on as if nothing had been."""
+    """A signal to one process stops both after the same step.
+
+    If one is killed, the other ends in bounded time, with an error and the exit code for a
+    restart. One process can then continue the run.
+    """
     workdir = tmp_path / "run"
     run_alone(config, alone)
     with two_processes(config, workdir) as started:
@@ -125,7 +131,7 @@ def test_two_stop_together_and_one_ends_when_the_other_dies(config, tmp_path, al
         assert started[0].returncode in (
             cluster.START_AGAIN,
             -6,
-        ), words  # -6: JAX's own heartbeat ends it
+        ), words  # -6: JAX's heartbeat ends it
         assert "another process is gone" in words or "another task died" in words
 
     arguments = [sys.executable, "-m", "cranio_jax.main", *command(config, workdir)]
