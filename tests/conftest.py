@@ -40,6 +40,13 @@ def shared_data():
     )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs():
+    """Frees a module's compiled programs in the end; the cache on disk keeps them for others."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def records(tmp_path_factory):
     """A folder for the records of a small cohort; the first test that reads them builds them."""
