@@ -23,7 +23,7 @@ if "CRANIO_JAX_TEST_CACHE" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="cranio_jax_tests_")
     os.environ["CRANIO_JAX_TEST_CACHE"] = _CACHE.name
 jax.config.update("jax_compilation_cache_dir", os.environ["CRANIO_JAX_TEST_CACHE"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent

@@ -3,7 +3,7 @@
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ml_collections
 import numpy as np
@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from cranio_jax.errors import InputError
 
 
+@runtime_checkable
 class ExampleSource(Protocol):
     """Random access to examples or records."""
 

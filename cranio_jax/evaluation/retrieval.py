@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import msgspec
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 from cranio_jax import data
@@ -77,7 +77,7 @@ def check_protocols(config: ml_collections.ConfigDict, who: Sequence[dict[str, s
     retrieval(once, who, perfect, {"": perfect}, None, "")
 
 
-def chance(same: Float[Array, "q g"], allowed: Float[Array, "q g"], k: int) -> float:
+def chance(same: Bool[Array, "q g"], allowed: Bool[Array, "q g"], k: int) -> float:
     """Returns the expected recall@k of a list in random order."""
     sizes = zip(allowed.sum(1).tolist(), (same & allowed).sum(1).tolist(), strict=True)
     return float(np.mean([1.0 - comb(n - own, k) / comb(n, k) for n, own in sizes]))
