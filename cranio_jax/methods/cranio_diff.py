@@ -224,7 +224,7 @@ class CranioDiff:
                 pretrained.open_part(file, part, network) if part else pretrained.open_weights(file)
             )
             with opened as tensors:
-                if name == "light_decoder":  # Its file has an encoder besides.
+                if name == "light_decoder":  # the file also holds an encoder, which is not used
                     tensors = {k: t for k, t in tensors.items() if not k.startswith("encoder.")}
                 places = self._shardings(own, mesh)
                 params |= pretrained.load(own, tensors, places, file.name, self.dtype)
