@@ -118,7 +118,7 @@ def check(
     changes = list(_differences(before, here))
     # Version 0.1 kept no hashes; weights of `init_from` are checked where they are read.
     known = _published(there.get("weights", weights))
-    if "tokenizer" not in known:  # nor did a tokenizer's count at first
+    if "tokenizer" not in known:  # older workdirs have no hash of the tokenizer
         weights.pop("tokenizer", None)
     changes += _differences(known, weights, "weights")
     for name, old, new in changes:

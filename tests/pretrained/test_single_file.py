@@ -113,7 +113,9 @@ def test_a_method_is_the_folders(pipelines, states, write, config, settings, fam
     same(*(jax.device_get(m.load(mesh, frozen_only=False)) for m in (single, whole)))
     np.testing.assert_array_equal(single.schedule.alphas_cumprod, whole.schedule.alphas_cumprod)
     assert single.schedule.prediction == whole.schedule.prediction
-    assert set(single.weight_hashes().values()) == {single.pipeline.hash("unet")}
+    hashes = single.weight_hashes()
+    assert hashes.pop("tokenizer") != single.pipeline.hash("unet")
+    assert set(hashes.values()) == {single.pipeline.hash("unet")}
     assert single.pipeline.name == "model.safetensors"
 
 
