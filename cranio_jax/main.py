@@ -225,7 +225,7 @@ def main(_) -> None:
     # Orbax and TFDS log pages. The progress line is enough, and failures are raised too.
     logging.set_verbosity(logging.FATAL)
     workdir = buckets.open_folder(_WORKDIR.value or "", "--workdir")
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         # The next start then compiles little. By default JAX caches what took a second, which
         # leaves out many small programs.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))

@@ -109,6 +109,9 @@ KINDS = {
 # which needs no login and gets its records from the program. Each has the file and words of it.
 ELSEWHERE = {
     r"python -m pytest -q -n 2": (".ci/run", "<!-- test command -->"),
+    r'"""Mean absolute error of a face.*': ("tests/test_extending.py", '"""Mean absolute error'),
+    r'"""A linear map from each pixel.*': ("tests/test_extending.py", '"""A linear map'),
+    r'"""People whose X-rays.*': ("tests/test_extending.py", '"""People whose'),
     r"ruff check \.": (".ci/run", "ruff check ."),
     r"ruff format --check \.": (".ci/run", "ruff format --check ."),
     r"gcloud auth application-default login": ("tests/files/test_buckets.py", "def server"),

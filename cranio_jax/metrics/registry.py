@@ -76,6 +76,30 @@ class SetMetric(Metric):
     compute: Callable[[Any, Any, Any], Estimate | None]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RankMetric(Metric):
+    """A metric of the first k places of each query's ranking; its key in results ends with k.
+
+    Attributes:
+      compute: from which places of the rankings hold the query's own subject, `(q, g)`, and k, to
+        a value for each query, `(q,)`.
+    """
+
+    compute: Callable[[Any, int], Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeparationMetric(Metric):
+    """A metric of how well cosines separate a subject's own faces from others'.
+
+    Attributes:
+      compute: from the cosines of a subject's own faces and those of others', each in ascending
+        order, to the value.
+    """
+
+    compute: Callable[[Any, Any], float]
+
+
 METRICS: dict[str, Metric] = {}
 _Kind = TypeVar("_Kind", bound=Metric)
 

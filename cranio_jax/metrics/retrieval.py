@@ -1,6 +1,6 @@
 """Retrieval of real faces by generated ones, from vectors whose direction is the identity."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 
 from cranio_jax.errors import InputError
-from cranio_jax.metrics.registry import Metric, register
+from cranio_jax.metrics.registry import RankMetric, SeparationMetric, of_kind, register
 
 VIEWS = ("same", "any")
 
@@ -99,26 +99,37 @@ def ranked(
 def at_k(
     hits: Bool[Array, "q g"], allowed: Bool[Array, "q g"], ks: Sequence[int]
 ) -> dict[str, Float[Array, "q"]]:
-    """Returns `recall@k`, `map@k` and `mrr@k` of each query.
+    """Returns each registered rank metric of each query, for each of `ks`.
 
-    recall@k is 1 if the subject is among the first k (the cumulative match characteristic at k).
-    map@k is the sum of the precision at each of the subject's places within k, divided by the most
-    that k places can hold. mrr@k is one over the subject's first place, or 0 beyond k. Raises
-    InputError if k is more than the size of a query's gallery.
+    Raises InputError if k is more than the size of a query's gallery.
     """
     smallest = int(allowed.sum(1).min())
     for k in ks:
         if not 1 <= k <= smallest:
             raise InputError(f"retrieval: k={k}, but a gallery holds {smallest} faces")
-    places = np.arange(1, hits.shape[1] + 1)
-    precision = np.cumsum(hits, 1) / places * hits
-    first = np.argmax(hits, 1) + 1
-    values = {}
-    for k in ks:
-        values[f"recall@{k}"] = (first <= k).astype(np.float64)
-        values[f"map@{k}"] = precision[:, :k].sum(1) / np.minimum(hits.sum(1), k)
-        values[f"mrr@{k}"] = (first <= k) / first
-    return values
+    metrics = of_kind(RankMetric)
+    return {f"{metric.name}{k}": metric.compute(hits, k) for k in ks for metric in metrics}
+
+
+def recall_at(hits: Bool[Array, "q g"], k: int) -> Float[Array, "q"]:
+    """Returns 1 where the subject is among the first k (the cumulative match characteristic)."""
+    return hits[:, :k].any(1).astype(np.float64)
+
+
+def average_precision_at(hits: Bool[Array, "q g"], k: int) -> Float[Array, "q"]:
+    """Returns the sum of the precision at each of the subject's places within k.
+
+    It is divided by the most that k places can hold.
+    """
+    hits_so_far = np.cumsum(hits, axis=1)
+    precision = hits_so_far / np.arange(1, hits.shape[1] + 1) * hits
+    return precision[:, :k].sum(1) / np.minimum(hits.sum(1), k)
+
+
+def reciprocal_rank_at(hits: Bool[Array, "q g"], k: int) -> Float[Array, "q"]:
+    """Returns one over the subject's first place, or 0 beyond k."""
+    first = np.argmax(hits, axis=1) + 1
+    return (first <= k) / first
 
 
 def match_curve(hits: Bool[Array, "q g"]) -> Float[Array, "g"]:
@@ -129,20 +140,25 @@ def match_curve(hits: Bool[Array, "q g"]) -> Float[Array, "g"]:
 def separation(
     cosines: Float[Array, "q g"], same: Bool[Array, "q g"], allowed: Bool[Array, "q g"]
 ) -> dict[str, float]:
-    """Returns how well cosines separate a subject's own faces from others'.
-
-    `d_prime` is the distance of their means in standard deviations. `eer` is the error rate at the
-    threshold where both kinds of error are equal. Raises InputError if there are no others.
-    """
-    same_subject = np.sort(cosines[same & allowed])
+    """Returns each registered separation metric. Raises InputError if there are no others."""
+    own = np.sort(cosines[same & allowed])
     others = np.sort(cosines[~same & allowed])
     if not len(others):
         raise InputError("retrieval: the gallery holds the query's subject alone")
-    spread = np.sqrt((same_subject.var() + others.var()) / 2)
-    d_prime = (same_subject.mean() - others.mean()) / spread if spread else 0.0
+    return {metric.name: metric.compute(own, others) for metric in of_kind(SeparationMetric)}
+
+
+def d_prime(own: Float[Array, "n"], others: Float[Array, "m"]) -> float:
+    """Returns the distance of the means in standard deviations."""
+    spread = np.sqrt((own.var() + others.var()) / 2)
+    return float((own.mean() - others.mean()) / spread) if spread else 0.0
+
+
+def equal_error_rate(own: Float[Array, "n"], others: Float[Array, "m"]) -> float:
+    """Returns the error rate at the threshold where both kinds of error are equal."""
     # A pair is accepted from the threshold on.
-    thresholds = np.append(np.unique(np.concatenate([same_subject, others])), np.inf)
-    refused = np.searchsorted(same_subject, thresholds) / len(same_subject)
+    thresholds = np.append(np.unique(np.concatenate([own, others])), np.inf)
+    refused = np.searchsorted(own, thresholds) / len(own)
     accepted = 1.0 - np.searchsorted(others, thresholds) / len(others)
     after = int(np.argmax(refused >= accepted))
     before = max(after - 1, 0)
@@ -150,14 +166,21 @@ def separation(
     part = 0.0
     if gaps[before] != gaps[after]:
         part = gaps[before] / (gaps[before] - gaps[after])
-    return {
-        "d_prime": float(d_prime),
-        "eer": float(refused[before] + part * (refused[after] - refused[before])),
-    }
+    return float(refused[before] + part * (refused[after] - refused[before]))
 
 
-RECALL = register(Metric(name="recall@", title="recall@", higher_is_better=True, digits=3))
-MAP = register(Metric(name="map@", title="mAP@", higher_is_better=True, digits=3))
-MRR = register(Metric(name="mrr@", title="MRR@", higher_is_better=True, digits=3))
-D_PRIME = register(Metric(name="d_prime", title="d'", higher_is_better=True, digits=2))
-EER = register(Metric(name="eer", title="EER", higher_is_better=False, digits=3))
+def _rank_metric(name: str, title: str, compute: Callable) -> None:
+    register(RankMetric(name=name, title=title, higher_is_better=True, digits=3, compute=compute))
+
+
+_rank_metric("recall@", "recall@", recall_at)
+_rank_metric("map@", "mAP@", average_precision_at)
+_rank_metric("mrr@", "MRR@", reciprocal_rank_at)
+register(
+    SeparationMetric(name="d_prime", title="d'", higher_is_better=True, digits=2, compute=d_prime)
+)
+register(
+    SeparationMetric(
+        name="eer", title="EER", higher_is_better=False, digits=3, compute=equal_error_rate
+    )
+)

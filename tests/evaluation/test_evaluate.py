@@ -65,8 +65,8 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     row = second["rows"]["cranio_diff"]
     assert list(row) == [
         "psnr",
-        "ssim",
         "psnr/head",
+        "ssim",
         "ssim/head",
         "lpips/squeeze (unpublished heads)",
         "identity/iresnet18",

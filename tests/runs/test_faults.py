@@ -339,7 +339,7 @@ def test_a_disk_that_fills_up_while_records_are_written(config, tmp_path):
 
 _ARRAY_THAT_ENDS_LATE = """
 import asyncio, pathlib, sys, tensorstore
-from cranio_jax.checkpoint import Checkpoints
+from cranio_jax.runs.checkpoints import Checkpoints
 
 async def wait(array):
     await array

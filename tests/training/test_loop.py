@@ -210,7 +210,7 @@ def test_loss_that_is_not_finite_names_step_and_examples(config, tmp_path):
             "train",
             "batch_size",
             9,
-            "train.batch_size=9 does not divide over 8 devices; the nearest that does is 8",
+            "train.batch_size=9 does not divide over 2 devices; the nearest that does is 8",
         ),
         ("mesh", "data", 16, "mesh.data=16 x mesh.fsdp=1 is 16 devices, but there are 8"),
         ("train", "schedule", "sawtooth", "train.schedule='sawtooth'"),
