@@ -48,24 +48,47 @@ def compiled_programs():
 
 
 @pytest.fixture(scope="session")
-def records(tmp_path_factory):
+def shared_folder(tmp_path_factory):
+    """A folder that the test run's processes share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def records(shared_folder):
     """A folder for the records of a small cohort; the first test that reads them builds them."""
-    return tmp_path_factory.mktemp("records")
+    return shared_folder / "records"
+
+
+def _shrink(config, records):
+    """Sets what the smallest runs have in common: 24 subjects, images of 32 pixels."""
+    config.data.data_dir = str(records)
+    config.data.cranio_phantom.subjects = 24
+    config.data.settings.size = 32
+    config.evaluate.update(batch_size=16, num_samples=1)
+    config.mesh.data = 2  # of the eight devices; the tests of meshes use more
+    return config
 
 
 @pytest.fixture
 def config(records):
-    """The smallest demo: 24 subjects, images of 32 pixels, networks of width 8 and 16."""
+    """The smallest demo: networks of width 8 and 16."""
     from configs import demo
 
-    c = demo.get_config("smoke")
-    c.data.data_dir = str(records)
-    c.data.settings.size = 32
+    c = _shrink(demo.get_config("smoke"), records)
     c.method.unet.update(block_out_channels=(8, 16), norm_num_groups=4)
     c.method.unet.down_block_types = ("DownBlock2D", "CrossAttnDownBlock2D")
     c.method.unet.up_block_types = ("CrossAttnUpBlock2D", "UpBlock2D")
     c.method.controlnet.conditioning_embedding_out_channels = (4, 8, 16)
     c.method.text_encoder.update(hidden_size=64, intermediate_size=64)
-    c.evaluate.update(batch_size=16, num_samples=1)
-    c.mesh.data = 2  # of the eight devices; the tests of meshes use more
+    return c
+
+
+@pytest.fixture
+def quick_config(records):
+    """The smallest Pix2Pix, for what does not depend on the method: it compiles much faster."""
+    from configs import pix2pix
+
+    c = _shrink(pix2pix.get_config("smoke"), records)
+    c.method.channels = 4
     return c
