@@ -14,16 +14,16 @@ os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 # CPU build. None makes the import fail cleanly.
 sys.modules["torchvision"] = None
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-
 # Many tests compile the same programs, so they share a compilation cache. It lives as long as the
 # test run; child processes inherit its name.
 if "CRANIO_JAX_TEST_CACHE" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="cranio_jax_tests_")
     os.environ["CRANIO_JAX_TEST_CACHE"] = _CACHE.name
-jax.config.update("jax_compilation_cache_dir", os.environ["CRANIO_JAX_TEST_CACHE"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["CRANIO_JAX_TEST_CACHE"]
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent

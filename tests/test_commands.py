@@ -25,7 +25,6 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from absl import flags
 from PIL import Image
 
 from configs import common
@@ -54,6 +53,7 @@ from tests.data_builders.test_iit_mandi_s2f import quick_text  # noqa: F401
 from tests.data_builders.test_skull_face import skull
 from tests.documentation import ROOT, commands_of, inline_of, pages
 from tests.pretrained.conftest import write_pipeline
+from tests.program import forget_flags
 
 PROGRAM = r"python -m cranio_jax\.main --config=configs/"
 STUDY = r"python launch/study\.py --study=configs/"
@@ -155,9 +155,7 @@ def test_each_command_is_covered():
 
 def parse(*arguments):
     """Returns the configuration and the workdir that the program's arguments set."""
-    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
+    forget_flags()
     main.parse(["main", *arguments])
     return main._CONFIG.value, main._WORKDIR.value
 

@@ -22,6 +22,7 @@ from cranio_jax.jobs.reconstruct import find_xrays, read_xray
 from cranio_jax.reporting import pages
 from cranio_jax.training import loop
 from tests.evaluated import evaluated
+from tests.program import exit_code
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -307,11 +308,20 @@ def command(*arguments, cwd=CHECKOUT):
         (["--config=configs/demo.py", "--config.train.batch_size=0"], "train.batch_size=0"),
     ],
 )
-def test_wrong_command_is_one_sentence(arguments, words, tmp_path):
-    done = command(*arguments, f"--workdir={tmp_path / 'w'}", cwd=tmp_path)
-    assert done.returncode not in (0, None)
-    assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
+def test_wrong_command_is_one_sentence(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(monkeypatch, *arguments, f"--workdir={tmp_path / 'w'}") == 1
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
     assert not (tmp_path / "w").exists()
+
+
+def test_the_program_says_what_is_wrong(tmp_path):
+    """In a process of its own, outside of the checkout."""
+    done = command("--config=configs/demo.py", "--config.job=dance", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("cranio_jax: job='dance' is not one of ")
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
 
 
 def test_help_is_short_and_true(capsys, monkeypatch):

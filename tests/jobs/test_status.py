@@ -94,10 +94,10 @@ def test_no_run(tmp_path):
         status(tmp_path)
 
 
-def test_a_trace(config, tmp_path, capfd):
-    config.profile_steps = 2
-    config.train.update(num_steps=13, checkpoint_every=0)
-    loop.train(config, tmp_path / "run")
+def test_a_trace(quick_config, tmp_path, capfd):
+    quick_config.profile_steps = 2
+    quick_config.train.update(num_steps=13, checkpoint_every=0)
+    loop.train(quick_config, tmp_path / "run")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     assert "a trace of 2 steps: tensorboard --logdir=" in capfd.readouterr().err
 
@@ -115,8 +115,9 @@ main.cli()
 """
 
 
-def test_a_second_start_compiles_nothing_anew(config, tmp_path):
+def test_a_second_start_compiles_nothing_anew(quick_config, tmp_path):
     """The second start uses the cache in the workdir, in less than a third of the time."""
+    config = quick_config
     config.job = "train"
     config.train.update(num_steps=2, checkpoint_every=0)
     own = environment() | {"PYTHONPATH": str(ROOT)}

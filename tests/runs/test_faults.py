@@ -50,10 +50,7 @@ def command(config, workdir, *more):
 
 def environment(devices=1):
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
-    return os.environ | {
-        "XLA_FLAGS": flags,
-        "JAX_COMPILATION_CACHE_DIR": os.environ["CRANIO_JAX_TEST_CACHE"],
-    }
+    return os.environ | {"XLA_FLAGS": flags}
 
 
 def start(config, workdir, *more, **how):

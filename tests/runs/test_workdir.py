@@ -25,14 +25,15 @@ def history(folder):
     return json.loads((folder / "config.json").read_text()).get("history", [])
 
 
-def test_a_run_goes_on_longer_slower_and_in_larger_batches(config, tmp_path, capsys):
+def test_a_run_goes_on_longer_slower_and_in_larger_batches(quick_config, tmp_path, capsys):
+    config = quick_config
     config.mesh.data = 1
     config.train.update(num_steps=3, log_every=1)
     loop.train(config, tmp_path)
     config.train.update(num_steps=5, learning_rate=1e-4, batch_size=16)
     state = loop.train(config, tmp_path)
     assert int(state["step"]) == 5
-    change = {"before": 0.002, "after": 0.0001}
+    change = {"before": 2e-4, "after": 0.0001}
     [entry] = history(tmp_path)
     assert entry["after_step"] == 3 and entry["changed"]["train.learning_rate"] == change
     assert set(entry["changed"]) == {"train.num_steps", "train.learning_rate", "train.batch_size"}

@@ -19,16 +19,20 @@ from tests.runs.test_faults import ROOT, command, environment, losses, wait_unti
 STEPS = 24
 
 
-@pytest.fixture
-def config(config):
+@pytest.fixture(params=["pix2pix", pytest.param("cranio_diff", marks=pytest.mark.slow)])
+def config(request):
+    """Returns the settings of the quicker method, and of Cranio-Diff before a release."""
+    name = {"pix2pix": "quick_config", "cranio_diff": "config"}[request.param]
+    config = request.getfixturevalue(name)
     config.train.update(num_steps=STEPS, checkpoint_every=8, log_every=1)
     config.augment.flip = 0.5
+    config.mesh.data = 8
     return config
 
 
-@pytest.fixture(scope="session")
-def alone(tmp_path_factory):
-    return tmp_path_factory.mktemp("alone") / "run"
+@pytest.fixture
+def alone(config, shared_folder):
+    return shared_folder / f"one process, {config.method.name}" / "run"
 
 
 def run_alone(config, workdir):
