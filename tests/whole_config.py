@@ -1,14 +1,16 @@
 """A configuration that a test wrote to a file: --config=tests/whole_config.py:FILE."""
 
+import importlib
 import json
 import pathlib
 
 import ml_collections
 
-from configs import demo
-
 
 def get_config(file: str) -> ml_collections.ConfigDict:
-    config = demo.get_config("smoke")
-    config.update(json.loads(pathlib.Path(file).read_text()))
+    """Returns the file's settings, with the types of the method's own configuration."""
+    settings = json.loads(pathlib.Path(file).read_text())
+    name = settings["method"]["name"].replace("cranio_diff", "demo")
+    config = importlib.import_module(f"configs.{name}").get_config("smoke")
+    config.update(settings)
     return config

@@ -120,14 +120,14 @@ def test_a_second_start_compiles_nothing_anew(quick_config, tmp_path):
     config = quick_config
     config.job = "train"
     config.train.update(num_steps=2, checkpoint_every=0)
-    own = environment() | {"PYTHONPATH": str(ROOT)}
+    own = environment(devices=2) | {"PYTHONPATH": str(ROOT)}
     own.pop("JAX_COMPILATION_CACHE_DIR")
     spent = []
     for stop_at in (1, 2):
         config.train.stop_at = stop_at
         arguments = [sys.executable, "-c", COMPILES, *command(config, tmp_path / "run")]
         done = subprocess.run(
-            arguments, cwd=ROOT, env=own, capture_output=True, text=True, check=True
+            arguments, cwd=ROOT, env=own, stdout=subprocess.PIPE, text=True, check=True
         )
         spent.append(float(done.stdout.split("compiled for ")[1]))
     assert any((tmp_path / "run" / "compiled").iterdir())
