@@ -25,6 +25,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+import tests.typecheck  # noqa: E402, F401, for jaxtyping's hook, which finds it by name
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 

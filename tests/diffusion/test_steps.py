@@ -170,7 +170,9 @@ def test_rescaled_guidance_is_diffusers():
 
     without, prompted = np.random.default_rng(0).standard_normal((2, *SHAPE)).astype(np.float32)
     prompted *= np.array([0.5, 2.0], np.float32).reshape(2, 1, 1, 1)
-    network = diffusion.guided(lambda x, t, c: c, prompted, without, 7.5, rescale=0.7)
+    network = diffusion.guided(
+        lambda x, t, c: c, *map(jnp.asarray, (prompted, without)), 7.5, rescale=0.7
+    )
     got = network(jnp.zeros(SHAPE), jnp.zeros(2))
     guided = torch.from_numpy(without + 7.5 * (prompted - without))
     wanted = rescale_noise_cfg(guided, torch.from_numpy(prompted), 0.7)

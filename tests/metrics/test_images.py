@@ -9,6 +9,9 @@ from skimage import metrics as skimage
 from cranio_jax import metrics
 from cranio_jax.errors import InputError
 
+# Compiled, as the program uses them.
+psnr, ssim, ms_ssim = map(jax.jit, (metrics.psnr, metrics.ssim, metrics.ms_ssim))
+
 
 @pytest.fixture
 def pairs():
@@ -24,7 +27,7 @@ def test_psnr(pairs):
     wanted = [
         skimage.peak_signal_noise_ratio(a, b, data_range=1.0) for a, b in zip(*pairs, strict=True)
     ]
-    np.testing.assert_allclose(metrics.psnr(*pairs), wanted, rtol=1e-5)
+    np.testing.assert_allclose(psnr(*pairs), wanted, rtol=1e-5)
 
 
 def test_ssim(pairs):
@@ -36,7 +39,7 @@ def test_ssim(pairs):
         channel_axis=-1,
     )
     wanted = [skimage.structural_similarity(a, b, **options) for a, b in zip(*pairs, strict=True)]
-    np.testing.assert_allclose(metrics.ssim(*pairs), wanted, rtol=1e-4)
+    np.testing.assert_allclose(ssim(*pairs), wanted, rtol=1e-4)
 
 
 def test_ms_ssim():
@@ -66,12 +69,12 @@ def test_ms_ssim():
         return value
 
     wanted = [np.mean([one(a[i, ..., c], b[i, ..., c]) for c in range(3)]) for i in range(2)]
-    got = jax.jit(metrics.ms_ssim)(a.astype(np.float32), b.astype(np.float32))
+    got = ms_ssim(a.astype(np.float32), b.astype(np.float32))
     assert 0.1 < wanted[0] < 0.97
     np.testing.assert_allclose(got, wanted, rtol=1e-4)
     words = "MS-SSIM needs pictures of at least 176 x 176 pixels, not 175 x 203"
     with pytest.raises(InputError, match=words):
-        metrics.ms_ssim(a[:, :175], b[:, :175])
+        ms_ssim(a[:, :175], b[:, :175])
 
 
 SSIM = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1)
@@ -85,15 +88,15 @@ def test_small_pictures(size, constant):
     if constant:
         a, b = np.full_like(a, 0.25), np.full_like(a, 0.75)
     wanted = skimage.peak_signal_noise_ratio(a[0], b[0], data_range=1.0)
-    np.testing.assert_allclose(metrics.psnr(a, b), [wanted], rtol=1e-5)
+    np.testing.assert_allclose(psnr(a, b), [wanted], rtol=1e-5)
     try:
         wanted = skimage.structural_similarity(a[0], b[0], data_range=1.0, **SSIM)
     except ValueError:
         words = f"SSIM needs pictures of at least 11 x 11 pixels, not {size[0]} x {size[1]}. Use"
         with pytest.raises(InputError, match=f"^{words}"):
-            metrics.ssim(a, b)
+            ssim(a, b)
     else:
-        np.testing.assert_allclose(metrics.ssim(a, b), [wanted], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ssim(a, b), [wanted], rtol=1e-4, atol=1e-5)
 
 
 def test_within_a_mask(pairs):
@@ -105,7 +108,7 @@ def test_within_a_mask(pairs):
         skimage.peak_signal_noise_ratio(x[inside], y[inside], data_range=1.0)
         for x, y in zip(a, b, strict=True)
     ]
-    np.testing.assert_allclose(metrics.psnr(a, b, where), wanted, rtol=1e-5)
+    np.testing.assert_allclose(psnr(a, b, where), wanted, rtol=1e-5)
     options = dict(
         data_range=1.0,
         gaussian_weights=True,
@@ -119,7 +122,5 @@ def test_within_a_mask(pairs):
         slice(6, 19),
         slice(7, 25),
     )  # the window's middle is never nearer than five pixels to the edge
-    np.testing.assert_allclose(metrics.ssim(a, b, where), [m[fits].mean() for m in maps], rtol=1e-4)
-    np.testing.assert_allclose(
-        metrics.ssim(a, b, np.ones_like(where)), metrics.ssim(a, b), rtol=1e-6
-    )
+    np.testing.assert_allclose(ssim(a, b, where), [m[fits].mean() for m in maps], rtol=1e-4)
+    np.testing.assert_allclose(ssim(a, b, np.ones_like(where)), ssim(a, b), rtol=1e-6)

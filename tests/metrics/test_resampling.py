@@ -20,11 +20,11 @@ def test_bootstrap_resamples_subjects():
 
 def test_permutations_by_subject():
     rng = np.random.default_rng(0)
-    subjects = np.repeat([f"p{i}" for i in range(20)], 18)
+    subjects = [f"p{i}" for i in range(20) for _ in range(18)]
     control = rng.random(360)
     assert permutation_test(control + 0.2, control, subjects, 2000, 0) == pytest.approx(1 / 2001)
     # Gains that are one subject's alone are no evidence, however many pictures show it.
-    assert permutation_test(control + (subjects == "p3"), control, subjects, 2000, 0) > 0.4
+    assert permutation_test(control + np.equal(subjects, "p3"), control, subjects, 2000, 0) > 0.4
     by_chance = [
         permutation_test(np.repeat(rng.standard_normal(20), 18), np.zeros(360), subjects, 500, seed)
         for seed in range(200)
