@@ -2,3 +2,7 @@
 
 VIEWS = ("frontal", "lateral")
 SEXES = ("female", "male")
+
+# The least and the most: years, and percent of one's own usual body mass index.
+AGES = (0.0, 120.0)
+BMI_CHANGES = (-60.0, 200.0)

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from cranio_jax.errors import InputError
 from cranio_jax.pretrained import open_pipeline, open_tokenizer
-from data_builders.conditions import SEXES, VIEWS
+from data_builders.conditions import AGES, BMI_CHANGES, SEXES, VIEWS
 
 Encode = Callable[[list[str], bool], list[list[int]]]
 
@@ -41,14 +41,14 @@ _CONTRASTS = {
 
 
 def check_profile(view: str, sex: str, age: float, bmi_change: float) -> None:
-    """Raises InputError where a biometric value can't be meant."""
+    """Raises InputError if a biometric value is impossible."""
     if view not in VIEWS:
         raise InputError(f"view={view!r} is unknown; expected {' or '.join(VIEWS)}")
     if sex not in SEXES:
         raise InputError(f"sex={sex!r} is unknown; expected {' or '.join(SEXES)}")
-    if not 0 <= age <= 120:
+    if not AGES[0] <= age <= AGES[1]:
         raise InputError(f"age={age:g} is outside 0 to 120 years")
-    if not -60 <= bmi_change <= 200:
+    if not BMI_CHANGES[0] <= bmi_change <= BMI_CHANGES[1]:
         raise InputError(f"bmi_change={bmi_change:g} is outside -60 to 200 percent")
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_builders.conditions import VIEWS
+from data_builders.conditions import AGES, VIEWS
 from data_builders.errors import InputError, UnreadableError
 from data_builders.lists.listed import ListedConfig, rows_by_words
 from data_builders.lists.pseudonyms import alias
@@ -199,7 +199,7 @@ def _row(number: int, values: dict[str, str], config: CtHeadsConfig) -> Row:
     row = Row(
         number=number,
         subject=values["subject"],
-        age=number_of(values, "age", 0.0, 120.0, "years"),
+        age=number_of(values, "age", *AGES, "years"),
         sex=SEX_WORDS[one_of(values, "sex", SEX_WORDS)],
         split=one_of(values, "split", SPLITS) if values.get("split") else "",
         volume=path_of(values, "volume", config.root_path),

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from data_builders.conditions import VIEWS
+from data_builders.conditions import AGES, BMI_CHANGES, VIEWS
 from data_builders.errors import InputError
 from data_builders.lists.tables import (
     SEX_WORDS,
@@ -124,6 +124,7 @@ def read_manifest(path: pathlib.Path, root: pathlib.Path | None = None) -> Manif
         raise InputError(f"{path.name} holds no row below its header")
     # Compare them.
     manifest.rows = _with_bmi_changes(manifest.rows, masses)
+    manifest.problems += _impossible_changes(manifest.rows)
     manifest.problems += _contradictions(manifest.rows)
     wrong = {number for number, _ in manifest.problems}
     manifest.rows = [row for row in manifest.rows if row.number not in wrong]
@@ -138,13 +139,14 @@ def _row(number: int, values: dict[str, str], root: pathlib.Path) -> tuple[Row, 
     change = 0.0
     if values.get("bmi_change"):
         unit = "(a part of 1: 0.10 is ten percent more)"
-        change = 100.0 * number_of(values, "bmi_change", -0.6, 2.0, unit)
+        least, most = (percent / 100.0 for percent in BMI_CHANGES)
+        change = 100.0 * number_of(values, "bmi_change", least, most, unit)
     mass = number_of(values, "bmi", 8.0, 120.0, "kg/m2") if values.get("bmi") else None
     # Read the pictures' entries.
     face = Face(
         path=file_of(values, "face", root),
         view=one_of(values, "face_view", VIEWS),
-        age=number_of(values, "age", 0.0, 120.0, "years"),
+        age=number_of(values, "age", *AGES, "years"),
         bmi_change=change,
         landmarks=_landmarks(values),
     )
@@ -191,6 +193,21 @@ def _with_bmi_changes(rows: list[Row], masses: list[float | None]) -> list[Row]:
             row = dataclasses.replace(row, face=face)
         changed.append(row)
     return changed
+
+
+def _impossible_changes(rows: list[Row]) -> Iterator[tuple[int, str]]:
+    """Yields `(row number, words)` of rows whose `bmi` is too far from the subject's others."""
+    least, most = BMI_CHANGES
+    for row in rows:
+        change = row.face.bmi_change
+        if not least <= change <= most:
+            yield (
+                row.number,
+                (
+                    f"bmi differs by {change:+.0f} percent from the subject's middle one, which is "
+                    f"outside {least:.0f} to {most:.0f}"
+                ),
+            )
 
 
 def _contradictions(rows: list[Row]) -> Iterator[tuple[int, str]]:

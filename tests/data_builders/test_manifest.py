@@ -68,6 +68,17 @@ def test_body_mass_is_turned_into_a_change(manifest):
     assert [round(row.face.bmi_change, 6) for row in found.rows] == [-20.0, 0.0, 20.0]
 
 
+def test_a_body_mass_too_far_from_the_others_is_a_bad_row(manifest):
+    """It would be refused in training, without a word on the row."""
+    lines = [
+        f"A,x/a.png,frontal,f/{n}.jpg,frontal,40,m,{mass}" for n, mass in (("a", 25), ("b", 65))
+    ]
+    found = manifest(*lines, header=HEADER + ",bmi")
+    assert found.problems == [
+        (2, "bmi differs by -62 percent from the subject's middle one, which is outside -60 to 200")
+    ]
+
+
 WRONG = [
     ("A,x/none.png,frontal,f/a.jpg,frontal,34,F", "xray='x/none.png': no such file"),
     (
