@@ -37,7 +37,7 @@ from cranio_jax.files import buckets
 from cranio_jax.files.pictures import PairedFolders
 from cranio_jax.methods import Batch, method_class
 from cranio_jax.metrics.features import Features
-from cranio_jax.metrics.registry import SetMetric
+from cranio_jax.metrics.registry import PairMetric, SetMetric, of_kind
 from cranio_jax.runs.provenance import provenance
 from cranio_jax.runs.state import restore
 
@@ -257,7 +257,7 @@ def _sets(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, reason: st
     scores, truth = unpaired.describe_sets(
         (ours, theirs), features, mesh, c.batch_size, c.inception_splits
     )
-    needs_pairs = {"psnr, ssim, lpips and identity": unpaired.NEEDS_PAIRS}
+    needs_pairs = {", ".join(m.name for m in of_kind(PairMetric)): unpaired.NEEDS_PAIRS}
     return Results(
         rows={"generated": set_metrics(config, truth, scores)},
         differences={},

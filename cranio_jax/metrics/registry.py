@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from cranio_jax.errors import InputError
 from cranio_jax.metrics.estimates import Estimate
 
 
@@ -118,10 +119,16 @@ def of_kind(kind: type[_Kind]) -> list[_Kind]:
 
 
 def metric_of(key: str) -> Metric:
-    """Returns the metric that a key in results belongs to. Raises KeyError if there is none."""
+    """Returns the metric that a key in results belongs to. Raises InputError if there is none."""
     name = key.partition("/")[0]
     rank = name.find("@") + 1
-    return METRICS[name[:rank] or name]
+    metric = METRICS.get(name[:rank] or name)
+    if metric is None:
+        raise InputError(
+            f"the results hold {name!r}, which no metric is called. Import the module that "
+            "registers it, or evaluate again."
+        )
+    return metric
 
 
 def title_of(key: str) -> str:

@@ -315,7 +315,8 @@ def test_folders_that_do_not_pair(pair_config, folders, tmp_path):
     assert set(results["rows"]["generated"]) == set(row)
     words = (workdir / "table.md").read_text()
     assert "11 names are in both folders, of 11 generated and 12 real pictures; not all" in words
-    assert "psnr, ssim, lpips and identity: not computed, needs pictures that pair" in words
+    needs = "psnr, ssim, ms-ssim, lpips, arcface, identity: not computed, needs pictures that pair"
+    assert needs in words
     assert "11 generated, 12 real" in pages.report(pair_config, workdir).read_text()
     assert "NaN" not in (workdir / "results.json").read_text()
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from cranio_jax.errors import InputError
 from cranio_jax.evaluation.results import Scored, from_json
 from cranio_jax.reporting import tables
 
@@ -109,3 +110,9 @@ def test_terminal_shows_the_main_tables(results):
     assert "same/all" in words and "any/one" not in words
     lines = words.splitlines()
     assert lines[2].index("20.00") == lines[3].index("18.00") == lines[1].index("PSNR")
+
+
+def test_a_metric_that_is_not_registered(results):
+    results.rows["<control>"]["mae"] = results.rows["<control>"]["psnr"]
+    with pytest.raises(InputError, match="the results hold 'mae', which no metric is called"):
+        tables.markdown(results)
