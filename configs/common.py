@@ -74,7 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.name = "unnamed"  # of the experiment, in tables and reports
     # train_and_evaluate, train, evaluate, reconstruct, report, status, export or inspect.
     c.job = "train_and_evaluate"
-    c.seed = 0  # of all random draws, those of the records apart (data.settings.seed)
+    c.seed = 0  # of all random draws but those of the records (data.settings.seed)
     c.profile_steps = 0  # number of training steps to trace for TensorBoard; 0: none
     # Type of the activations: 'float32', or 'bfloat16' on accelerators. Parameters stay float32.
     c.compute_dtype = "float32"
@@ -156,7 +156,7 @@ def get_config() -> ml_collections.ConfigDict:
         init_from="",  # workdir of another run, from whose averaged weights this one starts
     )
 
-    # Sampling of faces. The names that diffusers has too mean the same as there.
+    # Sampling of faces. Names that diffusers has too mean the same there.
     c.sampling = dict(
         sampler="ddim",  # ddim, ddpm, dpm++2m, euler, euler_ancestral or unipc
         num_steps=50,  # sampling steps
@@ -166,9 +166,9 @@ def get_config() -> ml_collections.ConfigDict:
         controlnet_scale=1.0,  # factor of the ControlNet's residuals
         clip=0.0,  # cut estimates of the clean latents to [-clip, clip]; 0: no limit
         negative_prompt="",  # prompt to be guided away from
-        clip_skip=0,  # last layers of the text encoder to leave out
+        clip_skip=0,  # number of last text encoder layers to skip
         guidance_rescale=0.0,  # from 0 (none) to 1, against overexposure by guidance
-        control_start=0.0,  # fraction of the steps after which the ControlNet sets in
+        control_start=0.0,  # fraction of the steps after which the ControlNet starts
         control_end=1.0,  # fraction of the steps after which it stops
         temperature=1.0,  # factor of all noise; see cranio_jax/diffusion/samplers.py
     )
@@ -181,7 +181,7 @@ def get_config() -> ml_collections.ConfigDict:
         bootstrap=10_000,  # rounds of resampling behind each interval
         pictures=8,  # examples shown in the report
         # Files of feature networks, separated by commas, with wildcards. Each is recognised by its
-        # tensors, and brings its metrics.
+        # tensors, and adds its metrics.
         weights="",
         # Part of a face that published embedders see: top, left, height and width, as fractions.
         crop=(0.2, 0.2, 0.65, 0.6),
@@ -228,7 +228,7 @@ def get_config() -> ml_collections.ConfigDict:
         gate="quadratic",
         gate_limit=200,  # timestep, for gate='below'
         warmup_steps=0,  # steps in which the weights rise linearly
-        every=1,  # the terms are computed every so many steps
+        every=1,  # steps between computations of the terms
         decode_batch=0,  # examples of a batch that are decoded; 0: all
         trunk="vgg",  # of LPIPS: 'vgg', 'alex' or 'squeeze'
         trunk_file="",  # file of the trunk's weights
@@ -268,9 +268,9 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def adversarial(c: ml_collections.ConfigDict) -> None:
-    """Sets what Pix2Pix, CycleGAN and CUT have in common in the skull-to-face study.
+    """Sets the fields that Pix2Pix, CycleGAN and CUT share in the skull-to-face study.
 
-    That is Adam with a short memory, and 200 epochs of 1800 pairs.
+    These are Adam with b1 = 0.5, and 200 epochs of 1800 pairs.
     """
     c.data.settings.update(size=256, pairing="matched")
     c.train.update(

@@ -15,7 +15,7 @@ from configs import common
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns Park et al.'s settings.
 
-    Only image size and batch size are known of the study; the rest is as in its other baselines.
+    The study states only image size and batch size; the rest is as in its other baselines.
     """
     c = common.get_config()
     c.name = "cut"

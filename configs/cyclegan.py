@@ -15,7 +15,7 @@ from configs import common
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns the study's settings.
 
-    Known of the study are the image size, the batch size, the number of blocks, the learning rate,
+    The study states the image size, the batch size, the number of blocks, the learning rate,
     and the weights of the cycle and identity losses.
     """
     c = common.get_config()
@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         name="cyclegan",
         blocks=9,  # residual blocks of the generator
         cycle=10.0,  # weight of the cycle loss
-        identity=5.0,  # weight of the identity loss
+        identity=5.0,  # weight of CycleGAN's identity loss, not of the identity term
         pool=50,  # earlier generated pictures that the discriminator sees again
     )
     common.apply_variant(

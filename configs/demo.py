@@ -20,12 +20,12 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
     c.method.update(
         name="cranio_diff",
-        # Of controlnet, unet, unet_lora and text_encoder, those that are trained.
+        # Trained parts: any of controlnet, unet, unet_lora and text_encoder.
         trained=("controlnet", "unet", "text_encoder"),
         codec="patch",  # from pictures to latents: 'patch' (rearranges pixels), or 'vae'
         patch=4,  # side of the codec's blocks, in pixels
         prompt_dropout=0.0,  # probability of an empty prompt in training
-        # Of each timestep: 'none', 'epsilon', 'v_prediction', 'sample' or 'min_snr'.
+        # Weight of each timestep: 'none', 'epsilon', 'v_prediction', 'sample' or 'min_snr'.
         loss_weight="none",
         min_snr_gamma=5.0,  # for loss_weight='min_snr'
     )

@@ -16,7 +16,7 @@ from configs import common
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns the study's settings.
 
-    Known of the study are the image size, the batch size, the eight levels of the U-Net, both
+    The study states the image size, the batch size, the eight levels of the U-Net, both
     learning rates, the weight of the L1 loss, and the discriminator's dropout.
     """
     c = common.get_config()

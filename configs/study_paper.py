@@ -18,7 +18,7 @@ Cost of a run in EFLOP, counted by launch/flops.py and not measured:
   CUT                                        2.1
   Pix2Pix                                    0.1
 
-Three seeds are 82 EFLOP, or five days of one H200 at 20 % of its peak. As an array of 21 jobs
+Three seeds take 82 EFLOP, or five days of one H200 at 20 % of its peak. As an array of 21 jobs
 (--cell=K), the longest takes twenty hours.
 """
 

@@ -50,7 +50,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         "train.checkpoint_every=500",
         "train.keep=1",
     )
-    # Flags of every method. With ninety people, Pix2Pix memorises them unless they are deformed.
+    # Flags of every method. Pix2Pix memorises ninety people unless pictures are deformed.
     c.method_flags = (
         "evaluate.weights={judge}",
         "evaluate.num_samples=1",

@@ -1,4 +1,4 @@
-"""What the program says when its input is wrong."""
+"""The error of a wrong input."""
 
 from data_builders.errors import InputError
 

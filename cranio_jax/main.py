@@ -29,11 +29,11 @@ from cranio_jax.training import loop
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 JOBS = {
     "train_and_evaluate": "trains, then scores the result and writes report.html (the default)",
-    "train": "trains; started again, it goes on from the newest checkpoint",
+    "train": "trains, or resumes from the newest checkpoint",
     "evaluate": "scores the newest checkpoint, or two folders of pictures",
     "reconstruct": "makes faces from X-ray files",
-    "report": "writes report.html from what is there",
-    "status": "tells how far a training is",
+    "report": "writes report.html from existing results",
+    "status": "shows the progress of a run",
     "export": "writes the model as a diffusers pipeline",
     "inspect": "looks at the data and writes inspect.html, before any training",
 }
@@ -50,14 +50,14 @@ FIELDS = {
     "evaluate.weights": "files of feature networks, for FID, LPIPS and ArcFace",
     "reconstruct.xrays": "X-ray files, with commas or wildcards",
 }
-# Blocks whose fields are the user's to add, with what a field holds: text, a number, or anything.
+# Blocks to which users may add fields, with a field's type: text, a number, or anything.
 OPEN: dict[str, type] = {"method.files": str, "method.learning_rates": float}
 OPEN |= dict.fromkeys(("method.scheduler", "method.unet", "method.controlnet"), object)
 OPEN |= dict.fromkeys(("method.vae", "method.text_encoder"), object)
 _OVERRIDE = re.compile(r"--?(no)?config\.(.+)\.(\w+)")
 # The arguments; ml_collections looks for overrides here, and otherwise in sys.argv.
 _ARGUMENTS: list[str] = []
-# Jobs that all processes do together. The others are one process's, perhaps beside a training.
+# Jobs that all processes run together. The others run in one process, even during a training run.
 TOGETHER = ("train_and_evaluate", "train", "evaluate")
 # Errors that end the program with a sentence and no traceback.
 EXPECTED = (InputError, loop.NonFiniteLossError, cluster.Preempted)
@@ -70,7 +70,7 @@ _OF_OTHERS = (
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Experiment: a file of configs/, with :variant if it has some.",
+    "Experiment: a file of configs/, with :variant if it has any.",
     sys_argv=_ARGUMENTS,
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, results and the page.")
@@ -93,13 +93,13 @@ def find_config(arguments: list[str]) -> list[str]:
 
 
 def take_open(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes from the arguments what sets a field of one of OPEN.
+    """Splits off the arguments that set a field of a block in OPEN.
 
     ml_collections sets only fields that a configuration has already, and these blocks may lack it.
 
     Returns:
       The other arguments, and the values by dotted name. As with absl's flags, a value may be an
-      argument of its own, and a field that is true or false may go without.
+      argument of its own, and a boolean field needs none.
 
     Raises:
       InputError: a field that holds text or a number has no value.
@@ -135,7 +135,7 @@ def set_open(config: ml_collections.ConfigDict, taken: dict[str, str]) -> None:
         fields = config.method.get(block.removeprefix("method."))
         if not isinstance(fields, ml_collections.ConfigDict):
             method = config.method.get("name", config.name)
-            raise InputError(f"--config.{name}: {method} has no {block}. Take it out.")
+            raise InputError(f"--config.{name}: {method} has no {block}. Remove it.")
         present = fields.get(leaf)
         try:
             value = _read(text, OPEN[block], present)
@@ -149,14 +149,14 @@ def set_open(config: ml_collections.ConfigDict, taken: dict[str, str]) -> None:
 def _either_type(
     fields: ml_collections.ConfigDict, present: Any, value: Any
 ) -> contextlib.AbstractContextManager:
-    """Returns a context in which a value for each block may take the place of one for all."""
+    """Returns a context in which a value for each block may replace one for all."""
     if isinstance(value, tuple) and value and all(type(v) is type(present) for v in value):
         return fields.ignore_type()
     return contextlib.nullcontext()
 
 
 def _read(text: str, kind: type, present: Any) -> Any:
-    """Reads a flag's value: text, a number, or one of Python's literals and else text.
+    """Reads a flag's value: text, a number, or a Python literal (text if it is none).
 
     Raises ValueError if it is not the number that it should be.
     """
@@ -193,7 +193,7 @@ Fields that matter most, --config.FIELD=VALUE (configs/common.py explains all of
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Does `config.job`. Raises InputError if a setting is wrong, before anything is built."""
+    """Runs `config.job`. Raises InputError if a setting is wrong, before anything is built."""
     if config.job not in JOBS:
         raise InputError(f"job={config.job!r} is not one of {', '.join(JOBS)}")
     checks.check(config)
@@ -226,7 +226,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.FATAL)
     workdir = buckets.open_folder(_WORKDIR.value or "", "--workdir")
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        # The next start then compiles little. By default JAX caches what took a second, which
+        # The next start then compiles little. By default JAX caches compilations of a second, which
         # leaves out many small programs.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -265,7 +265,7 @@ def _leave(error: Exception) -> None:
     elif _is_of_others(error):
         reason = str(error).splitlines()[0][:200]
         cluster.leave(
-            f"{who}: another process is gone ({reason}); start all again", cluster.START_AGAIN
+            f"{who}: another process is gone ({reason}); restart all", cluster.START_AGAIN
         )
     else:
         cluster.leave("".join(traceback.format_exception(error)) + f"{who}: failed, see above", 1)

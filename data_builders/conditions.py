@@ -3,6 +3,6 @@
 VIEWS = ("frontal", "lateral")
 SEXES = ("female", "male")
 
-# The least and the most: years, and percent of one's own usual body mass index.
+# Minimum and maximum: years, and percent of the person's usual body mass index.
 AGES = (0.0, 120.0)
 BMI_CHANGES = (-60.0, 200.0)

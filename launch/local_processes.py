@@ -27,7 +27,7 @@ GRACE_S = 60.0  # for the others, after one process has failed
 
 
 class Command(NamedTuple):
-    """What starts a process: variables to add to the environment, and the words of the command."""
+    """A process's command, and the variables to add to its environment."""
 
     environment: dict[str, str]
     words: list[str]

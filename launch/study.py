@@ -185,7 +185,7 @@ def run(cell: Cell) -> str:
             return f"needs the embedder of {helper.name}, which does not exist"
     cell.folder.mkdir(parents=True, exist_ok=True)
     if cell.begun_otherwise:
-        return f"{cell.folder} was begun with other flags. Remove it or use another --workdir."
+        return f"{cell.folder} was started with other flags. Remove it or use another --workdir."
     write_json(cell.folder / "flags.json", list(cell.flags))
     # Run. Cells share compiled programs, of which many are small.
     cache = {
@@ -340,7 +340,7 @@ def _parser() -> argparse.ArgumentParser:
         "--at_once",
         type=int,
         default=1,
-        help="run so many cells at a time, each on its share of the cores",
+        help="run this many cells at a time, each on its share of the cores",
     )
     parser.add_argument("--compare", action="store_true", help="run nothing")
     parser.add_argument("--list", action="store_true", help="number the cells")
@@ -354,7 +354,7 @@ def main() -> None:
     options, more = parser.parse_known_args()
     unknown = [flag for flag in more if not flag.startswith("--config.")]
     if unknown:
-        parser.error(f"{unknown[0]} is no flag of a study. Flags of its cells begin with --config.")
+        parser.error(f"{unknown[0]} is not a study flag. Flags of its cells begin with --config.")
     if buckets.is_remote(options.workdir):
         raise InputError(
             f"--workdir={options.workdir}: a study keeps its cells and logs on a disk. Name a "
@@ -402,7 +402,7 @@ def _check(
     needs_weights = any("{weights}" in flag for cell in cells for flag in cell.flags)
     if needs_weights and not options.weights and not options.compare:
         parser.error(
-            f"{study.name} scores with networks of yours: name their folder by --weights. "
+            f"{study.name} scores with your networks: name their folder with --weights. "
             "The study's configuration says what it must hold."
         )
     if options.cell is not None and not 0 <= options.cell < len(cells):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains on a slice of Cloud TPU, from a checkout on your own machine: creates the slice or takes the one of that name,
-# installs this commit on all its workers, starts the program on all, shows what they say, and starts again after a
+# Trains on a slice of Cloud TPU, from a checkout on your own machine: creates or reuses the slice of that name,
+# installs this commit on all its workers, starts the program on all, shows their output, and starts again after a
 # preemption. Needs gcloud, logged in. See launch/README.md.
 #
 #   launch/tpu_pod.sh --name=NAME --zone=ZONE --type=v5litepod-16 [--image=RUNTIME] [--spot] [--delete] [--dry-run] -- \
@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
     --delete) delete=yes ;;
     --dry-run) dry=yes ;;
     --) shift; break ;;
-    *) echo "tpu_pod.sh: $1 is no flag of mine; the program's come behind --" >&2; exit 2 ;;
+    *) echo "tpu_pod.sh: $1 is not a flag; the program's flags come after --" >&2; exit 2 ;;
   esac
   shift
 done
@@ -28,7 +28,7 @@ for needed in name zone type; do
 done
 case " $* " in
   *" --workdir=gs://"*) ;;
-  *) echo "tpu_pod.sh: --workdir=gs://... behind -- is missing: the workers share no disk, and a slice that is taken away loses its own" >&2; exit 2 ;;
+  *) echo "tpu_pod.sh: --workdir=gs://... is missing after --: the workers share no disk, and a preempted slice loses its own" >&2; exit 2 ;;
 esac
 
 run() {
@@ -49,7 +49,7 @@ prepare() {
   local code=cranio_jax-$(git rev-parse --short HEAD).tar.gz
   run git archive "--output=/tmp/$code" HEAD
   run gcloud compute tpus tpu-vm scp "/tmp/$code" "$name:" "--zone=$zone" --worker=all
-  # The images' own Python is older than JAX wants.
+  # The images' own Python is too old for JAX.
   local uv='~/.local/bin/uv'
   everywhere "mkdir -p cranio_jax && tar xzf $code -C cranio_jax && python3 -m pip install -q --user uv \
     && $uv venv -q --clear --python=3.12 env && $uv pip install -q --python=env/bin/python 'jax[tpu]' -e './cranio_jax[gcs]'"
@@ -62,9 +62,9 @@ while true; do
   everywhere "cd cranio_jax && exec ../env/bin/python -m cranio_jax.main $arguments" || code=$?
   [ -z "$dry" ] || break
   if [ "$code" = 0 ]; then break; fi
-  # 75: told to stop, and the state is kept. 255 and a slice that is gone: the connection went with it.
+  # 75: stopped on request, and the state is saved. 255 and no slice: the connection went with it.
   if [ "$code" != 75 ] && [ "$(state)" = READY ]; then
-    echo "tpu_pod.sh: ended with $code, and the slice is whole: not started again" >&2
+    echo "tpu_pod.sh: ended with $code, but the slice is up: not started again" >&2
     exit "$code"
   fi
   echo "tpu_pod.sh: preempted; starting again" >&2

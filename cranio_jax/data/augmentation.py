@@ -1,4 +1,4 @@
-"""Augmentation: what moves an X-ray with its face, and what changes its exposure."""
+"""Augmentation: moving an X-ray with its face, and changing its exposure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from jaxtyping import Float
 # The settings of augmentations that move the face.
 GEOMETRY = ("flip", "rotation", "bend")
 
-# Knots of the bend along each side, about a feature of the face apart.
+# Control points of the bend per side, about one facial feature apart.
 _KNOTS = 4
-# Rounds of the bend's inversion.
+# Iterations of the bend's inversion.
 _ROUNDS = 8
 
 
@@ -25,7 +25,7 @@ def displacement(
     Args:
       rng: the source of random numbers.
       side: of the picture, in pixels.
-      bend: the standard deviation of the displacement, in parts of the side.
+      bend: the standard deviation of the displacement, as a fraction of the side.
       mirrored: True makes both sides of the middle column alike, as frontal faces are.
     """
     knots = rng.standard_normal((_KNOTS, _KNOTS, 2)).astype(np.float32)
@@ -85,9 +85,9 @@ def _moved_landmarks(
     push: Float[np.ndarray, "h w 2"],
     rounds: int,
 ) -> Float[np.ndarray, "n 2"]:
-    """Returns the places whose source is the landmarks.
+    """Returns the positions that the landmarks move to.
 
-    They are a fixed point, which a smooth displacement approaches in a few rounds.
+    They are found by fixed-point iteration, which a smooth displacement makes quick.
     """
     places = landmarks
     for _ in range(rounds):
@@ -101,7 +101,7 @@ def _moved_landmarks(
 def _sampled(
     image: np.ndarray, source: Float[np.ndarray, "h w 2"], fill: Sequence[int]
 ) -> np.ndarray:
-    """Samples an image bilinearly at the places (x, y) of `source`; `fill` lies beyond its edge."""
+    """Samples an image bilinearly at the places (x, y) of `source`; `fill` outside of it."""
     edge = [float(value) for value in fill]
     return cv2.remap(
         image, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=edge

@@ -21,7 +21,7 @@ FIELDS = {
     "face": "(h, w, 3) uint8",
     "prompt_ids": "(length,) int32, token ids",
     "id_hash": "() uint32, of the example's id; it seeds the noise",
-    "mask": "() float32, 0 for what only fills up a batch",
+    "mask": "() float32, 0 for padding examples",
     "frontal": "() float32, 1 for a frontal face",
     "landmarks": "(5, 2) float32, x and y of eyes, nose tip and mouth corners; NaN if unknown",
     "subject_index": "() int32, which of the training subjects it is",
@@ -49,10 +49,10 @@ def to_device_fields(example: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 class TrainingBatches(Iterator[dict[str, np.ndarray]]):
-    """Endless shuffled batches; of each batch the `rows` that belong to this process.
+    """Endless shuffled batches: of each, the `rows` that belong to this process.
 
     The order of the examples, and how each is augmented, depends on the seed alone. So any number
-    of processes may go on from a position, and with batches of another size.
+    of processes may resume from a position, even with another batch size.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ def ordered_batches(
     batch_size: int,
     rows: Sequence[int] | Int[np.ndarray, "share"] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Returns batches in order, read ahead; of each batch the `rows`, if they are given.
+    """Returns batches in order, prefetched; only the `rows` of each, if given.
 
-    The last batch is filled up with copies whose mask is 0.
+    The last batch is padded with copies whose mask is 0.
     """
     count = len(examples)
 
@@ -160,7 +160,7 @@ def collected(
     mesh: jax.sharding.Mesh,
     title: str,
 ) -> dict[str, np.ndarray]:
-    """Returns what a jitted function makes of all examples, on the host.
+    """Returns a jitted function's outputs for all examples, on the host.
 
     Args:
       function: from a batch to arrays with a first axis of examples.

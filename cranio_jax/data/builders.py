@@ -59,11 +59,11 @@ def _configured(config: ml_collections.ConfigDict) -> tuple[Any, Any]:
     try:
         return module, module.make_config(**builder_settings(config))
     except (TypeError, ValueError) as error:
-        raise InputError(f"data of {config.builder}: {error}") from None
+        raise InputError(f"data.settings or data.{config.builder}: {error}") from None
 
 
 def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
-    """Returns `open_builder` with its records, which are built if need be.
+    """Returns `open_builder` with its records, which are built if missing.
 
     Records in a bucket are copied to a local disk once, and built there if the bucket has none;
     all processes call this. Raises InputError where the folder holds records built with other
@@ -96,8 +96,8 @@ def _build(config: ml_collections.ConfigDict) -> None:
         reason = _unwritable(error)
         if reason is None:
             raise
-    if reason:  # outside of the handler, which keeps the progress line open
-        raise InputError(f"{builder.data_path}: the records can't be written ({reason})")
+    if reason:  # outside the handler, which would keep the progress line open
+        raise InputError(f"{builder.data_path}: can't be written ({reason}). Set data.data_dir.")
 
 
 def _mirrored(config: ml_collections.ConfigDict) -> pathlib.PurePath:
@@ -168,7 +168,7 @@ def _unwritable(error: OSError | RuntimeError) -> str | None:
 
 
 def _alone(path: str) -> contextlib.AbstractContextManager:
-    """Returns a lock, with which runs that start together on one machine write records once."""
+    """Returns a lock, so that runs started together on one machine write records once."""
     folder = pathlib.Path(path).parent
     folder.parent.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder.with_name(f".{folder.name}.lock"))

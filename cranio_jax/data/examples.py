@@ -33,10 +33,10 @@ class Examples:
           split: its name.
           config: of the run; `prompt` and `data.validation_subjects` count.
           images: the pictures to decode.
-          numbered: subjects; an example then has the place of its own among them, `subject_index`.
+          numbered: subjects; each example then has its subject's index in them, `subject_index`.
 
         Raises:
-          InputError: the split is empty, or the prompts can't be what the template says.
+          InputError: the split is empty, or the prompt settings are invalid.
         """
         self._images = images
         self._source, self._rows = read_split(builder, split, config, images)

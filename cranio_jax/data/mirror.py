@@ -1,7 +1,7 @@
 """Data sets in a bucket: built or copied on a local disk, whole, checked and up to date.
 
-A data set is one folder of files. `MARKER` completes it: it goes up last and comes down last, so a
-copy that was interrupted is never taken for a data set, and goes on where it stopped.
+A data set is one folder of files. `MARKER` completes it: it is uploaded and downloaded last, so a
+copy that was interrupted is never mistaken for a data set, and resumes where it stopped.
 """
 
 import base64
@@ -30,21 +30,21 @@ _POLL_S = 2.0
 
 
 class Stored(NamedTuple):
-    """A file of a data set: its size in bytes, and its CRC-32C in base 64 as a bucket has it."""
+    """A file of a data set: its size in bytes, and its CRC-32C in base 64 as buckets state it."""
 
     size: int
     crc32c: str
 
 
 def local_root(data_dir: str, cache_dir: str) -> pathlib.Path:
-    """Returns the local folder for copies of what lies in the bucket's folder `data_dir`.
+    """Returns the local folder for copies of the bucket's folder `data_dir`.
 
     Raises InputError if either is of the wrong kind; the bucket is not asked.
     """
     buckets.check_name(data_dir, "data.data_dir")
     if buckets.is_remote(cache_dir):
         raise InputError(
-            f"data.cache_dir={cache_dir}: copies of records lie on a disk of this machine. Name a "
+            f"data.cache_dir={cache_dir}: it must be a folder on a disk of this machine. Name a "
             "local folder."
         )
     usual = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cranio_jax"
@@ -59,7 +59,7 @@ class Mirror:
         self.remote, self.local = remote, local
 
     def listing(self) -> dict[str, Stored]:
-        """Returns the files in the bucket's folder, by name; hidden ones are ours or a tool's."""
+        """Returns the files in the bucket's folder, by name, without hidden ones, ours or not."""
         try:
             with buckets.sentences(str(self.remote)):
                 found = self._listed()
@@ -78,17 +78,17 @@ class Mirror:
         return buckets.filesystem().ls(str(self.remote), detail=True, refresh=True)
 
     def wait(self) -> None:
-        """Returns when another process has completed the data set in the bucket."""
+        """Waits until another process has completed the data set in the bucket."""
         while MARKER not in self.listing():
             time.sleep(_POLL_S)
 
     def forget(self) -> None:
-        """Removes a local copy of what the bucket no longer has; keeps what was never there."""
+        """Removes a copy of what the bucket no longer has; keeps what was not copied."""
         if (self.local / _ORIGIN).exists():
             shutil.rmtree(self.local)
 
     def publish(self) -> None:
-        """Copies the local data set up, as far as it is not there."""
+        """Uploads the files of the local data set that the bucket lacks."""
         files = sorted(path for path in self.local.iterdir() if _belongs(path))
         files.sort(key=lambda path: path.name == MARKER)
         here = {path.name: Stored(path.stat().st_size, _crc32c(path)) for path in files}
@@ -102,7 +102,7 @@ class Mirror:
         there = self.listing()
         if wrong := next((name for name in here if there.get(name) != here[name]), None):
             raise InputError(
-                f"{self.remote / wrong}: is not what was copied there. Another run may write the "
+                f"{self.remote / wrong}: differs from what was uploaded. Another run may write the "
                 "same records; start again when it has ended."
             )
         write_json(self.local / _ORIGIN, here)
@@ -116,10 +116,10 @@ class Mirror:
             return
         with self._on_disk(listing):
             self.local.mkdir(parents=True, exist_ok=True)
-            write_json(self.local / _ORIGIN, {})  # a copy, though not whole yet
+            write_json(self.local / _ORIGIN, {})  # a copy, but still incomplete
             wanted = [name for name, stored in listing.items() if not self._has(name, stored)]
             self._make_room(wanted, listing)
-            if wanted:  # without its marker the folder is no data set until all is here
+            if wanted:  # without its marker the folder is not a data set until complete
                 (self.local / MARKER).unlink(missing_ok=True)
                 wanted = [*(name for name in wanted if name != MARKER), MARKER]
             for path in self.local.iterdir():
@@ -142,9 +142,9 @@ class Mirror:
                 copy(name)
 
     def _copy_one(self, name: str, stored: Stored, told: tqdm.tqdm) -> None:
-        """Copies a file down, going on from what an interrupted copy left."""
+        """Downloads a file, resuming an interrupted download."""
         part = self.local / f".{name}.part"
-        for _ in range(2):  # what was left may be of an older file
+        for _ in range(2):  # a partial file may be of an older version
             with part.open("ab") as file:
                 told.update(file.tell())
                 while file.tell() < stored.size:
@@ -156,7 +156,7 @@ class Mirror:
                 return
             part.unlink()
         raise InputError(
-            f"{self.remote / name}: has changed while it was copied. Start again when nobody "
+            f"{self.remote / name}: changed while it was copied. Start again when nobody "
             "writes to the folder."
         )
 
@@ -197,14 +197,14 @@ class Mirror:
         except OSError as error:
             size = sum(stored.size for stored in listing.values()) / 2**30
             raise InputError(
-                f"{self.local}: can't take the {size:.3g} GB of {self.remote} "
+                f"{self.local}: can't hold the {size:.3g} GB of {self.remote} "
                 f"({error.strerror or error}). Make room, or set data.cache_dir."
             ) from None
 
     @contextlib.contextmanager
     def _progress(self, files: list[pathlib.Path], sizes: dict[str, Stored], words: str):
         """Yields a progress line in bytes, which is not shown if there is nothing to copy."""
-        quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file wants few lines
+        quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file needs few lines
         with tqdm.tqdm(
             desc=f"{words} {self.remote}",
             total=sum(sizes[path.name].size for path in files),

@@ -90,10 +90,10 @@ def make_prompt(
 
 
 class PromptTokenizer:
-    """Turns texts into token ids `(len(texts), length)`, int32, and changes none of what they say.
+    """Turns texts into token ids `(len(texts), length)`, int32, without loss.
 
     A text that needs more than `length` tokens, or that holds a word which the tokenizer doesn't
-    know, is refused with InputError: cut or unknown words would be lost in silence.
+    know, is refused with InputError: cut or unknown words would be lost silently.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class PromptTokenizer:
                 f"Set prompt.length={len(tokens)}" if len(tokens) <= self._limit else "Shorten it"
             )
             raise InputError(
-                f"{field}: {text!r} needs {len(tokens)} tokens, and prompt.length={self.length}. "
+                f"{field}: {text!r} needs {len(tokens)} tokens, but prompt.length={self.length}. "
                 f"{cure}, or use other words; the text encoder takes {self._limit}."
             )
         if self._unknown is not None and self._unknown in tokens[1:-1]:
@@ -197,7 +197,7 @@ def pretrained_tokenizer(folder: pathlib.Path, length: int) -> PromptTokenizer:
 
 
 def make_tokenizer(config: ml_collections.ConfigDict) -> PromptTokenizer:
-    """Returns `config.prompt`'s tokenizer, after checking that the template says all it should.
+    """Returns `config.prompt`'s tokenizer, after checking the template.
 
     'words' is packaged, 'pretrained' is the checkpoint's. Raises InputError where prompts of the
     template would be cut, hold unknown words, or have the same ids for different profiles.
@@ -238,7 +238,7 @@ def _checked(
             )
         if attribute in omits and not alike:
             raise InputError(
-                f"prompt.omits: prompt.template names {attribute}. Take it out of one."
+                f"prompt.omits={attribute}: prompt.template uses it. Remove it from one."
             )
     # Different prompts have different ids.
     texts = sorted({make_prompt(template, *profile, known_ages) for profile in _profiles()})
@@ -247,7 +247,7 @@ def _checked(
         same_ids = first.setdefault(ids.tobytes(), text)
         if same_ids != text:
             raise InputError(
-                f"prompt.template: {same_ids!r} and {text!r} have the same token ids. Change it, so"
+                f"prompt.template: {same_ids!r} and {text!r} have the same token ids. Change it so"
                 " that the tokenizer tells them apart."
             )
     return tokenizer

@@ -42,7 +42,7 @@ def read_split(
     config: ml_collections.ConfigDict,
     images: tuple[str, ...],
 ) -> tuple[ExampleSource, Sequence[int]]:
-    """Returns `(records, rows)`: a random-access source, and its places that belong to the split.
+    """Returns `(records, rows)`: a random-access source, and its indices in the split.
 
     Without a split of that name, 'validation' is `data.validation_subjects` of the training
     subjects, which 'train' then lacks. They are always the same ones, whatever the seed.
@@ -123,10 +123,10 @@ class _Readable:
             raise IndexError(index)
         try:
             return self._source[index]
-        except Exception as error:  # whatever a library says of damaged bytes
+        except Exception as error:  # libraries raise many kinds on damaged bytes
             reason = str(error).partition("\n")[0]
             raise InputError(
-                f"{self._where}: record {index} is damaged ({reason}); remove the folder, and it is"
+                f"{self._where}: record {index} is damaged ({reason}); remove the folder to have it"
                 " built again"
             ) from None
 

@@ -1,4 +1,4 @@
-"""How strongly prompt and X-ray lead a sampler."""
+"""Guidance of a sampler by the prompt and the X-ray."""
 
 from collections.abc import Callable
 
@@ -24,8 +24,8 @@ def guided(
       condition: `(batch, ...)`.
       unconditional: `(batch, ...)`, such as the empty or the negative prompt; None only if `scale`
         is 1.
-      scale: 1 leaves guidance out.
-      rescale: share of the output that gets back the standard deviation that it has without
+      scale: 1 turns guidance off.
+      rescale: share of the output that is rescaled to the standard deviation without
         guidance (Lin et al. 2024, section 3.4), 0 to 1.
     """
     if scale == 1.0:
@@ -55,7 +55,7 @@ def rescaled(
 
 
 def control_steps(num_steps: int, start: float, end: float) -> Float[np.ndarray, "steps"]:
-    """Returns 1 for each step that lies whole between two parts of the steps, else 0.
+    """Returns 1 for each step that lies fully between two fractions, else 0.
 
     `start` and `end` are diffusers' `control_guidance_start` and `control_guidance_end`, 0 to 1.
     """

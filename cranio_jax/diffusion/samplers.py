@@ -23,7 +23,7 @@ SPACINGS = ("leading", "trailing", "linspace")
 # Multistep solvers space one more step than they take and leave out the cleanest.
 _MULTISTEP = ("dpm++2m", "unipc")
 _EULER = ("euler", "euler_ancestral")
-# What diffusers' solvers put in place of the 0 at the end of a schedule of zero terminal SNR.
+# The value that diffusers' solvers use for the last 0 of a zero-terminal-SNR schedule.
 _ALMOST_ZERO = 2.0**-24
 
 
@@ -31,7 +31,7 @@ class Steps(NamedTuple):
     """A sampler's table. Each column is `(steps,)`.
 
     Attributes:
-      timesteps: what the network is called with; fractions where Euler's 'linspace' asks for them.
+      timesteps: the network's inputs; not whole numbers for Euler with 'linspace'.
       a, b, c, d, s: the factors of this module's docstring.
       alpha, sigma: the noise level of each step, x_t = alpha x_0 + sigma noise.
       start: standard deviation of the noise with which sampling may start at this step.
@@ -220,8 +220,8 @@ def sample(
       schedule: the meaning of the network's output.
       keys: `(batch,)` one key for each example; needed where the table asks for fresh noise.
       clip: cuts each estimate of the clean sample to [-clip, clip].
-      temperature: factor of all noise. Less than 1 draws nearer to the most likely: samples are
-        alike then, and their spread tells less of what is not known.
+      temperature: factor of all noise. Below 1, samples are likelier and more alike,
+        so their spread understates the uncertainty.
       per_step: a number for each step, which `denoise` takes as a third argument.
     """
     batch = noise.shape[0]

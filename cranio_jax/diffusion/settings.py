@@ -20,7 +20,7 @@ _CLASSES = {
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-# What sets these classes to the algorithms here, spelled out since defaults change.
+# Settings that give these classes our algorithms, explicit since defaults change.
 _ALGORITHMS: dict[str, dict[str, Any]] = {
     "ddpm": {"variance_type": "fixed_small"},
     "dpm++2m": {
@@ -47,7 +47,7 @@ def checked_steps(
     steps_offset: int,
     set_alpha_to_one: bool,
 ) -> Steps:
-    """Returns the sampler's table that `config.sampling` means.
+    """Returns the sampler's table for `config.sampling`.
 
     Args:
       settings: `config.sampling`.
@@ -56,20 +56,20 @@ def checked_steps(
       steps_offset, set_alpha_to_one: of the published scheduler; see `steps`.
 
     Raises:
-      InputError: a setting is out of its range, or would be without effect.
+      InputError: a setting is out of its range, or has no effect.
     """
     s = settings
     # Ranges.
     for name in _PARTS:
         if not 0 <= s[name] <= 1:
-            raise InputError(f"sampling.{name}={s[name]}: it is outside 0 to 1. Set it within.")
+            raise InputError(f"sampling.{name}={s[name]}: it is outside 0 to 1. Set 0 to 1.")
     for name in _NOT_NEGATIVE:
         if not s[name] >= 0:
             raise InputError(f"sampling.{name}={s[name]}: it is negative. Set it to 0 or more.")
     if not 0 <= s.clip_skip <= text_layers:
         raise InputError(
             f"sampling.clip_skip={s.clip_skip}: the text encoder has {text_layers} layers. "
-            "Set it to how many of the last of them are left out, from 0 to all."
+            "Set how many of the last ones to skip, from 0 to all."
         )
     # The steps.
     for name, known in (("sampler", SAMPLERS), ("spacing", SPACINGS)):
@@ -88,22 +88,22 @@ def checked_steps(
         )
     except ValueError as error:
         raise InputError(f"sampling.num_steps={s.num_steps}: {error}.") from None
-    # What would be without effect.
+    # Settings without effect.
     if s.guidance_scale == 1 and (s.negative_prompt or s.guidance_rescale):
         name = "negative_prompt" if s.negative_prompt else "guidance_rescale"
         raise InputError(
             f"sampling.{name}={s[name]!r}: it has no effect without guidance. "
-            "Raise sampling.guidance_scale above 1, or leave this setting as it was."
+            "Raise sampling.guidance_scale above 1, or reset this setting."
         )
     if s.control_start >= s.control_end:
         raise InputError(
-            f"sampling.control_start={s.control_start}: the X-ray's part of the steps ends before, "
-            f"at sampling.control_end={s.control_end}. Set it to less than that."
+            f"sampling.control_start={s.control_start}: it is not less than "
+            f"sampling.control_end={s.control_end}. Set it lower."
         )
     if not control_steps(s.num_steps, s.control_start, s.control_end).any():
         raise InputError(
-            f"sampling.control_start={s.control_start}: none of {s.num_steps} steps lies whole "
-            f"between it and sampling.control_end={s.control_end}, and no X-ray is seen. Widen it."
+            f"sampling.control_start={s.control_start}: none of {s.num_steps} steps lies fully "
+            f"between it and sampling.control_end={s.control_end}, so no X-ray is seen. Widen it."
         )
     return table
 
@@ -114,7 +114,7 @@ def scheduler_config(
     steps_offset: int,
     set_alpha_to_one: bool,
 ) -> dict[str, Any]:
-    """Returns the scheduler_config.json, class included, with which diffusers samples as here.
+    """Returns the scheduler_config.json, class included, that makes diffusers sample as here.
 
     Args:
       settings: `config.sampling`.
@@ -125,7 +125,7 @@ def scheduler_config(
     arguments.apply_defaults()
     sampler = settings.sampler
     if sampler == "euler_ancestral" and arguments.arguments["prediction_type"] == "sample":
-        sampler = "ddim"  # diffusers' ancestral sampler can't
+        sampler = "ddim"  # diffusers' ancestral sampler can't predict samples
     config = {"_class_name": _CLASSES[sampler], **arguments.arguments, "trained_betas": None}
     config |= {"timestep_spacing": settings.spacing, "steps_offset": steps_offset}
     if sampler in ("ddim", "ddpm"):

@@ -18,22 +18,22 @@ from cranio_jax.errors import InputError
 
 # Exit code (EX_TEMPFAIL) of a run that was stopped and kept its state: launchers start it again.
 START_AGAIN = 75
-# A process without a sign of life for so long is taken for dead, and the others end.
+# A process that is silent for this long counts as dead, and the others end.
 HEARTBEAT_S = 60
-# How long a process waits for others that live: some compile while others use a cache.
+# How long a process waits for live ones: some compile while others use a cache.
 _WAIT_S = 3600
 _NUMBERS = itertools.count()
 
 
 class Preempted(RuntimeError):
-    """The machine is being taken away; the message says which state is kept."""
+    """The machine is being preempted; the message says which state is kept."""
 
 
 def join() -> None:
     """Joins the other processes that the environment names; call it before using any device.
 
     They are named by JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID, a SLURM
-    step of several tasks, Open MPI, or a TPU slice. Raises InputError if the first are incomplete
+    step of several tasks, Open MPI, or a TPU slice. Raises InputError if variables are missing
     or nobody answers.
     """
     # Read the environment.
@@ -47,8 +47,8 @@ def join() -> None:
             }
         except (KeyError, ValueError):
             raise InputError(
-                "JAX_COORDINATOR_ADDRESS is set; JAX_NUM_PROCESSES and JAX_PROCESS_ID must be "
-                "numbers beside it"
+                "JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must "
+                "be set to numbers"
             ) from None
     elif os.environ.get("SLURM_NTASKS") == "1":
         return  # JAX would take one of the machine's devices for the one task
@@ -119,7 +119,7 @@ def compiled(function: Any, *args) -> Callable:
 def notice() -> Iterator[Callable[[int], bool]]:
     """Yields a function of the step that returns True if all processes should stop after it.
 
-    That is so after SIGTERM has come to any of them.
+    That is so once any of them has received SIGTERM.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

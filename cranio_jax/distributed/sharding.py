@@ -45,8 +45,8 @@ def check_batch(batch_size: int, mesh: Mesh, name: str) -> None:
 def padded_batch(batch_size: int, mesh: Mesh, name: str = "batch_size") -> int:
     """Returns the smallest batch that holds `batch_size` examples and divides over all devices.
 
-    For what treats each example by itself, where filled-up places change no result. Raises
-    InputError, with the setting's `name`, if the batch holds nothing.
+    For functions of single examples, where padding changes no result. Raises
+    InputError, with the setting's `name`, if the batch is empty.
     """
     if batch_size < 1:
         raise InputError(f"{name}={batch_size}: a batch holds at least one example. Set 1 or more.")
@@ -91,7 +91,7 @@ def state_sharding(tree: Any, mesh: Mesh) -> Any:
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, "n"]:
-    """Returns the rows of a batch on this process's devices, which need not be neighbours."""
+    """Returns the rows of a batch on this process's devices, which need not be contiguous."""
     parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
@@ -99,7 +99,7 @@ def local_rows(batch_size: int, mesh: Mesh) -> Int[np.ndarray, "n"]:
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Returns global arrays from this process's rows of a batch, in the order of `local_rows`."""
     sharding = batch_sharding(mesh)
-    # With several processes, JAX would take this intended transfer for an oversight.
+    # With several processes, JAX would flag this intended transfer as a mistake.
     with jax.transfer_guard("allow"):
         return {
             name: jax.make_array_from_process_local_data(sharding, value)

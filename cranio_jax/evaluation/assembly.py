@@ -26,7 +26,7 @@ RESIZING = (
 
 
 def origin_of(method: Any, step: int, builder: Any, records: str) -> dict[str, Any]:
-    """Returns what a checkpoint's numbers come from; `records` is the fingerprint of the data."""
+    """Returns the origin of a checkpoint's scores; `records` is the fingerprint of the data."""
     return {
         "step": step,
         "parameters": method.parameter_count(),
@@ -59,7 +59,7 @@ def assemble(
       scored: scores by kind of faces.
       headline: the kind that is compared with the `controls`.
       controls: other kinds.
-      size: height and width of the pictures; None if no metric of pictures was asked for.
+      size: height and width of the pictures; None if no metric of pictures is wanted.
       **origin: further fields of `Results`.
     """
     c = config.evaluate

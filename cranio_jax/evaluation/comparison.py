@@ -12,7 +12,7 @@ from cranio_jax.evaluation.retrieval import CEILING
 from cranio_jax.metrics.estimates import Estimate, mean_interval
 from cranio_jax.metrics.registry import metric_of
 
-# These must be the same for all: results of other pictures, galleries or judges can't be compared.
+# These must be equal: results on different pictures, galleries or judges can't be compared.
 _ALIKE = ("data", "images", "subjects", "resizing")
 
 # Values of each subject, by metric.
@@ -113,8 +113,7 @@ def _check_alike(name: str, first: Results, other_name: str, other: Results) -> 
         wrong = "networks"
     if wrong:
         raise InputError(
-            f"{name} and {other_name} were scored on different {wrong}; they can't stand in one"
-            " table"
+            f"{name} and {other_name} were scored on different {wrong}; they can't share a table"
         )
 
 
@@ -126,7 +125,7 @@ def _merged(results: Sequence[Results], row: str) -> tuple[Values, Metrics]:
 
 
 def _over_seeds(rows: Sequence[Metrics], known: Values) -> Metrics:
-    """Returns the mean over seeds of metrics that no subject has a value of.
+    """Returns the mean over seeds of metrics without values per subject.
 
     With several seeds they have the standard deviation too.
     """

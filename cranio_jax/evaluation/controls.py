@@ -11,7 +11,7 @@ from cranio_jax.errors import InputError
 
 MEAN_FACE = "mean face"
 SHUFFLED = "shuffled X-rays"
-# How many faces a mean has at least.
+# The minimum number of faces in a mean.
 FEWEST = 20
 
 Example = dict[str, Any]
@@ -20,7 +20,7 @@ Example = dict[str, Any]
 def mean_faces(examples: Examples) -> Callable[[Example], UInt8[np.ndarray, "h w 3"]]:
     """Returns a function from an example to the mean training face of its view, age and BMI change.
 
-    That is what somebody would draw who never saw the X-ray. Where fewer than FEWEST faces have an
+    Somebody who never saw the X-ray would draw it. Where fewer than FEWEST faces have an
     age and BMI change, the nearest ones count too; ten years are as far as ten percent.
 
     The function raises InputError if no training face has the example's view.
@@ -43,7 +43,7 @@ def _nearest(rows: np.ndarray, distance: np.ndarray, view: str) -> np.ndarray:
     """Returns the rows of the FEWEST smallest distances, and all others that are as near."""
     if not len(rows):
         raise InputError(
-            f"no training face is {view}, as a test face is; there is no mean face of that view"
+            f"a test face is {view}, but no training face is. Add such training faces."
         )
     return rows[distance <= np.sort(distance)[:FEWEST][-1]]
 
@@ -77,7 +77,7 @@ def shuffled_xrays(examples: Sequence[Example], seed: int) -> list[Example]:
                 if (name, example["xray_view"]) in xrays:
                     return str(name)
         raise InputError(
-            f"one test subject alone has a {example['xray_view']} X-ray, so X-rays can't be "
+            f"only one test subject has a {example['xray_view']} X-ray, so X-rays can't be "
             "shuffled; more test subjects are needed"
         )
 

@@ -26,9 +26,9 @@ from cranio_jax.evaluation.controls import MEAN_FACE, SHUFFLED, mean_faces, shuf
 from cranio_jax.evaluation.examples import (
     MeanOf,
     WithGenerated,
-    keep_pictures,
     read_test_examples,
     who_of,
+    write_pictures,
 )
 from cranio_jax.evaluation.results import BySubject, Results, write
 from cranio_jax.evaluation.retrieval import check_protocols, distractor_faces, retrieval
@@ -46,8 +46,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
     """Scores what the configuration names; writes and returns results.json.
 
     If `evaluate.generated` and `evaluate.reference` are set, these two folders of pictures are
-    compared, in pairs or as sets. Otherwise the newest checkpoint in `workdir` is scored on the
-    test subjects:
+    compared, in pairs or as sets. Otherwise the newest whole checkpoint in `workdir` is scored on
+    the test subjects:
 
     - A generator's rows are one sample (the headline), the mean of `num_samples` samples, faces of
       shuffled X-rays, and the mean face.
@@ -67,7 +67,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
         reason = unpaired.why_unpaired(c)
         results = _sets(config, mesh, reason) if reason else _folders(config, mesh)
     else:
-        score = {"generator": _checkpoint, "embedder": _embedder, "matcher": _matcher}
+        score = {"generator": _generator, "embedder": _embedder, "matcher": _matcher}
         results = score[method_class(config).kind](config, workdir)
     if cluster.is_first():
         write(workdir / "results.json", results)
@@ -77,7 +77,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
 def check(config: ml_collections.ConfigDict, builder: Any) -> None:
     """Raises InputError if the test people are too few for what `config.evaluate` asks.
 
-    That is what `evaluate` would say after the training. No picture is decoded but one face, for
+    `evaluate` would raise it after the training. No picture is decoded but one face, for
     its size.
     """
     if config.evaluate.generated:
@@ -94,8 +94,7 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
     known = {view for view, *_ in data.Examples(builder, "train", config, ()).conditions()}
     if unknown := {w["view"] for w in who} - known:
         raise InputError(
-            f"no training face is {min(unknown)}, as a test face is; there is no mean face of that"
-            " view"
+            f"a test face is {min(unknown)}, but no training face is. Add such training faces."
         )
 
 
@@ -113,15 +112,15 @@ def _features(
         check_protocols(config, who)
     if features.distributions and not 2 <= c.kernel_subset <= count:
         raise InputError(
-            f"evaluate.kernel_subset={c.kernel_subset} images don't fit in the {count} that are"
-            " scored"
+            f"evaluate.kernel_subset={c.kernel_subset}: only {count} images are scored. Set 2 to"
+            f" {count}."
         )
     if features.has_inception and not 1 <= c.inception_splits <= count:
         raise InputError(
-            f"evaluate.inception_splits={c.inception_splits} can't be made of the {count} images"
-            " that are scored"
+            f"evaluate.inception_splits={c.inception_splits}: only {count} images are scored."
+            f" Set 1 to {count}."
         )
-    # What a method was trained to please can't be its judge.
+    # An embedder in a method's loss can't be its judge.
     in_loss = config.method.get("losses", {}).get("embedder_file", "")
     if in_loss and config.method.losses.identity:
         trained = pretrained.open_embedder(pathlib.Path(in_loss).expanduser())
@@ -133,14 +132,14 @@ def _features(
             )
             if embedder.sha256 == trained.sha256 or alike:
                 raise InputError(
-                    f"evaluate.weights: {embedder.file.name} is what method.losses.embedder_file"
-                    " was trained to please, or its twin; score with another network"
+                    f"evaluate.weights: {embedder.file.name} is the embedder in"
+                    " method.losses.embedder_file, or its twin; score with another network"
                 )
     return features
 
 
-def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
-    """Scores a generator's newest checkpoint on the test subjects."""
+def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
+    """Scores a generator's newest whole checkpoint on the test subjects."""
     c = config.evaluate
     generator = generation.Generator(config, workdir, "evaluate")
     builder = data.make_builder(config.data)
@@ -152,16 +151,16 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Res
     headline = config.method.name
 
     # Faces: kept as files, or generated in the step that scores them.
-    kept: dict[str, Sequence[Any]] = {}
+    ready: dict[str, Sequence[Any]] = {}
     seconds = None
     if c.keep_faces:
         folder = generator.folder(workdir, records)
-        kept = _kept_faces(generator, folder, examples, others, headline, c.num_samples)
+        ready = _kept_faces(generator, folder, examples, others, headline, c.num_samples)
         timed = folder / "sample_0_seconds.json"
         if timed.exists():
             seconds = json.loads(timed.read_text())
     mean_face = mean_faces(data.Examples(builder, "train", config))
-    kept[MEAN_FACE] = [mean_face(example) for example in examples]
+    ready[MEAN_FACE] = [mean_face(example) for example in examples]
     fresh = () if c.keep_faces else (headline, SHUFFLED)
 
     def generate_both(given: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -180,14 +179,14 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Res
     scorer = Scorer(
         features,
         generator.mesh,
-        kinds=(*fresh, *kept),
+        kinds=(*fresh, *ready),
         size=size,
         count=len(examples),
         splits=c.inception_splits,
         masked="head_mask" in examples[0],
         generate=generate_both if fresh else None,
     )
-    with_faces = WithGenerated(examples, kept, others if fresh else None)
+    with_faces = WithGenerated(examples, ready, others if fresh else None)
     given = (generator.params, generator.frozen) if fresh else None
     title = "generating and scoring" if fresh else "scoring"
     truth, scored = scorer.run(with_faces, c.batch_size, title, given)
@@ -205,7 +204,7 @@ def _checkpoint(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Res
         seconds_per_face=seconds,
         **origin_of(generator.method, generator.step, builder, records),
     )
-    keep_pictures(workdir, generator.step, with_faces, list(kept), c.pictures)
+    write_pictures(workdir, generator.step, with_faces, list(ready), c.pictures)
     return results
 
 
@@ -219,7 +218,7 @@ def _kept_faces(
 ) -> dict[str, Sequence[Any]]:
     """Returns files of the headline's samples and of faces from shuffled X-rays, by row."""
     samples = [
-        generator.keep(
+        generator.generate_missing(
             folder / f"sample_{draw}", examples, draw, f"faces, sample {draw + 1} of {num_samples}"
         )
         for draw in range(num_samples)
@@ -230,7 +229,7 @@ def _kept_faces(
         rows[f"{headline}, mean of {num_samples} samples"] = means
     # Which X-ray each person got is in the folder's name.
     names = zlib.crc32(" ".join(e["xray_of"] for e in others).encode())
-    rows[SHUFFLED] = generator.keep(
+    rows[SHUFFLED] = generator.generate_missing(
         folder / f"shuffled_{names:08x}", others, 0, "faces of shuffled X-rays"
     )
     return rows
@@ -284,7 +283,7 @@ def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resul
         pretrained.save_embedder(path, params, dict(method.settings), crop, config.seed)
     cluster.wait_for_all("embedder")
 
-    # Score it as any other file of weights.
+    # Score it like any other weights file.
     config = config.copy_and_resolve_references()
     config.evaluate.weights = str(buckets.local_file(path))
     features = Features(config.evaluate.weights, crop)

@@ -42,7 +42,7 @@ def who_of(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 class MeanOf(tuple[pathlib.Path, ...]):
-    """Files whose mean picture is meant."""
+    """Files to average into one picture."""
 
 
 # A picture, its file, or the files whose mean it is.
@@ -50,7 +50,7 @@ Face = UInt8[np.ndarray, "h w 3"] | pathlib.Path | MeanOf
 
 
 class WithGenerated:
-    """Examples with `generated` faces of several kinds, which are read when they are asked for."""
+    """Examples with `generated` faces of several kinds, which are read on demand."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ def _read(face: Any) -> UInt8[np.ndarray, "h w 3"]:
     return read_face(face) if isinstance(face, pathlib.Path) else face
 
 
-def keep_pictures(
+def write_pictures(
     workdir: pathlib.Path,
     step: int,
     examples: WithGenerated,
@@ -99,7 +99,7 @@ def keep_pictures(
     Args:
       workdir: of the run.
       step: of the checkpoint.
-      examples: of which a spread is taken.
+      examples: an even spread of them is written.
       kinds: names of the generated faces.
       count: 0 for none.
     """

@@ -49,7 +49,7 @@ def check_finite(finite: Bool[np.ndarray, "n"], names: Sequence[str]) -> None:
         if not is_finite:
             raise InputError(
                 f"the face generated for {name} holds values that are not numbers: the checkpoint "
-                "has diverged, and nothing is scored"
+                "has diverged. Lower train.learning_rate and train again."
             )
 
 
@@ -71,7 +71,7 @@ def digests(tree: Any) -> list[UInt32[Array, "2"]]:
 
 
 class Generator:
-    """Generates faces with the newest checkpoint.
+    """Generates faces with the newest whole checkpoint.
 
     Attributes:
       method, mesh, params, frozen: what it generates with.
@@ -80,7 +80,7 @@ class Generator:
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, job: str):
-        """Restores the newest checkpoint of `workdir`.
+        """Restores the newest whole checkpoint of `workdir`.
 
         The batch size is that of the section of `config` with the job's name. Raises InputError if
         there is no checkpoint, or a batch holds nothing.
@@ -101,7 +101,7 @@ class Generator:
     def _faces(
         self, examples: Sequence[dict[str, Any]], draw: int, title: str
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "n h w 3"]]]:
-        """Yields `(start, faces)` of each batch, without what filled it up."""
+        """Yields `(start, faces)` of each batch, without padding."""
         number = jax.device_put(np.uint32(draw), sharding.replicated(self.mesh))
         for places, batch in data.device_batches(examples, self.batch_size, self.mesh, title):
             if not places.start:
@@ -121,8 +121,8 @@ class Generator:
     def folder(self, workdir: pathlib.Path, records: str) -> pathlib.Path:
         """Returns the folder for faces of this checkpoint and these settings.
 
-        Its name is the hash of everything that the faces depend on. `records` is the fingerprint of
-        the data.
+        Its name is the hash of everything that the faces depend on, which `made_by.json` in it
+        lists. `records` is the fingerprint of the data.
         """
         c = self._config
         sums = np.array(jax.device_get(digests((self.params, self.frozen))))
@@ -142,17 +142,16 @@ class Generator:
             write_json(folder / "made_by.json", made_by)
         return folder
 
-    def keep(
+    def generate_missing(
         self, folder: pathlib.Path, examples: Sequence[dict[str, Any]], draw: int, title: str
     ) -> list[pathlib.Path]:
-        """Returns the files `folder`/ID.png of the examples' faces.
+        """Generates the faces that `folder` lacks, and returns all files `folder`/ID.png.
 
-        Only those that are missing are generated, batch by batch; the seconds of a face are written
-        beside the folder.
+        They are generated batch by batch; the seconds per face are written beside the folder.
         """
         files = [folder / f"{e['id']}.png" for e in examples]
-        # One listing, since each request to a bucket takes its time. All processes use the first
-        # one's.
+        # A file that exists is whole, since write_png renames it into place. A single listing, since
+        # requests to a bucket take time. All processes use the first one's.
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         exist = cluster.of_first(np.array([file.name in names for file in files], bool))
         missing = [i for i, exists in enumerate(exist) if not exists]

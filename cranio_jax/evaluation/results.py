@@ -29,11 +29,11 @@ class BySubject(msgspec.Struct):
 
 
 class Retrieval(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What one retrieval protocol gives with one embedder.
+    """Results of one retrieval protocol with one embedder.
 
     Attributes:
       gallery: how many real faces it holds.
-      seen: how many of them a query is compared with, at least.
+      seen: the minimum number of them that a query is compared with.
       rows: metrics by kind of query.
       curves: cumulative match curves: at k - 1, the share of queries whose subject is among the
         first k faces.
@@ -63,11 +63,11 @@ class Records(msgspec.Struct):
 
 
 class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """What tables and pages show, of one run or of a comparison.
+    """The data of tables and pages, for a run or a comparison.
 
     Attributes:
       rows: metrics by kind of faces.
-      differences: of the headline to the controls or baselines, paired by subject.
+      differences: the headline minus controls or baselines, paired by subject.
       retrieval: by embedder and protocol.
       images: how many generated pictures were scored.
       subjects: how many people they show, if that is known.
@@ -141,7 +141,7 @@ class Comparison(Scored, omit_defaults=True, kw_only=True):
 
 
 def to_json(results: Scored) -> dict[str, Any]:
-    """Returns results as JSON holds them."""
+    """Returns results as JSON values."""
     return msgspec.to_builtins(results)
 
 
@@ -157,7 +157,7 @@ def _read(path: pathlib.Path, kind: type[_Kind]) -> _Kind:
     try:
         return from_json(json.loads(path.read_text()), kind)
     except ValueError as error:
-        raise InputError(f"{path.name}: not a file of results ({error}). Score again.") from None
+        raise InputError(f"{path.name}: not a results file ({error}). Score again.") from None
 
 
 def from_json(content: Mapping[str, Any], kind: type[_Kind]) -> _Kind:

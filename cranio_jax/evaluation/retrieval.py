@@ -29,7 +29,7 @@ def distractor_faces(
     embed: Callable[[Batch], dict[str, jax.Array]],
     mesh: jax.sharding.Mesh,
 ) -> dict[str, r.Faces]:
-    """Returns faces of people that no query asks for, by embedder; empty if none are set.
+    """Returns faces of people outside the queries, by embedder; empty if none are set.
 
     Args:
       config: of the run; `evaluate.retrieval.distractors` names their records.
@@ -46,7 +46,7 @@ def distractor_faces(
     vectors = data.collected(embed, examples, config.evaluate.batch_size, mesh, "distractors")
     who = [(e["subject"], e["face_view"]) for e in (examples[i] for i in range(len(examples)))]
     subjects, views = zip(*who, strict=True)
-    # Cohorts may call their people alike.
+    # Cohorts may use the same names.
     named = [f"distractor {subject}" for subject in subjects]
     return {name: r.Faces(found, named, list(views)) for name, found in vectors.items()}
 
@@ -68,7 +68,7 @@ def protocols(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
 def check_protocols(config: ml_collections.ConfigDict, who: Sequence[dict[str, str]]) -> None:
     """Raises InputError if the examples are too few for `evaluate.retrieval`.
 
-    That is what `retrieval` would say later.
+    `retrieval` would raise it later.
     """
     names = sorted({w["subject"] for w in who})
     perfect = np.eye(len(names))[[names.index(w["subject"]) for w in who]]
@@ -93,7 +93,7 @@ def retrieval(
 ) -> dict[str, Retrieval]:
     """Returns the results of each protocol, by its name.
 
-    Queries are the faces of each kind, and the true faces themselves for the ceiling: these may not
+    Queries are the faces of each kind, and the true faces themselves for the ceiling: these can't
     find a picture of their own age and BMI. The gallery is the true faces, and perhaps distractors.
 
     Args:
@@ -118,7 +118,7 @@ def retrieval(
 
 
 class _People(NamedTuple):
-    """Whose faces they are, of which view, and of which age and BMI of that person."""
+    """Subject, view and variant (age and BMI) of each face."""
 
     subjects: list[str]
     views: list[str]
@@ -134,7 +134,7 @@ def _gallery(
     view: str,
     size: str,
 ) -> tuple[r.Faces, np.ndarray]:
-    """Returns the gallery of a protocol, and whose variant each of its faces is."""
+    """Returns the gallery of a protocol, and the variant of each face in it."""
     gallery, variants = r.Faces(truth, people.subjects, people.views), people.variants
     if size == "one":
         rows = r.one_image(gallery, view, seed)
@@ -180,7 +180,7 @@ def _of_protocol(
     )
     values_at_k: dict[str, dict[str, Float[Array, q]]] = {}
     for name, vectors in (kinds | {CEILING: truth}).items():
-        # Who is asked for, and whom they may find.
+        # Queries, and the faces that they may find.
         queries = r.Faces(vectors, subjects, people.views)
         cosines, same, allowed = r.similarities(queries, gallery, view)
         asked = np.arange(len(subjects))
@@ -188,7 +188,7 @@ def _of_protocol(
             allowed &= people.variants[:, None] != pictured[None]
             asked = np.flatnonzero((same & allowed).any(1))
             if not len(asked):
-                continue  # one picture of each: there is no other to be found
+                continue  # one picture of each: there is no other to find
         cosines, same, allowed = cosines[asked], same[asked], allowed[asked]
         names = [subjects[i] for i in asked]
 

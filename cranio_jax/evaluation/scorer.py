@@ -14,7 +14,7 @@ from cranio_jax.data import ExampleSource, device_batches
 from cranio_jax.distributed import cluster, sharding
 from cranio_jax.evaluation.generation import check_finite
 from cranio_jax.methods import Batch
-from cranio_jax.metrics.distributions import InceptionScore, Moments, Rows
+from cranio_jax.metrics.accumulators import ByPlace, InceptionScore, Moments
 from cranio_jax.metrics.features import Features
 from cranio_jax.metrics.sets import INCEPTION, FeatureSet
 
@@ -93,20 +93,20 @@ class Scorer:
         self._params = features.load(mesh)
         self._pairs = tuple(features.pair_metrics(*size, masked))
 
-        # What is accumulated of the true faces alone, and of pairs.
+        # Accumulators of the true faces, and of pairs.
         picture = jax.ShapeDtypeStruct((1, *size, 3), np.uint8)
         vectors = jax.eval_shape(features.embed, self._params, picture)
         widths = features.distributions | {name: v.shape[1] for name, v in vectors.items()}
-        self._rows = tuple(widths)
+        self._networks = tuple(widths)
         alone = self._accumulators(widths, count, splits)
-        paired = alone | {name: Rows.of(name, count) for name in self._pairs}
+        paired = alone | {name: ByPlace.of(name, count) for name in self._pairs}
 
         def start() -> dict[str, Totals]:
             each = jax.tree.map(lambda a: jnp.stack([a] * len(self._names)), empty(paired))
             return {"truth": empty(alone), "kinds": each}
 
         everywhere = sharding.replicated(mesh)
-        step = _make_step(features, self._rows, alone, paired, generate)
+        step = _make_step(features, self._networks, alone, paired, generate)
         self._step: Callable[..., Any] = jax.jit(step, out_shardings=everywhere, donate_argnums=3)
         self._start = jax.jit(start, out_shardings=everywhere)
         # Splits are drawn at random, since neighbours in the list are one person's pictures.
@@ -115,9 +115,10 @@ class Scorer:
 
     def _accumulators(self, widths: dict[str, int], count: int, splits: int) -> Kinds:
         """Returns the accumulators of features by network."""
+        # A Frechet distance of few pictures is computed from their features, of many from moments.
         # A network's rows and the metric that is computed from them may have one name.
         rows = {
-            f"rows of {name}": Rows.of(f"rows of {name}", count, width)
+            f"rows of {name}": ByPlace.of(f"rows of {name}", count, width)
             for name, width in widths.items()
         }
         moments = {
@@ -154,7 +155,7 @@ class Scorer:
             if not places.start:
                 self._step = cluster.compiled(self._step, self._params, given, batch, totals)
             totals, finite = self._step(self._params, given, batch, totals)
-            # One batch ahead and no more: memory is bounded, and the progress line is true.
+            # One batch ahead and no more: memory is bounded, and the progress line is accurate.
             jax.block_until_ready(before)
             before = finite
             if given is not None:
@@ -169,7 +170,7 @@ class Scorer:
         return self._scores(totals["truth"], ()), scores
 
     def _scores(self, totals: Totals, pairs: Sequence[str]) -> Scores:
-        rows = {name: totals[f"rows of {name}"].compute() for name in self._rows}
+        rows = {name: totals[f"rows of {name}"].compute() for name in self._networks}
         sets = {}
         for name in self._features.distributions:
             score = totals.get("inception score") if name == INCEPTION else None
@@ -232,7 +233,7 @@ def _make_step(
 
 
 class Placed:
-    """Examples that know their place in the list, and their split of the Inception score."""
+    """Examples with their index in the list, and their split of the Inception score."""
 
     def __init__(self, examples: ExampleSource, split: Int[Array, "n"]):
         self._examples = examples

@@ -14,7 +14,7 @@ from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.scorer import Scores
 from cranio_jax.files.pictures import find_pictures, name_of, picture_size, read_face
-from cranio_jax.metrics.distributions import InceptionScore
+from cranio_jax.metrics.accumulators import InceptionScore
 from cranio_jax.metrics.features import Features
 from cranio_jax.metrics.sets import INCEPTION, FeatureSet
 from cranio_jax.models.inception import tensorflow_resize
@@ -31,7 +31,7 @@ def why_unpaired(c: ml_collections.ConfigDict) -> str:
     """Returns why two folders are compared as sets; an empty text if all their pictures pair.
 
     They pair if both folders hold the same names. `c` is `config.evaluate`. Raises InputError if
-    one of them is no folder, or an empty one.
+    one of them is not a folder, or is empty.
     """
     folders = [pathlib.Path(c[field]).expanduser() for field in FIELDS]
     ours, theirs = (
@@ -52,14 +52,14 @@ class PictureSet:
     """Examples from a folder: each a `face`, of its own size or scaled to the Inception's."""
 
     def __init__(self, folder: pathlib.Path, field: str):
-        """Raises InputError, naming the setting `field` or the file, if one is no picture."""
+        """Raises InputError, naming the setting `field` or the file, if one is not a picture."""
         self._files = find_pictures(folder, f"evaluate.{field}")
         self.sizes = {picture_size(path) for path in self._files}
         self.scaled = False
         if len(self._files) < 2:
             raise InputError(
-                f"evaluate.{field}={str(folder)!r} holds one picture. Sets are compared by their "
-                "spread, which two pictures have at least."
+                f"evaluate.{field}={str(folder)!r} holds one picture. Comparing sets needs at "
+                "least two. Add pictures."
             )
 
     def __len__(self) -> int:
@@ -77,14 +77,14 @@ def read_sets(c: ml_collections.ConfigDict, features: Features) -> tuple[Picture
     """Returns the sets of generated and of real pictures, after all checks of `config.evaluate`.
 
     Pictures that are not all of one size get scaled for the Inception. Raises InputError if
-    nothing can be computed of them.
+    nothing can be computed from them.
     """
     ours, theirs = sets = [PictureSet(pathlib.Path(c[f]).expanduser(), f) for f in FIELDS]
     sizes = set.union(*(pictures.sizes for pictures in sets))
     if not features.distributions:
         raise InputError(
             f"evaluate.weights={c.weights!r}: {why_unpaired(c)}, by FID, KID and the Inception "
-            "score, and no network for these is there. Name pt_inception-2015-12-05-6726825d.pth, "
+            "score, but no network for these is given. Name pt_inception-2015-12-05-6726825d.pth, "
             "or give the same names to the pictures of both folders."
         )
     if len(sizes) == 1:
@@ -92,7 +92,7 @@ def read_sets(c: ml_collections.ConfigDict, features: Features) -> tuple[Picture
     elif not features.has_inception:
         raise InputError(
             f"evaluate.weights={c.weights!r}: pictures are of {len(sizes)} sizes, from {min(sizes)}"
-            f" to {max(sizes)}, which only the Inception's features allow for. Name"
+            f" to {max(sizes)}, which only the Inception network supports. Name"
             " pt_inception-2015-12-05-6726825d.pth, or scale the pictures to one size."
         )
     for pictures in sets:
@@ -100,12 +100,12 @@ def read_sets(c: ml_collections.ConfigDict, features: Features) -> tuple[Picture
     smaller = min(len(ours), len(theirs))
     if not 2 <= c.kernel_subset <= smaller:
         raise InputError(
-            f"evaluate.kernel_subset={c.kernel_subset} images don't fit in the {smaller} of the "
-            f"smaller folder. Set 2 to {smaller}."
+            f"evaluate.kernel_subset={c.kernel_subset}: the smaller folder has {smaller} "
+            f"images. Set 2 to {smaller}."
         )
     if features.has_inception and not 1 <= c.inception_splits <= len(ours):
         raise InputError(
-            f"evaluate.inception_splits={c.inception_splits} can't be made of {len(ours)} generated"
+            f"evaluate.inception_splits={c.inception_splits}: there are {len(ours)} generated"
             f" images. Set 1 to {len(ours)}."
         )
     return ours, theirs

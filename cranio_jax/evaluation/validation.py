@@ -33,7 +33,7 @@ class Validation:
         self._method = method = make_method(config)
         if method.kind != "generator":
             raise InputError(
-                f"validation.every={v.every}: {config.method.name} generates no faces to look at; "
+                f"validation.every={v.every}: {config.method.name} generates no faces to score; "
                 "set it to 0"
             )
 

@@ -1,4 +1,4 @@
-"""Names of folders, local or in a Google Cloud Storage bucket, and errors of a bucket in words."""
+"""Names of folders, local or in a Google Cloud Storage bucket, and readable errors of a bucket."""
 
 import atexit
 import contextlib
@@ -21,7 +21,7 @@ from cranio_jax.errors import InputError
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _FOLDER_IN_BUCKET = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(/.*)?")
 LOGIN = (
-    "log in by `gcloud auth application-default login`, or give the machine's account "
+    "log in with `gcloud auth application-default login`, or give the machine's account "
     "roles/storage.objectAdmin of the bucket"
 )
 
@@ -45,7 +45,7 @@ def open_folder(name: str, field: str) -> pathlib.Path:
         return pathlib.Path(name).expanduser()
     check_name(name, field)
     with sentences(f"{field}={name}"):
-        # The metadata of a bucket need a right of their own; its objects are read anyhow.
+        # A bucket's metadata need a permission of their own; its objects are read anyway.
         filesystem().call("GET", "b/{}/o", bucket_of(name), maxResults=1, json_out=True)
     return epath.Path(name)
 
@@ -59,11 +59,11 @@ def check_name(name: str, field: str) -> None:
     if scheme.lower() in ("gs", "gcs") and not _FOLDER_IN_BUCKET.fullmatch(name):
         raise InputError(f"{field}={name}: not a folder in a bucket. Write gs://BUCKET/FOLDER.")
     if scheme == "file":
-        raise InputError(f"{field}={name}: a URL of a local folder. Write its path alone.")
+        raise InputError(f"{field}={name}: a URL of a local folder. Write only its path.")
     if scheme != "gs":
         raise InputError(
-            f"{field}={name}: {scheme}:// can't be read or written. Use a folder, into which such "
-            "storage can be mounted, or a bucket of Google Cloud Storage (gs://BUCKET/FOLDER)."
+            f"{field}={name}: {scheme}:// can't be read or written. Mount that storage and use "
+            "the folder, or use a Google Cloud Storage bucket (gs://BUCKET/FOLDER)."
         )
     if importlib.util.find_spec("gcsfs") is None:
         raise InputError(f"{field}={name}: buckets need gcsfs. Run `pip install gcsfs`.")
@@ -79,7 +79,7 @@ def filesystem() -> Any:
     """Returns gcsfs's file system. Listings are not cached: other processes write, too."""
     import fsspec
 
-    for name in ("gcsfs", "google.auth"):  # what fails is raised, too
+    for name in ("gcsfs", "google.auth"):  # failures are raised too
         logging.getLogger(name).setLevel(logging.CRITICAL)
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return fsspec.filesystem("gcs")
@@ -97,7 +97,7 @@ def write_object(path: pathlib.PurePath, content: bytes) -> None:
 
 @contextlib.contextmanager
 def sentences(where: str) -> Iterator[None]:
-    """Turns what goes wrong in a bucket within the block into an InputError that names `where`."""
+    """Turns bucket errors within the block into an InputError that names `where`."""
     try:
         yield
     except Exception as error:
@@ -128,17 +128,17 @@ def reason(error: BaseException) -> str:
         return "there is no such bucket or object. Check the name"
     refused = getattr(error, "code", None) in (401, 403, "401", "403")
     if refused or "Forbidden" in said or isinstance(error, google.auth.exceptions.GoogleAuthError):
-        return f"access is refused ({said}). To get it, {LOGIN}"
+        return f"access is denied ({said}). To get it, {LOGIN}"
     if getattr(error, "code", None) or isinstance(error, ValueError):
-        return f"the bucket answers {said!r}. Start again when it is well"
+        return f"the bucket answers {said!r}. Try again later"
     return f"the bucket can't be reached ({said}). Check the network, and start again"
 
 
 @contextlib.contextmanager
 def local_folder(path: pathlib.Path, last: str = "") -> Iterator[pathlib.Path]:
-    """Yields a folder to write into: `path`, or one whose files are copied to its bucket after.
+    """Yields a folder to write into: `path`, or one whose files are then copied to its bucket.
 
-    The file named `last` is copied last, so that whoever finds it finds all.
+    The file named `last` is copied last, so its presence means that all are there.
     """
     if not is_remote(path):
         yield path
@@ -154,7 +154,7 @@ def local_folder(path: pathlib.Path, last: str = "") -> Iterator[pathlib.Path]:
 
 @functools.cache
 def local_file(path: pathlib.Path) -> pathlib.Path:
-    """Returns a file's path on a disk: a copy, until the process ends, of one in a bucket."""
+    """Returns a file's path on a disk; one in a bucket is copied until the process ends."""
     if not is_remote(path):
         return path
     folder = tempfile.TemporaryDirectory()

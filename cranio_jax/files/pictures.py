@@ -63,7 +63,7 @@ class PairedFolders(Sequence):
     """Examples from two folders whose files have the same names.
 
     `face` comes from one folder, `generated` (a single sample) from the other. Subfolders are a
-    part of the name, endings are not.
+    part of the name, extensions are not.
     """
 
     def __init__(self, generated: pathlib.Path, reference: pathlib.Path, pattern: str = ""):
@@ -88,7 +88,7 @@ class PairedFolders(Sequence):
             self._pattern = re.compile(pattern)
         except re.error as error:
             raise InputError(
-                f"evaluate.names={pattern!r} is no regular expression ({error})"
+                f"evaluate.names={pattern!r} is not a regular expression ({error})"
             ) from None
         if pattern and "subject" not in self._pattern.groupindex:
             raise InputError(f"evaluate.names={pattern!r} has no group (?P<subject>...)")
@@ -126,7 +126,7 @@ class PairedFolders(Sequence):
 
 
 def find_pictures(folder: pathlib.Path, field: str) -> list[pathlib.Path]:
-    """Returns the files in a folder and its subfolders, sorted, without those that are hidden.
+    """Returns the files in a folder and its subfolders, sorted, without hidden ones.
 
     Raises InputError, naming the setting `field`, if there is no folder or no file.
     """
@@ -142,7 +142,7 @@ def find_pictures(folder: pathlib.Path, field: str) -> list[pathlib.Path]:
 
 
 def name_of(path: pathlib.Path, folder: pathlib.Path) -> str:
-    """Returns what a picture is called in its folder, without its ending."""
+    """Returns a picture's name within its folder, without its extension."""
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
@@ -151,13 +151,13 @@ def _named(folder: pathlib.Path, field: str) -> dict[str, pathlib.Path]:
     for path in find_pictures(folder, field):
         name = name_of(path, folder)
         if name in paths:
-            raise InputError(f"{path} and {paths[name].name} have one name; keep one of them")
+            raise InputError(f"{path} and {paths[name].name} have the same name; keep one")
         paths[name] = path
     return paths
 
 
 def picture_size(path: pathlib.Path) -> tuple[int, int]:
-    """Returns height and width, from the file's head. Raises InputError if it holds no picture."""
+    """Returns height and width, from the header. Raises InputError if it holds no picture."""
     try:
         with Image.open(path) as picture:
             turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)

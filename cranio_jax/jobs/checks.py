@@ -17,7 +17,7 @@ from cranio_jax.methods import check_method
 from cranio_jax.methods.optimizer import SCHEDULES
 from cranio_jax.metrics.features import Features
 
-# The least and the greatest value of each number.
+# The minimum and the maximum of each number.
 _NUMBERS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1),
     "profile_steps": (0, math.inf),
@@ -88,7 +88,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "method.disturb.shift": (0, 1),
     "method.disturb.zoom": (0, 1),
 }
-# Of these the end itself is not meant: a rate of 0 trains nothing, an average of 1 never moves.
+# These exclude the bound itself: a rate of 0 trains nothing, an average of 1 never moves.
 _ABOVE_LEAST = {"train.learning_rate", "method.temperature", "method.scale", "method.min_snr_gamma"}
 _BELOW_MOST = {"train.b1", "train.b2", "train.ema_decay", "method.discriminator_dropout"}
 _BELOW_MOST |= {"method.disturb.zoom"}
@@ -144,7 +144,7 @@ def _present(config: ml_collections.ConfigDict, names: dict[str, Any]) -> Iterat
 
 
 def _check_number(name: str, value: Any, like: str = "") -> None:
-    """Raises InputError if a number is out of range; NaN is out of any."""
+    """Raises InputError if a number is out of range; NaN always is."""
     kind = like or name
     least, most = _NUMBERS[kind]
     above = value > least if kind in _ABOVE_LEAST else value >= least
@@ -169,7 +169,7 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
     if share % t.accumulate:
         raise InputError(
             f"train.accumulate={t.accumulate}: it does not divide the {share} examples of each"
-            " device. Use one that does."
+            " device. Use a divisor."
         )
     if config.validation.every:
         Features(config.evaluate.weights, config.evaluate.crop)

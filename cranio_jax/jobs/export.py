@@ -42,7 +42,7 @@ def check_export(config: ml_collections.ConfigDict) -> None:
 
 
 def export(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """Writes the newest checkpoint as a StableDiffusionControlNetPipeline, with a model card.
+    """Writes the newest whole checkpoint as a StableDiffusionControlNetPipeline, with a model card.
 
     What was not trained is copied from the published files, tensor for tensor. Returns the folder.
     Raises InputError if the model does not derive from Stable Diffusion, or the folder exists.
@@ -146,15 +146,15 @@ def _card(config: ml_collections.ConfigDict, workdir: pathlib.Path, method: Any,
         ),
         (
             f"- prompt: `{config.prompt.template}`; the X-ray, bone bright, in three equal"
-            " channels, is the ControlNet's picture"
+            " channels, is the ControlNet's input"
         ),
     ]
     if "unet_lora" in method.trained:
-        lines.append("- the U-Net's additions are apart: `pipeline.load_lora_weights(FOLDER)`")
+        lines.append("- the U-Net's LoRA is separate: `pipeline.load_lora_weights(FOLDER)`")
     lines.append(_sampling(config.sampling, method.scheduler_config))
     path = workdir / "results.json"
     if path.exists():
         results = read_results(path)
-        lines.append(f"Scores at step {results.step}, on people it never saw:")
+        lines.append(f"Scores at step {results.step}, on people not in training:")
         lines.append(tables.markdown(results))
     return "\n\n".join(lines).replace("\n\n- ", "\n- ") + "\n"

@@ -20,21 +20,21 @@ from data_builders.images.likeness import duplicates, signature
 from data_builders.lists.entries import Entry, of_records
 
 # Pixels of the longer side. In smaller pictures teeth and noses look like letters, and letters
-# like nothing.
+# are illegible.
 LEGIBLE = 200
-# Years at which groups of ages begin.
+# Lower bounds of the age groups, in years.
 AGES = (0, 18, 30, 40, 50, 60, 70, 80, 121)
 # An X-ray is odd if the middle 90 % of its pixels use a smaller part of the range of greys.
 SQUEEZED = 0.3
 # An X-ray is odd if a larger part of its pixels is white.
 BURNED_OUT = 0.3
-# An X-ray has at least so many different greys.
+# An X-ray is odd if it has fewer different greys.
 GREYS = 48
-# An X-ray's file has more pixels than this part of the record, along the longer side.
+# An X-ray is odd if its file's longer side is below this share of the record's.
 ENLARGED = 0.75
-# What is odd about a larger part of all X-rays is told of all.
+# A finding in this share of all X-rays is reported for all of them.
 COMMON = 0.8
-# How far from the median an X-ray is odd, in deviations (1.4826 of the median absolute one).
+# An X-ray further from the median is odd, in units of 1.4826 median absolute deviations.
 OUTLYING = 6.0
 
 
@@ -54,7 +54,7 @@ def inspect(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
     looks = _look_at(xrays)
     twins = duplicates(np.stack([look.signature for look in looks]), [e.subject for e in xrays])
 
-    # Write what was seen.
+    # Write the findings.
     inspection = {
         "data": builder.info.full_name,
         "pairs": len(entries),
@@ -107,7 +107,7 @@ class Exposure(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What is seen in one X-ray: its signature, what looks like text, and its exposure."""
+    """One X-ray's signature, suspected text and exposure."""
 
     signature: np.ndarray
     text: list[Box]
@@ -209,7 +209,7 @@ def _age_group(age: float | None) -> str:
 
 
 def _counts(entries: Sequence[Entry], xrays: Sequence[Entry]) -> dict[str, Any]:
-    """Returns the numbers of pairs, X-rays and people by split, sizes, and missing fields."""
+    """Returns counts of pairs, X-rays and people by split, sizes, and missing fields."""
     # Pairs, X-rays and people.
     counts: dict[str, dict[str, Counter]] = defaultdict(lambda: defaultdict(Counter))
     for entry in entries:
@@ -234,7 +234,7 @@ def _counts(entries: Sequence[Entry], xrays: Sequence[Entry]) -> dict[str, Any]:
         named = {"smallest": shapes.min(0), "median": median, "largest": shapes.max(0)}
         sizes = {name: f"{height} x {width}" for name, (height, width) in named.items()}
 
-    # What pairs lack.
+    # Missing values.
     missing = {}
     for name in ("sex", "age", "bmi_change"):
         missing[name] = sum(name not in entry.told for entry in entries)
@@ -251,7 +251,7 @@ def _counts(entries: Sequence[Entry], xrays: Sequence[Entry]) -> dict[str, Any]:
 
 
 def text(inspection: dict[str, Any]) -> str:
-    """Returns what was counted and noticed, for a terminal."""
+    """Returns counts and findings, for a terminal."""
     lines = [
         f"{inspection['data']}: {inspection['pairs']} pairs of {inspection['xrays']} X-rays of"
         f" {inspection['subjects']} subjects"
@@ -267,7 +267,7 @@ def text(inspection: dict[str, Any]) -> str:
 
 
 def remarks(inspection: dict[str, Any]) -> str:
-    """Returns what was noticed, in lines."""
+    """Returns the findings, one per line."""
     lines = []
     # Files.
     if inspection["sizes"]:
@@ -287,7 +287,7 @@ def remarks(inspection: dict[str, Any]) -> str:
     odd = [f"{o['xray']} ({o['why']})" for o in inspection["odd_exposure"]]
     lines.append(f"  odd exposure: {_some(odd)}")
 
-    # What concerns most X-rays.
+    # Findings in most X-rays.
     total = inspection["xrays"]
     reasons = (reason for o in inspection["odd_exposure"] for reason in o["why"].split(", "))
     for reason, count in Counter(reasons).items():

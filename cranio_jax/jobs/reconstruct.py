@@ -32,7 +32,7 @@ def read_xray(path: pathlib.Path, size: int, inverted: bool = False) -> Prepared
       inverted: True if bone is dark in the file.
 
     Raises:
-      InputError: the file is missing, unreadable or no X-ray; the message names it.
+      InputError: the file is missing, unreadable or not an X-ray; the message names it.
     """
     try:
         return prepare_xray(path, size, inverted)
@@ -65,7 +65,7 @@ def find_xrays(listed: str) -> list[pathlib.Path]:
 
 
 def _literal(name: str) -> pathlib.Path | None:
-    """Returns the file of that name, with its accents composed or not; None if there is none."""
+    """Returns the file of that name, in either Unicode form; None if there is none."""
     for form in ("NFC", "NFD"):
         for spelling in (name, unicodedata.normalize(form, name)):
             path = pathlib.Path(spelling).expanduser()
@@ -83,7 +83,7 @@ def _matches(pattern: str) -> list[pathlib.Path]:
     paths = map(pathlib.Path, sorted(glob.glob(os.path.expanduser(pattern))))
     files = [path for path in paths if path.is_file()]
     if not files:
-        raise InputError(f"{pattern}: no such X-ray")
+        raise InputError(f"reconstruct.xrays={pattern}: no such file")
     return files
 
 
@@ -126,7 +126,7 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
 
 
 def _print_remarks(prepared: Sequence[PreparedXray]) -> None:
-    """Tells what was changed in the X-rays when they were read."""
+    """Prints what was corrected in the X-rays when they were read."""
     painted = sum(xray.masked > 0 for xray in prepared)
     if painted:
         print(
@@ -148,7 +148,7 @@ def _one(
 ) -> pathlib.Path:
     """Reconstructs the faces of one X-ray; returns its folder."""
     r = config.reconstruct
-    # The pixels decide the noise, so the same X-ray gives the same faces from any place.
+    # The pixels decide the noise, so an X-ray gives the same faces wherever its file is.
     digest = zlib.crc32(xray.tobytes())
     example = {
         "xray": xray,

@@ -1,4 +1,4 @@
-"""Job `status`: how far a training is, from its folder alone."""
+"""Job `status`: the progress of a run, from its folder alone."""
 
 import datetime
 import json
@@ -13,20 +13,20 @@ import orbax.checkpoint as ocp
 from cranio_jax.errors import InputError
 from cranio_jax.runs.log import logged
 
-# A run logs at known times. It is probably dead when it is late by so many of them, and by so many
-# seconds.
+# A run logs at regular intervals. It is probably dead when it is late by this many of them, and
+# by this many seconds.
 _LATE = 10
 _LATE_SECONDS = 300.0
 
 
 def status(workdir: pathlib.Path) -> str:
-    """Returns how far a training is: step, rate, time left, metrics, checkpoint, whether it runs.
+    """Returns a run's progress: step, rate, time left, metrics, checkpoint, whether it is alive.
 
-    Raises InputError if none was begun in `workdir`.
+    Raises InputError if none was started in `workdir`.
     """
     path = workdir / "run.json"
     if not path.exists():
-        raise InputError(f"{workdir} holds no run.json: no training was begun here")
+        raise InputError(f"{workdir} holds no run.json. Name the workdir of a run.")
     run = json.loads(path.read_text())
     log = logged(workdir)
     training = [line for line in log if "loss" in line]
@@ -62,7 +62,7 @@ def _plural(count: int, word: str, ending: str) -> str:
 
 
 def _life(run: dict[str, Any], last_sign: float, rate: float | None) -> str:
-    """Returns whether the training runs, as far as that can be told from here."""
+    """Returns whether the training runs, as far as this machine can tell."""
     processes = _plural(run["processes"], "process", "es")
     where = f"{processes}, {_plural(run['devices'], 'device', 's')}"
     if run["state"] != "training":
@@ -75,7 +75,7 @@ def _life(run: dict[str, Any], last_sign: float, rate: float | None) -> str:
     if run["host"] == platform.node():
         if _exists(run["pid"]):
             return f"alive: process {run['pid']} of this machine, last line {ago} ({where})"
-        return f"DEAD: its process ended without a word, at most {ago}; start it again to go on"
+        return f"DEAD: its process ended unexpectedly, at most {ago}; start it again to resume"
     usual = run["log_every"] * run["batch_size"] / rate if rate else 0.0
     if silence > max(_LATE * usual, _LATE_SECONDS):
         return f"PROBABLY DEAD: no line for {_duration(silence)} ({where} of another machine)"

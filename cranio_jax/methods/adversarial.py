@@ -137,9 +137,9 @@ class Adversarial(base.FromScratch):
         real: bool,
         keys: Sequence[Array] = (),
     ) -> Float[Array, ""]:
-        """Returns how far a discriminator is from judging the pictures as `real` or not.
+        """Returns the loss of a discriminator that should judge the pictures as `real` or not.
 
-        `keys`, if any, are one array of a key for each picture, for dropout.
+        `keys`, if any, holds one array with a key for each picture, for dropout.
         """
         logits = self.module(name, params, state)(pictures, *keys)
         return adversarial_loss(logits, real, self.config.gan)

@@ -43,7 +43,7 @@ def disturb(
 ) -> Float[Array, "b h w 3"]:
     """Returns faces in [-1, 1], randomly moved, scaled and recoloured.
 
-    `c.shift` and `c.zoom` are the largest changes as parts of the face's side, `c.colour` is that
+    `c.shift` and `c.zoom` are the largest changes as fractions of its side, `c.colour` is that
     of each channel's gain and bias. With probability `c.grey` all channels become their mean, since
     identity lies in the head's shape rather than in the colour of skin and hair.
     """

@@ -20,7 +20,7 @@ Metrics = dict[str, jax.Array]
 
 @runtime_checkable
 class Method(Protocol):
-    """Everything that training, evaluation and the jobs call on a method.
+    """Everything that training, evaluation and the jobs use of a method.
 
     A state is a dictionary that holds `step` and everything else that must survive a restart:
     parameters, their moving average, the optimizer's state, a pool of images. `frozen` is loaded
@@ -139,7 +139,7 @@ def count_parameters(params: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
 
 
 def check_whole_batch(train: ml_collections.ConfigDict, reason: str) -> None:
-    """Raises InputError if `config.train` cuts a batch up, which the method does not support."""
+    """Raises InputError if `config.train` splits a batch, which the method does not support."""
     if train.accumulate != 1:
         raise InputError(f"train.accumulate={train.accumulate}: {reason}. Set it to 1.")
 
@@ -171,7 +171,7 @@ def finish_step(
 ) -> tuple[dict[str, Any], Metrics]:
     """Returns the next state after one update of all parameters, and the metrics.
 
-    The metrics gain the norm of the gradients.
+    The metrics include the norm of the gradients.
     """
     params, opt_state = descend(optimizer, gradients, state["opt_state"], state["params"])
     changed = {"step": state["step"] + 1, "params": params, "opt_state": opt_state}

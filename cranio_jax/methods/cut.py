@@ -23,7 +23,7 @@ Tree = dict[str, Any]
 def contrast(
     queries: Float[Array, "b n d"], keys: Float[Array, "b n d"], temperature: float
 ) -> Float[Array, ""]:
-    """Returns PatchNCE: the cross-entropy of finding a patch's place among all of its picture.
+    """Returns PatchNCE: the cross-entropy of finding a patch's place in its picture.
 
     No gradient flows into `keys`.
     """

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, clipping and accumulation."""
+"""AdamW, its learning rate schedule, and clipping of gradients."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,8 +20,8 @@ def make_optimizer(
 
     Args:
       t: `config.train`. After linear warm-up the rate is 'constant', falls to zero as a 'cosine'
-        at the last step, or, if 'linear', stays for half of the steps and then falls to zero, as
-        by the authors of Pix2Pix and CycleGAN.
+        at the last step, or, if 'linear', stays for half of the steps and then falls to zero, as in
+        the authors' Pix2Pix and CycleGAN.
       rates: networks with another rate than `t.learning_rate`, on the same schedule. Parameters
         are a tree by network.
 
@@ -51,6 +51,7 @@ def _schedule(t: ml_collections.ConfigDict) -> optax.Schedule:
         return optax.linear_schedule(start, t.learning_rate, max(t.warmup_steps, 1))
     if t.schedule == "linear":
         half = t.num_steps // 2
+        # join_schedules counts the second schedule's steps from the end of the warm-up.
         rising = optax.linear_schedule(0.0, t.learning_rate, max(t.warmup_steps, 1))
         falling = optax.linear_schedule(
             t.learning_rate, 0.0, max(t.num_steps - half, 1), half - t.warmup_steps

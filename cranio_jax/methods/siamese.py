@@ -1,7 +1,7 @@
 """A matcher of X-rays and faces: one network maps both to one space (Hadsell et al. 2006).
 
 It generates nothing. It answers whether comparing an X-ray with faces directly is better than
-generating a face. It follows the group's earlier work; the network, the margin and the use of all
+generating a face. It follows the authors' earlier work; the network, the margin and the use of all
 pairs of a batch are ours.
 """
 
@@ -25,8 +25,8 @@ def contrastive(
 ) -> Float[Array, ""]:
     """Returns the contrastive loss over all pairs of an X-ray and a face in the batch.
 
-    It is the mean squared distance of one subject's pairs, plus the mean squared lack of distance
-    below `margin` of two subjects' pairs.
+    It is the mean squared distance of one subject's pairs, plus the mean squared shortfall
+    below `margin` of different subjects' pairs.
     """
     square = ((xrays[:, None] - faces[None]) ** 2).sum(-1)
     distance = jnp.sqrt(jnp.maximum(square, 1e-12))

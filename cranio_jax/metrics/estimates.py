@@ -17,7 +17,7 @@ class Estimate(msgspec.Struct, omit_defaults=True, frozen=True):
       mean: over subjects, subsets or seeds.
       low, high: the 95 % interval of resampling subjects.
       sd: the standard deviation over subsets, splits or seeds.
-      p: the probability of so large a gain over a control without a true one.
+      p: the p-value of the gain over a control.
     """
 
     mean: float

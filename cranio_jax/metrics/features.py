@@ -1,4 +1,4 @@
-"""Feature networks: which ones the user's files hold, and what they say of pictures and pairs."""
+"""Feature networks: recognising the user's files, and describing pictures and pairs."""
 
 import functools
 import glob
@@ -21,7 +21,7 @@ _UNPUBLISHED = " (unpublished heads)"
 
 
 def in_full_precision(method):
-    """Returns a method whose traced products of arrays are computed in float32.
+    """Returns a method whose traced matrix products are computed in float32.
 
     By default a GPU would use TF32 and a TPU bfloat16.
     """
@@ -68,7 +68,7 @@ class Features:
 
         Args:
           weights: files, with commas and wildcards.
-          crop: (top, left, height, width) of the part that published embedders see, in parts of the
+          crop: (top, left, height, width) that published embedders see, as fractions of the
             picture.
 
         Raises:
@@ -105,7 +105,7 @@ class Features:
             self._networks[network] = embedder.network()
         held = [k for _, k in self._files.get(network, []) if k.part == kind.part]
         if held or title in self.sha256:
-            raise InputError(f"evaluate.weights: {file.name} is a second {title}; name one")
+            raise InputError(f"evaluate.weights: {file.name} is a second file of {title}; name one")
         self.sha256[title] = digest
         self._files.setdefault(network, []).append((file, kind))
 
@@ -115,7 +115,7 @@ class Features:
         return {kind.network: kind for kind in kinds if kind.part == part}
 
     def lpips_part(self, trunk: str) -> str:
-        """Returns the name of LPIPS with a trunk; it tells if the heads are not published ones."""
+        """Returns the name of LPIPS with a trunk, which marks heads that are not published ones."""
         return trunk + ("" if self._kinds("heads")[trunk].published else _UNPUBLISHED)
 
     @staticmethod
@@ -188,7 +188,7 @@ class Features:
     ) -> dict[str, tuple[PairMetric, str]]:
         """Returns the metrics that `compare` gives for pictures of that size.
 
-        Each key in results has its metric and what it is computed of. `masked` says whether the
+        Each key in results has its metric and what it is computed from. `masked` says whether the
         true head is known.
         """
         side = min(height, width)
@@ -226,7 +226,7 @@ class Features:
 
     @staticmethod
     def too_small(height: int, width: int) -> dict[str, str]:
-        """Returns what the main metrics that are missing at that size need, by their names."""
+        """Returns what main metrics need that can't be computed at that size, by name."""
         return {
             metric.name: (
                 f"pictures of at least {metric.least_side} x {metric.least_side} pixels, "

@@ -12,7 +12,7 @@ from cranio_jax.metrics.estimates import Estimate
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What some metrics need: their common name, and the files of weights."""
+    """The weight files that some metrics need, and the metrics' common name."""
 
     metrics: str
     files: str
@@ -20,17 +20,17 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Metric:
-    """How a metric is called and shown.
+    """A metric's name, and how it is shown.
 
     Attributes:
-      name: its key in results. A key may go on: after a slash with what it is computed of (a
+      name: its key in results. A key may continue: after a slash with its input (a
         network, a part of the picture), and after an "@" with a rank.
       title: in tables.
       higher_is_better: the direction.
       digits: after the point.
       scale: factor of the value in tables; the title says so.
       weights: what it needs; None if nothing.
-      main: whether readers look for it first: pages show how it develops in training, and tables
+      main: whether readers look for it first: pages show its course in training, and tables
         say so if pictures are too small for it.
     """
 
@@ -43,7 +43,7 @@ class Metric:
     main: bool = False
 
     def key(self, part: str) -> str:
-        """Returns the key in results of what is computed of `part`; empty for the whole picture."""
+        """Returns the key in results for `part`, which is empty for the whole picture."""
         return f"{self.name}/{part}" if part else self.name
 
 
@@ -53,7 +53,7 @@ class PairMetric(Metric):
 
     Attributes:
       parts: from `metrics.features.Features`, and whether head masks are known, to what the metric
-        can be computed of: "" for whole pictures, "head", or names of networks.
+        can be computed from: "" for whole pictures, "head", or names of networks.
       compute: from `metrics.pairs.Pairs` and one of `parts` to a value for each pair, `(b,)`.
       least_side: the least height and width of the pictures, in pixels.
     """
@@ -68,9 +68,9 @@ class SetMetric(Metric):
     """A metric of all generated faces and all true ones, in the features of a network.
 
     Attributes:
-      key_of: from a network to the key in results; None if it is not computed of that network.
+      key_of: from a network to the key in results; None if it does not use that network.
       compute: from `metrics.sets.FeatureSet` of the generated and of the true faces, and
-        `metrics.sets.SetOptions`, to the value; None if it can't be had.
+        `metrics.sets.SetOptions`, to the value; None if it is undefined.
     """
 
     key_of: Callable[[str], str | None]
@@ -125,14 +125,14 @@ def metric_of(key: str) -> Metric:
     metric = METRICS.get(name[:rank] or name)
     if metric is None:
         raise InputError(
-            f"the results hold {name!r}, which no metric is called. Import the module that "
+            f"the results hold {name!r}, which is not a registered metric. Import the module that "
             "registers it, or evaluate again."
         )
     return metric
 
 
 def title_of(key: str) -> str:
-    """Returns the title of a key in results, with what it is computed of."""
+    """Returns the title of a key in results, with its input."""
     metric = metric_of(key)
     rest = key.removeprefix(metric.name)
     return metric.title + (f", {rest[1:]}" if rest.startswith("/") else rest)

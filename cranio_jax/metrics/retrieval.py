@@ -61,7 +61,7 @@ def similarities(
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if not np.all(np.isfinite(lengths) & (lengths > 0)):
             raise InputError(
-                f"retrieval: a vector of the {name} is zero or not finite; was the face a picture?"
+                f"retrieval: a vector of the {name} is zero or not finite. Check the face."
             )
         return vectors / lengths
 
@@ -106,7 +106,7 @@ def at_k(
     smallest = int(allowed.sum(1).min())
     for k in ks:
         if not 1 <= k <= smallest:
-            raise InputError(f"retrieval: k={k}, but a gallery holds {smallest} faces")
+            raise InputError(f"evaluate.retrieval.ks: k={k} exceeds a gallery of {smallest} faces")
     metrics = of_kind(RankMetric)
     return {f"{metric.name}{k}": metric.compute(hits, k) for k in ks for metric in metrics}
 
@@ -144,7 +144,7 @@ def separation(
     own = np.sort(cosines[same & allowed])
     others = np.sort(cosines[~same & allowed])
     if not len(others):
-        raise InputError("retrieval: the gallery holds the query's subject alone")
+        raise InputError("retrieval: the gallery holds only the query's subject")
     return {metric.name: metric.compute(own, others) for metric in of_kind(SeparationMetric)}
 
 
@@ -156,7 +156,7 @@ def d_prime(own: Float[Array, "n"], others: Float[Array, "m"]) -> float:
 
 def equal_error_rate(own: Float[Array, "n"], others: Float[Array, "m"]) -> float:
     """Returns the error rate at the threshold where both kinds of error are equal."""
-    # A pair is accepted from the threshold on.
+    # A pair is accepted at or above the threshold.
     thresholds = np.append(np.unique(np.concatenate([own, others])), np.inf)
     refused = np.searchsorted(own, thresholds) / len(own)
     accepted = 1.0 - np.searchsorted(others, thresholds) / len(others)

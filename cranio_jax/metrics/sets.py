@@ -24,7 +24,7 @@ INCEPTION_WEIGHTS = Weights(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """What a network makes of a set of pictures, on the host.
+    """A network's features of a set of pictures, on the host.
 
     Attributes:
       rows: `(n, d)` features.
@@ -52,7 +52,7 @@ class SetOptions(NamedTuple):
 
 
 def _frechet(ours: FeatureSet, truth: FeatureSet, options: SetOptions) -> Estimate:
-    # Few pictures are compared by their features, many by their moments.
+    # With fewer pictures than features the covariances are singular, and their root inexact.
     if min(len(ours.rows), len(truth.rows)) <= len(truth.covariance):
         return Estimate(mean=frechet_distance_of_rows(ours.rows, truth.rows))
     moments = (ours.mean, ours.covariance), (truth.mean, truth.covariance)

@@ -27,14 +27,14 @@ def check_crop(crop: tuple[float, float, float, float], name: str) -> None:
     if not (0 <= top < top + height <= 1 and 0 <= left < left + width <= 1):
         raise InputError(
             f"{name}={tuple(crop)}: it is not (top, left, height, width) within the picture. "
-            "Give parts of 1."
+            "Give fractions of 1."
         )
 
 
 def crop_box(
     crop: tuple[float, float, float, float], height: int, width: int
 ) -> tuple[slice, slice]:
-    """Returns the rows and the columns of a crop, which is given in parts of the picture.
+    """Returns the rows and the columns of a crop, given as fractions of it.
 
     Raises InputError if a picture of that many pixels is so small that nothing is left of it.
     """
@@ -55,7 +55,7 @@ def crop_face(
 ) -> Float[Array, "b h w 3"]:
     """Returns a crop of each picture, scaled to `height` x `width`.
 
-    `crop` is `(top, left, height, width)` in parts of the picture.
+    `crop` is `(top, left, height, width)` as fractions of the picture.
     """
     rows, columns = crop_box(crop, *faces.shape[1:3])
     part = faces[:, rows, columns]
@@ -121,5 +121,5 @@ def embedder_input(
 def cosine_distance(a: Float[Array, "b d"], b: Float[Array, "b d"]) -> Float[Array, "b"]:
     """Returns 1 - cosine, which is 0 for the same direction."""
     dot = (a * b).sum(-1)
-    # The square root has no slope at zero.
+    # sqrt has an infinite slope at zero.
     return 1.0 - dot * jax.lax.rsqrt(jnp.maximum((a * a).sum(-1) * (b * b).sum(-1), 1e-12))

@@ -60,7 +60,7 @@ IRESNET_LAYERS = {
 
 
 class IResNet(nnx.Module):
-    """insightface's network: 512 numbers of a face.
+    """insightface's network: a face as 512 numbers.
 
     It is published for 112 x 112 pixels and 64 channels.
     """
@@ -176,7 +176,7 @@ class Bottleneck(nnx.Module):
 
 
 class MobileFaceNet(nnx.Module):
-    """MobileFaceNet (Chen et al. 2018): 128 numbers of a face.
+    """MobileFaceNet (Chen et al. 2018): a face as 128 numbers.
 
     It is published for 112 x 96 pixels and 64 channels.
     """

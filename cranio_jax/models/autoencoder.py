@@ -55,7 +55,7 @@ class AutoencoderKLConfig:
             if blocks != (kind,) * len(self.block_out_channels):
                 raise ValueError(
                     f"{name}={getattr(self, name)} is not implemented: "
-                    f"one {kind} for each of block_out_channels"
+                    f"only one {kind} for each of block_out_channels is"
                 )
 
     @classmethod
@@ -80,7 +80,7 @@ class AttentionBlock(Attention):
 
 
 class _Stage(nnx.Module):
-    """Residual blocks of one resolution and the sampler behind them."""
+    """Residual blocks of one resolution, then a down- or upsampler."""
 
     def __init__(self, c, features_in, features, layers, sampler, *, dtype=None, rngs: nnx.Rngs):
         self.resnets = nnx.List(

@@ -135,7 +135,7 @@ class CLIPEncoder(nnx.Module):
 
 
 class CLIPTextModel(nnx.Module):
-    """Turns token ids into a sequence of vectors, to all of which Stable Diffusion attends."""
+    """Turns token ids into a sequence of vectors, which Stable Diffusion attends to."""
 
     def __init__(self, config: CLIPTextConfig, *, dtype=None, rngs: nnx.Rngs):
         c = self.config = config

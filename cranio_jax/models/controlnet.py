@@ -52,7 +52,7 @@ class ControlNetConfig(UNet2DConditionConfig):
         if self.conditioning_channels not in (1, 3):
             raise ValueError(
                 f"conditioning_channels={self.conditioning_channels} is not implemented; "
-                "only 3 and 1 are, for an X-ray is grey"
+                "only 3 and 1 are, since an X-ray is grey"
             )
 
 
@@ -133,7 +133,7 @@ class ControlNetModel(nnx.Module):
         picture = run(self.controlnet_cond_embedding, controlnet_cond, remat=self.remat)
         if picture.shape[1:3] != sample.shape[1:3]:
             raise ValueError(
-                f"the picture comes to {picture.shape[1:3]} and the latents are "
+                f"the picture is reduced to {picture.shape[1:3]}, and the latents are "
                 f"{sample.shape[1:3]}: conditioning_embedding_out_channels must have one entry for "
                 "each halving, and one more"
             )

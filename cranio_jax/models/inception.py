@@ -1,7 +1,7 @@
 """The FID's Inception (Heusel et al. 2017): TensorFlow's graph of 2015-12-05.
 
 Attribute paths are the keys of its PyTorch port. It differs from torchvision's Inception v3:
-averages leave out the padding, the last block takes a maximum, there are 1008 classes, and pictures
+average pools exclude padding, the last block max-pools, there are 1008 classes, and pictures
 are scaled as TensorFlow 1 scaled them.
 """
 
@@ -21,7 +21,7 @@ SIDE = 299
 def tensorflow_resize(
     x: Float[Array, "b h w c"], size: int = SIDE
 ) -> Float[Array, "b size size c"]:
-    """Returns pictures scaled by TensorFlow 1's bilinear method, which does not smooth."""
+    """Returns pictures scaled by TensorFlow 1's bilinear method, without antialiasing."""
     for axis in (1, 2):
         count = x.shape[axis]
         place = np.arange(size, dtype=np.float32) * np.float32(count / size)
@@ -64,7 +64,7 @@ class ConvNorm(nnx.Module):
 
 
 def _windows(x, combine, stride: int = 1):
-    """Returns each three neighbours combined along rows, then columns.
+    """Returns every three neighbours combined along rows, then columns.
 
     On a CPU, XLA's own windows take three to eight times as long.
     """

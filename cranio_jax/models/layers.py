@@ -28,7 +28,7 @@ def convolve(
     """Returns a convolution, computed in the form that is fastest on the backend.
 
     On a CPU, a 1 x 1 convolution, or one with more channels than pixels, becomes a matrix product.
-    XLA's own code reaches a half and a third of the speed for these, and copies the flipped kernel
+    XLA's own code is two and three times slower for these, and copies the flipped kernel
     for each gradient. It takes up to six times as long without padding as with some, so one column
     is added and its result cut off.
     """
@@ -254,7 +254,7 @@ def attend(
     if not cudnn_takes(q):
         return jax.nn.dot_product_attention(q, k, v)
     lengths = None
-    # JAX supports cuDNN's gradients for even lengths only; CLIP's 77 tokens get a masked one more.
+    # JAX supports cuDNN's gradients for even lengths only; CLIP's 77 tokens get one more, masked.
     if k.shape[1] % 2:
         lengths = jnp.full(k.shape[0], k.shape[1], jnp.int32)
         k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
@@ -334,7 +334,7 @@ class FeedForward(nnx.Module):
 
 
 class BasicTransformerBlock(nnx.Module):
-    """Self-attention, cross-attention and feed-forward, each behind a layer norm."""
+    """Self-attention, cross-attention and feed-forward, each after a layer norm."""
 
     def __init__(self, dim: int, dim_context: int, heads: int, *, dtype=None, rngs: nnx.Rngs):
         self.norm1 = nnx.LayerNorm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -387,7 +387,7 @@ class Transformer2DModel(nnx.Module):
         self, hidden: Float[Array, "b h w c"], context: Float[Array, "b m d"]
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = hidden.shape
-        # A 1 x 1 convolution and a linear layer over the last axis are the same sum.
+        # A 1 x 1 convolution and a linear layer over the last axis are equivalent.
         inner = self.proj_in(self.norm(hidden)).reshape(b, h * w, c)
         for block in self.transformer_blocks:
             inner = block(inner, context)

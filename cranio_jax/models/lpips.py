@@ -14,13 +14,13 @@ from jaxtyping import Array, Float
 from cranio_jax.errors import InputError
 from cranio_jax.models.layers import NoLayer, ReLU, conv
 
-# The published heads were fitted behind this scaling of pictures in [-1, 1].
+# The published heads were fitted with this scaling of pictures in [-1, 1].
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 class MaxPool(nnx.Module):
-    """Largest of each window; `ceil` keeps a last window that is cut off by the edge."""
+    """Maximum of each window; `ceil` keeps a last window that is cut off by the edge."""
 
     def __init__(self, window: int, ceil: bool = False):
         self.window = window
@@ -108,7 +108,7 @@ def check_side(trunk: str, height: int, width: int) -> None:
 
 def _unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Returns `x` scaled to length one along the channels."""
-    # The square root has no slope at zero; a channel that is dead everywhere must not make NaN.
+    # sqrt has an infinite slope at zero; a channel that is dead everywhere must not give NaN.
     square = (x**2).sum(-1, keepdims=True)
     length = jnp.sqrt(jnp.where(square > 0, square, 1.0)) * (square > 0)
     return x / (length + 1e-10)
@@ -118,7 +118,7 @@ class Head(nnx.Module):
     """Learnt weights of a tap's channels."""
 
     def __init__(self, features: int, *, dtype=None, rngs: nnx.Rngs):
-        # The published heads' keys are `linK.model.1.weight`, behind a dropout.
+        # The published heads' keys are `linK.model.1.weight`, after a dropout.
         self.model = nnx.List(
             [NoLayer(), conv(features, 1, 1, dtype=dtype, rngs=rngs, use_bias=False)]
         )

@@ -414,7 +414,7 @@ class PatchSampler(nnx.Module):
 
 
 def levels_of(size: int) -> int:
-    """Returns how often Pix2Pix's U-Net halves pictures of `size` pixels, 8 times at most.
+    """Returns how many times Pix2Pix's U-Net halves pictures of `size` pixels, 8 times at most.
 
     Raises ValueError if the size is impossible.
     """

@@ -155,7 +155,7 @@ class UNet2DConditionConfig:
 
 
 def run(layer: nnx.Module, *inputs: Array, remat: bool) -> Array:
-    """Returns what a layer makes of its inputs.
+    """Returns a layer's output.
 
     With `remat` the backward pass computes the layer's activations again, and only its inputs are
     kept in memory until then.

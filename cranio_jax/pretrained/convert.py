@@ -14,7 +14,7 @@ from cranio_jax.pretrained.kinds import check_hash, recognise
 def convert(file: pathlib.Path, out: pathlib.Path) -> str:
     """Writes the weights in `file` to `out` as safetensors in float32, and says what they are.
 
-    Keys are torch's. Raises InputError if the name promises other content, or the content is
+    Keys are torch's. Raises InputError if the name contradicts the content, or the content is
     unknown.
     """
     if not file.is_file():

@@ -86,7 +86,7 @@ def open_part(path: pathlib.Path, part: str, network: str) -> Iterator[dict[str,
     """Yields one network's tensors, by torch's keys, from a file that may hold several networks.
 
     `part` and `network` are those of `Kind`. Raises InputError, naming the file, if it holds
-    another network, or anything besides those that are known.
+    another network, or unknown tensors.
     """
     with open_weights(path) as tensors:
         if _read_note(path):

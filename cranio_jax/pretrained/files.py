@@ -1,4 +1,4 @@
-"""Files of weights: which of a folder's to take, and tensors one at a time."""
+"""Weight files: choosing a folder's, and reading tensors one at a time."""
 
 import contextlib
 import functools
@@ -110,8 +110,8 @@ def sha256(path: pathlib.Path) -> str:
 def open_weights(path: pathlib.Path) -> Iterator[dict[str, Tensor]]:
     """The tensors by key of a weights file, an index of shards, or a folder with either.
 
-    Nothing is read but headers until a tensor's `read` is called, but for ONNX files and torch's
-    of before version 1.6, which are read at once. Torch files are read with `weights_only=True`
+    Only headers are read until a tensor's `read` is called; ONNX files, and torch files from
+    before version 1.6, are read at once. Torch files are read with `weights_only=True`
     and need torch; an ONNX file needs onnx and must hold an IResNet. Raises InputError, naming
     the file, where it is missing or damaged, or holds a tensor twice.
     """
@@ -184,9 +184,9 @@ def _torch(file: pathlib.Path, zipped: bool) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Files of before torch 1.6 are no archives, and can't be mapped.
+            # Files from before torch 1.6 are not archives, and can't be mapped.
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # torch raises many kinds
+    except Exception as error:  # torch raises many kinds of errors
         raise InputError(
             f"{file}: damaged, or holds more than weights ({_torch_reason(str(error))})"
         ) from None
@@ -227,6 +227,6 @@ def _state(content: Any, file: pathlib.Path, kind: type) -> dict[str, Any]:
         states[""] = own
     known = {name: state for name, state in states.items() if name in _STATES} or states
     if len(known) > 1:
-        names = ", ".join(str(name) or "tensors of no name" for name in known)
+        names = ", ".join(str(name) or "unnamed tensors" for name in known)
         raise InputError(f"{file}: holds several sets of tensors ({names}); keep one of them")
     return next(iter(known.values()), {})

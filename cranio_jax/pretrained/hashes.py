@@ -25,7 +25,7 @@ def sha256_of(files: Sequence[pathlib.Path]) -> str:
         stats = [file.stat() for file in files]
         if sum(stat.st_size for stat in stats) < _LARGE:
             return _digest(files)
-        # The time of change can't be set by hand, as that of modification can.
+        # Unlike the modification time, the change time can't be set by hand.
         stamp = [[s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for s in stats]
         names = "\n".join(str(file.resolve()) for file in files)
         kept = _folder() / f"{hashlib.sha256(names.encode()).hexdigest()}.json"

@@ -24,7 +24,7 @@ from cranio_jax.pretrained.names import torch_key, torch_shape
 KNOWN = {
     "w600k_r50.onnx": "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
 }
-# What torchvision's classifiers have behind the trunk, which no distance needs.
+# Layers after the trunk of torchvision's classifiers, which no distance needs.
 CLASSIFIERS: dict[str, dict[int, tuple[int, ...]]] = {
     "vgg": {0: (4096, 25088), 3: (4096, 4096), 6: (1000, 4096)},
     "alex": {1: (4096, 9216), 4: (4096, 4096), 6: (1000, 4096)},
@@ -52,14 +52,14 @@ _BLOCK = re.compile(r"layer([1-4])\.(\d+)\.prelu\.weight")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A network that is known, or a part of one.
+    """A known network, or a part of one.
 
     Attributes:
       part: 'inception', 'embedder', 'trunk' or 'heads'.
       network: of `models.EMBEDDERS` or `models.TRUNKS`; 'inception' for the Inception.
       title: in words.
       probe: the key of a tensor without which a file can't be of this kind.
-      make: builds the network from what its layers take as `rngs`.
+      make: builds the network from the `rngs` of its layers.
       prefix: of the paths of the part's parameters.
       published: False for heads whose values are of neither release of LPIPS.
     """
@@ -90,7 +90,7 @@ class Kind:
         return weights | {f"classifier.{i}.bias": shape[:1] for i, shape in layers.items()}
 
     def tensors_in(self, tensors: dict[str, Tensor], before: str) -> dict[str, Tensor]:
-        """Returns those with the names and shapes of this kind's, behind the prefix `before`."""
+        """Returns those with the names and shapes of this kind's, after the prefix `before`."""
         return {
             key: tensors[before + key]
             for key, shape in self.shapes.items()
@@ -127,9 +127,9 @@ def _build(network: Callable[..., Any], rngs: Any) -> Any:
 def recognise(tensors: dict[str, Tensor], what: str) -> list[tuple[Kind, dict[str, Tensor]]]:
     """Returns the kinds that a file holds, each with its tensors by torch's keys.
 
-    One file may hold several parts of LPIPS, each behind the trunk's name. Raises InputError,
-    naming `what` and what was found, where a tensor is of nothing known, and for LPIPS's heads
-    of v0.0, which were fitted behind other inputs.
+    One file may hold several parts of LPIPS, each after the trunk's name. Raises InputError,
+    naming `what` and what was found, where a tensor is unknown, and for LPIPS's heads
+    of v0.0, which were fitted to other inputs.
     """
     current = current_tensors(tensors, what)
     parts: list[tuple[Kind, dict[str, Tensor]]] = []
@@ -196,7 +196,7 @@ def _why_not(current: dict[str, Tensor], rest: dict[str, Tensor], what: str) -> 
     if all(blocks) and blocks not in IRESNET_LAYERS.values():
         depths = "; ".join(f"{n}: {counts}" for n, counts in IRESNET_LAYERS.items())
         return f"{what} is an IResNet of {blocks} blocks in its stages; known are {depths}"
-    # A deeper network may share as many tensors: of equals the one with less missing is nearer.
+    # A deeper network may share as many tensors: on a tie, the one that lacks fewer is nearer.
     near, shared, before = max(
         ((k, k.tensors_in(current, b), b) for k in kinds() for b in _prefixes(k)),
         key=lambda candidate: (len(candidate[1]), -len(candidate[0].shapes)),
@@ -204,7 +204,7 @@ def _why_not(current: dict[str, Tensor], rest: dict[str, Tensor], what: str) -> 
     if 2 * len(shared) < len(near.shapes):
         some = min(current, default="none")
         return (
-            f"{what} holds {len(current)} tensors, such as {some!r}, of none that is known: {known}"
+            f"{what} holds {len(current)} tensors, such as {some!r}, of no known network: {known}"
         )
     for key, shape in near.shapes.items():
         if before + key not in current:
@@ -213,7 +213,7 @@ def _why_not(current: dict[str, Tensor], rest: dict[str, Tensor], what: str) -> 
             seen = current[before + key].shape
             return f"{what} is not {near.title}: its tensor {key!r} is {seen}, expected {shape}"
     return (
-        f"{what} holds {near.title} and {len(rest)} tensors more, such as {min(rest)!r}, so it is "
+        f"{what} holds {near.title} and {len(rest)} more tensors, such as {min(rest)!r}, so it is "
         "another network"
     )
 
@@ -225,7 +225,7 @@ def _blocks(tensors: dict[str, Tensor]) -> tuple[int, ...]:
 
 
 def check_hash(file: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file's content. Raises InputError if its name promises another.
+    """Returns the SHA-256 of a file's content. Raises InputError if its name states another.
 
     A name as torch's hub gives it, `vgg16-397923af.pth`, holds the beginning of the hash; some
     other names are KNOWN.

@@ -110,7 +110,7 @@ def load(
         # A transposed view: the copy to the device transposes faster than numpy does.
         shape = torch_shape(path, shapes[path])
         value = from_torch(path, tensor.read().reshape(shape).astype(dtype, copy=False))
-        # A copy still under way would keep `value` alive beside the next tensor.
+        # A copy still under way would keep `value` alive with the next tensor.
         return jax.block_until_ready(
             jax.make_array_from_callback(value.shape, shardings[path], value.__getitem__)
         )

@@ -21,7 +21,7 @@ _FACTOR = re.compile(
 )
 _ALPHA = re.compile(r"(?P<layer>.+?)(?:[._]lora)?\.alpha")
 _ROLES = {"A": "down", "B": "up"}
-# What tells that a file adds something else, in the order in which it is asked.
+# Patterns of keys that show that a file is not LoRA, in the order of the checks.
 _OTHERS = (
     (r"hada_", "LoHa, products of two low-rank matrices"),
     (r"lokr_", "LoKr, Kronecker products"),
@@ -222,7 +222,7 @@ def _text_aliases(shapes: Shapes) -> list[tuple[str, str]]:
 def _no_layer(key: str, layers: Mapping[str, Shapes]) -> str:
     parts = " and ".join(part.replace("_", " ") for part in layers)
     return (
-        f"the tensor {key!r} finds no layer in the model's {parts}, so the file is for another "
+        f"the tensor {key!r} fits no layer of the model's {parts}, so the file is for another "
         "model, or of a kind that is not implemented. Name a LoRA for this model."
     )
 
@@ -256,7 +256,7 @@ def _checked_rank(
         fits = fits and down[1:2] == weight[1:2] and all(n == 1 for n in down[2:])
     if not fits:
         raise InputError(
-            f"{what}: {keys['down']!r} {down} and {keys['up']!r} {up} don't give the layer "
+            f"{what}: {keys['down']!r} {down} and {keys['up']!r} {up} don't fit the layer "
             f"{key!r}, which is {weight}, so the file is for another model. "
             "Name a LoRA for this model."
         )
@@ -272,7 +272,7 @@ def _alphas(path: pathlib.Path, tensors: Mapping[str, Tensor]) -> dict[str, floa
     except safetensors.SafetensorError:
         return {key: float(np.asarray(tensors[key].read()).reshape(())) for key in keys}
     except (ValueError, TypeError):
-        raise InputError(f"pretrained.lora={path.name}: an alpha is not one number") from None
+        raise InputError(f"pretrained.lora={path.name}: an alpha is not a number") from None
 
 
 def _strength(path: pathlib.Path, what: str) -> Any:
@@ -285,7 +285,7 @@ def _strength(path: pathlib.Path, what: str) -> Any:
         notes = json.loads(text) if text else {}
         notes = dict(notes)
     except (ValueError, TypeError):
-        raise InputError(f"{what}: its header's lora_adapter_metadata is damaged") from None
+        raise InputError(f"{what}: its lora_adapter_metadata is damaged. Fetch it again.") from None
 
     def scale(part: str, key: str, rank: int) -> float:
         return _noted_scale(notes, part, key.removesuffix(".weight"), rank, what)

@@ -1,6 +1,6 @@
 """Reader of insightface's IResNets in their ONNX release.
 
-The release's tensors have no useful names, so the graph tells which is which. Most batch norms are
+The release's tensors have no useful names, so the graph identifies them. Most batch norms are
 folded into the convolutions before them. The network keeps its batch norms: a folded one gets the
 convolution's bias and is the identity otherwise.
 """
@@ -29,7 +29,7 @@ class _Graph:
         try:
             model = onnx.load(file)
         except Exception as error:  # protobuf's class is in no public module
-            raise InputError(f"{file}: damaged, or no ONNX file ({type(error).__name__})") from None
+            raise InputError(f"{file}: damaged, or not ONNX ({type(error).__name__})") from None
         self.file = file
         self.name = model.graph.input[0].name if model.graph.input else ""
         self.values = {
@@ -111,13 +111,13 @@ def _conv_norm(
 def read_iresnet(file: pathlib.Path) -> dict[str, np.ndarray]:
     """Returns an IResNet's tensors from its ONNX file, by the keys of the PyTorch network.
 
-    Raises InputError if the file holds another network, or tensors besides.
+    Raises InputError if the file holds another network, or additional tensors.
     """
     graph = _Graph(file)
     try:
         tensors = _walk(graph)
     except ValueError as error:  # a node with more or fewer tensors
-        raise InputError(f"{file.name} is no IResNet: a layer is another ({error})") from None
+        raise InputError(f"{file.name} is no IResNet: a layer differs ({error})") from None
     if graph.unread:
         raise InputError(
             f"{file.name} holds {len(graph.unread)} tensors more than an IResNet, such as "

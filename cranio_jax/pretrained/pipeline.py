@@ -28,7 +28,7 @@ from cranio_jax.pretrained.single_file import (
 from cranio_jax.pretrained.tokenizer import CLIP, TOKENIZER_FILES, check_tokenizer, fitted_tokenizer
 
 NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-# Parts of later families (XL, 3, Flux, inpainting by image, ...) whose networks are others.
+# Parts of later families (XL, 3, Flux, inpainting by image, ...) whose networks differ.
 FOREIGN = ("text_encoder_2", "text_encoder_3", "transformer", "prior", "image_encoder")
 
 
@@ -49,7 +49,7 @@ class Pipeline:
       folders: by part, where its files are; a single file may hold several parts. LoRA files are
         'lora', 'lora 2' and so on, and the one that training continues is 'unet_lora' too.
       settings: by part, the content of its config.json (scheduler_config.json for the scheduler),
-        or what a single file tells of it; None stands for what that doesn't tell.
+        or what a single file states of it, None where it states nothing.
       name: what the user called it: a hub id, or the folder's own name. It holds no path.
       loras: what each LoRA file adds, by its name in `folders`.
       lora_scale: factor of all additions.
@@ -120,7 +120,7 @@ class Pipeline:
         return hashlib.sha256(" ".join([*hashes, repr(self.lora_scale)]).encode()).hexdigest()
 
     def check(self, settings: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raises InputError for a setting that a single file doesn't tell, and nobody else does.
+        """Raises InputError for a setting that neither a single file nor the user gives.
 
         Args:
           settings: by part, those of this pipeline with the user's own over them.
@@ -130,7 +130,7 @@ class Pipeline:
             for field in (field for field in fields if where.is_file()):
                 if settings[part].get(field) is None:
                     raise InputError(
-                        f"method.{part}.{field}: {where.name} doesn't tell it. "
+                        f"method.{part}.{field}: {where.name} doesn't state it. "
                         f"Set it: {HINTS[field]}."
                     )
 
@@ -166,7 +166,7 @@ def find(
     parts: tuple[str, ...] = (),
     patterns: list[str] | None = None,
 ) -> pathlib.Path:
-    """Returns the folder that `where` names: one here, else a hub id, fetched unless it is cached.
+    """Returns the folder that `where` names: local, else a hub id, fetched unless it is cached.
 
     Of a hub's many formats the one that `files.choose` prefers is fetched for each of `parts`, or,
     without parts, for the repository's top folder; with `patterns`, what these name. Raises
@@ -193,7 +193,7 @@ def find(
         raise InputError(
             f"{where} (revision {revision or 'main'}): the hub says {str(error).splitlines()[0]}"
         ) from None
-    except Exception:  # no network; of which class that is depends on the hub's version
+    except Exception:  # no network; the class depends on the hub's version
         wanted = None
     try:
         return pathlib.Path(
@@ -207,7 +207,7 @@ def find(
     except errors.LocalEntryNotFoundError:
         raise InputError(
             f"{where}: not a folder here, not in the hub's cache, and the hub can't be reached; "
-            "fetch it where there is a network"
+            "fetch it with a network connection"
         ) from None
 
 
@@ -256,7 +256,7 @@ def _open_pipeline(
         for field, value in others.items():
             if value:
                 raise InputError(
-                    f"pretrained.{field} is set and pretrained.model is not; "
+                    f"pretrained.{field} is set, but pretrained.model is not; "
                     f"{_ARTICLES[field]} belongs to a model"
                 )
         return Pipeline()
@@ -277,7 +277,7 @@ def _open_pipeline(
     check_tokenizer(folders["tokenizer"])
     if file or tokenizer:
         text = settings["text_encoder"]
-        # OpenCLIP fills up prompts with the first word, CLIP with the end mark.
+        # OpenCLIP pads prompts with the first word, CLIP with the end mark.
         pad = {"gelu": "first", "quick_gelu": "end"}[text["hidden_act"]] if file else "own"
         folders["tokenizer"] = fitted_tokenizer(
             folders["tokenizer"],
@@ -312,7 +312,7 @@ def _folder(model: str, revision: str) -> tuple[dict[str, pathlib.Path], dict[st
         inside = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".ckpt")]
         if inside:
             raise InputError(
-                f"pretrained.model={folder}: it is no diffusers folder and holds {inside[0]}. "
+                f"pretrained.model={folder}: it is not a diffusers folder, and holds {inside[0]}. "
                 "Name that file."
             )
     index = read_settings(folder / "model_index.json")
@@ -372,7 +372,7 @@ def _other_part(
     if scales[0] != scales[1]:
         raise InputError(
             f"pretrained.{part}={path.name}: its scaling_factor is {scales[1]}, the model's own "
-            f"has {scales[0]}, so its latents are others. Use an autoencoder of the same family."
+            f"has {scales[0]}, so its latents differ. Use an autoencoder of the same family."
         )
     return path, settings
 
@@ -390,7 +390,7 @@ def _clip_vocabulary() -> pathlib.Path:
         return find(CLIP, patterns=list(TOKENIZER_FILES))
     except InputError as error:
         raise InputError(
-            f"pretrained.tokenizer='': a single file holds no tokenizer, and CLIP's can't be had "
+            f"pretrained.tokenizer='': a single file has no tokenizer, and CLIP's can't be fetched "
             f"({error}). Set it to a folder with vocab.json and merges.txt, or to a hub id."
         ) from None
 

@@ -41,7 +41,7 @@ _TITLES = {
     "text_encoder": "a text encoder",
     "controlnet": "a ControlNet",
 }
-# What tells that a file is of another kind, in the order in which it is asked.
+# Patterns of keys that show that a file is of another kind, in the order of the checks.
 _OTHERS = (
     (r"joint_blocks\.", "Stable Diffusion 3"),
     (r"double_(?:stream_)?blocks\.|single_transformer_blocks\.", "Flux or a relative of it"),
@@ -60,7 +60,7 @@ _INPUTS = {
     9: "an inpainting model",
     8: "InstructPix2Pix",
     7: "an upscaler",
-    5: "a model of depth",
+    5: "a depth model",
 }
 # Modules whose objects torch files of training frameworks hold beside the weights.
 _BYSTANDERS = ("pytorch_lightning", "lightning", "omegaconf", "numpy", "_codecs", "typing")
@@ -89,7 +89,7 @@ def find_file(where: str, revision: str = "") -> pathlib.Path | None:
         )
     except errors.LocalEntryNotFoundError:
         reason = "it is not in the hub's cache, and the hub can't be reached"
-    except Exception as error:  # of which class depends on the hub's version
+    except Exception as error:  # the class depends on the hub's version
         reason = f"the hub says {[*str(error).splitlines(), type(error).__name__][0]}"
     raise InputError(f"{where}: no such file here, and {reason}. Fetch it first.")
 
@@ -171,7 +171,7 @@ def read_part(tensors: Tensors, part: str, what: str) -> dict[str, Tensor]:
       what: names the file in errors.
 
     Returns:
-      None of them if the file doesn't hold the part. A key that isn't known is kept as it is.
+      Empty if the file doesn't hold the part. A key that isn't known is kept as it is.
 
     Raises:
       InputError: the file is of another family, or holds a ControlNet's difference.
@@ -282,7 +282,7 @@ def module_places(layers: list[int]) -> dict[str, str]:
         for layer in range(count + 1):
             places |= _resnet(f"output_blocks.{block}.0", f"up_blocks.{level}.resnets.{layer}")
             places[f"output_blocks.{block}.1"] = f"up_blocks.{level}.attentions.{layer}"
-            # Behind a transformer where there is one.
+            # After a transformer where there is one.
             for place in (1, 2):
                 name = f"output_blocks.{block}.{place}.conv"
                 places[name] = f"up_blocks.{level}.upsamplers.0.conv"
@@ -388,7 +388,7 @@ def read_settings_of(
 ) -> dict[str, dict[str, Any]]:
     """Returns what config.json files would say of the parts that a file holds.
 
-    A value is None where the file doesn't tell it. With a U-Net come the scheduler's settings.
+    A value is None where the file doesn't state it. With a U-Net come the scheduler's settings.
 
     Args:
       path: of the file; only names and shapes are read.
@@ -403,7 +403,7 @@ def read_settings_of(
     if "vae" in settings and _is_of_xl(path):
         raise InputError(
             f"{what}: by its name or its notes it is the autoencoder of Stable Diffusion XL, "
-            "whose latents are others. Use one of Stable Diffusion 1.x or 2.x."
+            "whose latents differ. Use one of Stable Diffusion 1.x or 2.x."
         )
     return settings
 
@@ -433,7 +433,7 @@ def is_open_clip(tensors: Iterable[str]) -> bool:
 
 
 def _scheduler(tensors: Tensors, notes: Mapping[str, str], what: str) -> dict[str, Any]:
-    """Returns the noise schedule's settings; the prediction type is None if nothing tells it.
+    """Returns the noise schedule's settings; the prediction type is None if nothing states it.
 
     Files of Stable Diffusion 2 predict velocity or noise and hold the same tensors.
     """
@@ -466,14 +466,14 @@ def _scheduler(tensors: Tensors, notes: Mapping[str, str], what: str) -> dict[st
             }
     raise InputError(
         f"{what}: its noise levels (alphas_cumprod, {levels.size} of them) are not those of "
-        "Stable Diffusion. Use a diffusers folder, whose scheduler says how they come about."
+        "Stable Diffusion. Use a diffusers folder, whose scheduler defines them."
     )
 
 
 def _missing(tensors: Tensors, parts: Iterable[str], what: str) -> str:
     if any(key.startswith("model_ema.") for key in tensors) and not _under(tensors, "unet")[0]:
         return (
-            f"{what}: it holds averaged weights alone (model_ema.), whose names don't tell the "
+            f"{what}: it holds only averaged weights (model_ema.), whose names don't show the "
             "layers. Use a file with model.diffusion_model."
         )
     present = [_TITLES[part] for part in _TITLES if _under(tensors, part)[0]]
@@ -555,7 +555,7 @@ def _controlnet_settings(known: _Known) -> dict[str, Any]:
     first = known[f"{embedding}.conv_in.weight"]
     blocks = range(known.count(f"{embedding}.blocks"))
     widths = [known[f"{embedding}.blocks.{i}.weight"][0] for i in blocks]
-    # What shapes don't tell is the U-Net's, whose copy it is.
+    # Settings that shapes don't show are those of the U-Net that it copies.
     settings = _unet_settings(known)
     for field in ("up_block_types", "attention_head_dim", "norm_num_groups"):
         del settings[field]

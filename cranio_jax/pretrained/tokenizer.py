@@ -8,7 +8,7 @@ from typing import Any
 
 from cranio_jax.errors import InputError
 
-# Whose vocabulary Stable Diffusion has, and the files that may make up a tokenizer.
+# The source of Stable Diffusion's vocabulary, and the files of a tokenizer.
 CLIP = "openai/clip-vit-large-patch14"
 TOKENIZER_FILES = (
     "vocab.json",
@@ -49,7 +49,7 @@ def open_tokenizer(folder: pathlib.Path) -> Any:
 
     try:
         return CLIPTokenizer.from_pretrained(folder)
-    except Exception as error:  # the libraries below raise many kinds, one of them bare
+    except Exception as error:  # the libraries raise many kinds of errors
         reason = [*str(error).splitlines(), type(error).__name__][0]
         raise InputError(f"{folder}: the tokenizer can't be read ({reason})") from None
 
@@ -64,8 +64,8 @@ def fitted_tokenizer(folder: pathlib.Path, words: int, length: int, pad: str) ->
       folder: with CLIP's vocabulary.
       words: how many the text encoder knows.
       length: the most tokens that it takes.
-      pad: what fills up short prompts: 'end' for the mark of the end, 'first' for the first word,
-        'own' for what the tokenizer's files say.
+      pad: what pads short prompts: 'end' for the end mark, 'first' for the first word,
+        'own' for the token that its files name.
 
     Raises:
       InputError: the tokenizer has more words than the text encoder, or can't be read.

@@ -68,7 +68,7 @@ def page(
             for d in inspection["duplicates"][: _SHOWN // 2]
             for which in ("first", "second")
         ]
-        words = "X-rays of different subjects that look like one, in pairs."
+        words = "X-rays of different subjects that look the same, in pairs."
         parts.append(_section("Near-duplicates", words, pictures))
     if inspection["odd_exposure"]:
         pictures = [
@@ -105,8 +105,8 @@ def _painted(painted: Sequence[Entry]) -> str:
         for entry in most_first[:_SHOWN]
     ]
     words = (
-        f"{len(painted)} X-rays, the most painted first. Outlined is what was found and painted "
-        "over; nothing of it must be legible."
+        f"{len(painted)} X-rays, the most painted first. Boxes show the text that was painted "
+        "over; none of it may be legible."
     )
     return _section("Text painted over", words, pictures)
 
@@ -115,7 +115,7 @@ def _suspects(suspects: Sequence[tuple[Entry, Sequence[Box]]]) -> str:
     pictures = [
         (_thumbnail(entry.xray(), boxes), entry.where) for entry, boxes in suspects[:_SHOWN]
     ]
-    words = f"{len(suspects)} X-rays as they would be trained on; outlined is what looks like text."
+    words = f"{len(suspects)} X-rays as they would be trained on; boxes show suspected text."
     return _section("Text suspected", words, pictures)
 
 

@@ -1,3 +1,3 @@
-"""What every page and picture says of a reconstructed face."""
+"""The notice on every page and picture of a reconstructed face."""
 
 NOTICE = "A reconstructed face is a plausible hypothesis, not an identification."

@@ -20,7 +20,7 @@ from cranio_jax.reporting.document import data_uri, document
 from cranio_jax.reporting.notice import NOTICE
 from cranio_jax.runs.log import logged
 
-# What the page says of a run's origin.
+# Fields of the results that show a run's origin.
 _ORIGIN = (
     *("seed", "step", "data", "networks", "weights_sha256", "versions", "devices", "commit"),
     "parameters",
@@ -84,13 +84,13 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     pictures = ""
     if gallery:
         columns = {"X-ray": gallery.xray, "truth": gallery.truth} | gallery.faces
-        pictures = f"<h2>People it never saw</h2>{_side_by_side(columns, gallery.captions)}"
+        pictures = f"<h2>Test people</h2>{_side_by_side(columns, gallery.captions)}"
     body = f"""<p class=small>{subtitle}</p>
 <p class=notice>{NOTICE}</p>
 {tables.web(results, "pictures")}
 <p class=small>The mean face is the training mean of the same view, age and BMI change; shuffled
 X-rays give each person somebody else's X-ray of the same view and sex. A mean of several samples
-is no face that was drawn and is not compared with single samples.</p>
+is not itself a sample, and is not compared with single samples.</p>
 {pictures}
 {tables.web(results, "retrieval")}
 {charts.all_match_curves(results.retrieval)}
@@ -137,7 +137,7 @@ def study(
 <h2>The same people by each method</h2>{_side_by_side(columns, captions)}
 {tables.web(results, "retrieval")}
 {charts.all_match_curves(results.retrieval)}
-<h2>While they trained</h2>{curves}"""
+<h2>During training</h2>{curves}"""
     heading = f"Faces from skull X-rays: {results.study}"
     return _write(workdir / "study.html", document(results.study, heading, body))
 

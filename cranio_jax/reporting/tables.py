@@ -10,12 +10,12 @@ from cranio_jax.files.atomic import whole_file
 from cranio_jax.metrics.estimates import Estimate
 from cranio_jax.metrics.registry import metric_of, place_of, title_of
 
-# Recall says the same.
+# They equal recall@1.
 _LEFT_OUT = ("map@1", "mrr@1")
 
 
 class Cell(NamedTuple):
-    """A number and how sure it is, as text; both empty where there is none."""
+    """A number and its uncertainty, as text; both empty where there is none."""
 
     value: str = ""
     spread: str = ""
@@ -143,7 +143,7 @@ def _retrieval_notes(protocol: Retrieval, name: str) -> list[str]:
             for key, v in protocol.against.items()
             if key.startswith("recall")
         )
-        notes.append(f"against shuffled X-rays: {values} (signs of subjects drawn anew)")
+        notes.append(f"against shuffled X-rays: {values} (subjects' signs flipped at random)")
     if "recall@1" in next(iter(protocol.rows.values()), ()):
         notes.append("mAP@1 and MRR@1 are recall@1")
     return notes
@@ -158,14 +158,14 @@ def _costs(costs: Mapping[str, Mapping[str, float]]) -> Table:
         ]
         rows.append((name, cells))
     note = (
-        "of one seed; operations are counted, of products and convolutions; seconds are those of "
+        "one seed; operations of matrix products and convolutions; seconds are those of "
         "the machine it ran on"
     )
     return Table("Cost", [c.title for c in _COSTS], rows, [note])
 
 
 def _differences(rows: Rows, best: Mapping[str, str] | None, against: str) -> Table:
-    notes = ["paired by subject; an interval that does not hold 0 is a difference"]
+    notes = ["paired by subject; an interval that excludes 0 is a difference"]
     if best:
         names = (
             f"{title_of(key)} {name}"
@@ -177,14 +177,14 @@ def _differences(rows: Rows, best: Mapping[str, str] | None, against: str) -> Ta
 
 
 def counted(results: Scored) -> str:
-    """Returns how many pictures were scored, and of how many subjects if pictures have such."""
+    """Returns how many pictures were scored, and of how many subjects if they are known."""
     if results.unpaired:
         return f"{results.images} generated, {results.reference_images} real"
     return f"{results.images} of {results.subjects} subjects"
 
 
 def picture_notes(results: Scored) -> list[str]:
-    """Returns what a reader must know of the table of pictures."""
+    """Returns what a reader must know about the table of pictures."""
     notes = [
         "means over subjects with 95 % intervals of resampling subjects; ± is a standard deviation "
         "over subsets or splits"

@@ -21,9 +21,9 @@ from cranio_jax.errors import InputError
 from cranio_jax.files import buckets
 from cranio_jax.files.atomic import write_json
 
-# Sizes and check sums of a checkpoint's files, in its own folder.
+# Sizes and checksums of a checkpoint's files, in its own folder.
 _SUMS = "cranio_jax_sums.json"
-# TensorStore's words for a bucket that is there and can't be read.
+# TensorStore's words for a bucket that exists and can't be read.
 _NO_ACCESS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "UNAVAILABLE")
 
 
@@ -37,7 +37,7 @@ def _prepare_orbax() -> None:
 
 
 def _unraisable(what: Any) -> None:
-    """Hides what follows a failed save.
+    """Hides errors that follow a failed save.
 
     Orbax raises the first error. Each array that ends later finds its event loop closed, and would
     print a traceback.
@@ -51,7 +51,7 @@ def _unraisable(what: Any) -> None:
 class Checkpoints:
     """Checkpoints in a folder, written in the background. Leaving `with` waits for the last one.
 
-    Orbax gives a checkpoint its name when it is complete. Check sums of its files are then written
+    Orbax gives a checkpoint its name when it is complete. Checksums of its files are then written
     beside it, so that a checkpoint that a disk has damaged later is not used.
     """
 
@@ -62,7 +62,7 @@ class Checkpoints:
         keep_period: int | None = None,
         clean: bool = False,
     ):
-        """Opens or makes the folder.
+        """Opens or creates the folder.
 
         Args:
           folder: of the checkpoints.
@@ -79,7 +79,7 @@ class Checkpoints:
         self._folder = folder
         self._damaged: set[int] = set()
         self._sealing: threading.Thread | None = None
-        # A bucket has check sums of its own.
+        # A bucket has checksums of its own.
         self._local = not buckets.is_remote(folder)
         _prepare_orbax()
         with self._written():
@@ -91,7 +91,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, *exc: object) -> None:
-        # The first error says more than one of closing would.
+        # The first error is more useful than one from closing.
         with contextlib.suppress(Exception) if kind else self._written():
             self._manager.close()
             self._seal()
@@ -142,7 +142,11 @@ class Checkpoints:
         while (step := self.latest) is not None:
             changed = _changed_file(self._folder / str(step)) if cluster.is_first() else None
             restored: Any = None
-            why = f"{changed} is not as it was written"
+            why = (
+                f"{changed} is not as it was written"
+                if changed
+                else "another process can't read it"
+            )
             if cluster.of_first(np.array(changed is None)):
                 # Orbax and TensorStore raise errors of many kinds on a damaged file.
                 try:
@@ -154,8 +158,8 @@ class Checkpoints:
                 return step, restored["state"], restored["data"]
             self._damaged.add(step)
             cluster.say(
-                f"the checkpoint of step {step} in {self._folder} is damaged ({why}); the one"
-                " before it is tried"
+                f"the checkpoint of step {step} in {self._folder} is damaged ({why}); trying"
+                " the one before it"
             )
         raise InputError(
             f"no checkpoint in {self._folder} is whole; remove the folder to start again"
@@ -172,7 +176,7 @@ class Checkpoints:
             )
 
     def _seal(self) -> None:
-        """Starts to write the check sums of the newest step, if they are missing."""
+        """Starts to write the checksums of the newest step, if they are missing."""
         step = self.latest
         if (
             step is None
@@ -208,7 +212,7 @@ def _sum(path: pathlib.Path) -> int:
 
 
 def _write_sums(folder: pathlib.Path) -> None:
-    # The checkpoint may be gone by now. Without sums it is trusted.
+    # The checkpoint may be gone by now. Without checksums it is trusted.
     with contextlib.suppress(OSError):
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = {str(path.relative_to(folder)): [path.stat().st_size, _sum(path)] for path in files}
@@ -218,7 +222,7 @@ def _write_sums(folder: pathlib.Path) -> None:
 def _changed_file(folder: pathlib.Path) -> str | None:
     """Returns the first file of a checkpoint that is not as it was written.
 
-    None if all are, or if there are no check sums.
+    None if all are, or if there are no checksums.
     """
     if not (folder / _SUMS).exists():
         return None
@@ -230,7 +234,7 @@ def _changed_file(folder: pathlib.Path) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """Returns why, in a few words: those of the OSError at the root, if there is one."""
+    """Returns the reason in a few words: the OSError at the root, if there is one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

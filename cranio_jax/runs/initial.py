@@ -32,7 +32,7 @@ def mark(workdir: str) -> dict[str, Any]:
     found = steps(folder)
     if not found:
         raise InputError(
-            f"{FIELD}={workdir}: it holds no checkpoint. Name a folder that was trained in."
+            f"{FIELD}={workdir}: it holds no checkpoint. Name the workdir of a trained run."
         )
     newest = folder / str(max(found))
     networks = sorted(_networks(_stored(newest)))
@@ -60,12 +60,12 @@ def load(
 
     Args:
       where: the other run's folder.
-      began: from `mark`, when this run began.
+      began: from `mark`, when this run started.
       shapes, shardings: of this run's `(state, frozen)`.
       frozen_only: leaves out what this run trains.
 
     Raises:
-      InputError: the runs' networks differ, or the weights aren't there any more.
+      InputError: the runs' networks differ, or the weights are gone.
     """
     trained, frozen = (_networks(tree) for tree in shapes)
     places = _networks(shardings[0]) | _networks(shardings[1])
@@ -74,7 +74,7 @@ def load(
     folder = _checkpoints(where) / str(began["step"])
     if not folder.is_dir() or began["sha256"] != _digest(folder):
         raise InputError(
-            f"{FIELD}={where}: the weights that this run began with are gone. Put them back."
+            f"{FIELD}={where}: the weights that this run started from are gone. Put them back."
         )
 
     # What there is, and where it goes.
@@ -98,9 +98,12 @@ def load(
     try:
         reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         return _networks(reader.restore(folder / "state", args=arguments))
-    except Exception as error:  # Orbax and TensorStore raise what they like on a damaged file
+    except Exception as error:  # Orbax and TensorStore raise many kinds on a damaged file
         reason = str(error).partition("\n")[0][:200]
-        raise InputError(f"{FIELD}={where}: its checkpoint is damaged ({reason})") from None
+        raise InputError(
+            f"{FIELD}={where}: its checkpoint of step {began['step']} is damaged ({reason}). "
+            "Remove that step's folder and this workdir to start from the one before."
+        ) from None
 
 
 def _networks(tree: Any) -> dict[str, dict[str, Any]]:
@@ -110,7 +113,7 @@ def _networks(tree: Any) -> dict[str, dict[str, Any]]:
     for name, value in tree.get("statistics", {}).items():
         if isinstance(value, dict):
             networks[name] |= value
-        else:  # of the only network that is no table of classes
+        else:  # of the only network that is not a table of classes
             networks[next(n for n in networks if n not in _OF_THE_COHORT)][name] = value
     return networks
 
@@ -121,7 +124,7 @@ def _compare(where: str, name: str, theirs: dict[str, Any], ours: dict[str, Any]
     for path in sorted(theirs.keys() | ours.keys()):
         sides = [tuple(part[path].shape) if path in part else None for part in (theirs, ours)]
         if sides[0] != sides[1]:
-            there, here = ("lacking" if side is None else f"{side}" for side in sides)
+            there, here = ("missing" if side is None else f"{side}" for side in sides)
             raise InputError(
                 f"{FIELD}={where}: {path!r} of {name} is {there} there and {here} in this run. Give"
                 " both the same networks."

@@ -23,7 +23,7 @@ def logged(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 
 class _Lines:
-    """A file that grows by lines. In a bucket, where files can't grow, each line writes it all."""
+    """A file that grows by lines. In a bucket, where files can't grow, each line rewrites it."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path
@@ -77,7 +77,7 @@ class Writer:
         return self
 
     def __exit__(self, kind: type | None, *exc: object) -> None:
-        # The first error says more than one of closing would.
+        # The first error is more useful than one from closing.
         with contextlib.suppress(OSError) if kind else self._written():
             for part in (self._lines, self._board):
                 if part:

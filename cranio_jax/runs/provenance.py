@@ -18,7 +18,7 @@ _LIBRARIES = (
 
 
 def public_config(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns a configuration without paths: they say more of the user than of the run."""
+    """Returns a configuration without paths: they say more about the user than the run."""
     public = _without_paths(config.to_dict())
     public["data"]["data_dir"] = ""
     public["reconstruct"]["xrays"] = ""

@@ -21,7 +21,7 @@ def shardings_of(method: Method, mesh: jax.sharding.Mesh) -> tuple[Any, Any]:
 
 
 class Restored(NamedTuple):
-    """A state to go on from.
+    """A state to resume from.
 
     Attributes:
       state: of the method.
@@ -43,9 +43,9 @@ def restore_or_init(
     workdir: pathlib.Path,
     checkpoints: Checkpoints,
 ) -> Restored:
-    """Returns the state of our newest checkpoint.
+    """Returns the state of our newest whole checkpoint.
 
-    Without one, the state begins with another run's weights (`train.init_from`), with published
+    Without one, the state starts from another run's weights (`train.init_from`), with published
     ones, or with fresh ones. Raises InputError if weights can't be read or do not fit.
     """
     shapes, shardings = shardings_of(method, mesh)
@@ -61,7 +61,7 @@ def restore_or_init(
             loaded[network] = loaded.get(network, {}) | params
 
     # `init` runs once. A CPU compiles it in half the time with few optimisations, to the same
-    # numbers; most of a small network's start is that.
+    # numbers; it is most of a small network's start-up.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     quickly = {"xla_backend_optimization_level": 1} if on_cpu else None
     key = sharding.random_key(config.seed, mesh)
@@ -85,7 +85,7 @@ def restore_or_init(
 def restore(
     config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> tuple[Method, jax.sharding.Mesh, Any, Any, int]:
-    """Returns `(method, mesh, state, frozen, step)` of the newest checkpoint.
+    """Returns `(method, mesh, state, frozen, step)` of the newest whole checkpoint.
 
     Raises InputError if there is none, or it is another experiment's.
     """

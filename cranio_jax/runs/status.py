@@ -1,4 +1,4 @@
-"""What a training notes of itself while it runs."""
+"""The status file that a run writes."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from cranio_jax.files.atomic import write_json
 
 @contextlib.contextmanager
 def running(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Iterator[None]:
-    """Notes in run.json that a training runs here, and in the end how it ended."""
+    """Records in run.json that a run is in progress here, and finally how it ended."""
     t = config.train
     run = {
         "state": "training",

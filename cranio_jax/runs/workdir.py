@@ -1,4 +1,4 @@
-"""The experiment that a folder holds: what may change while it goes on, and what may not."""
+"""The experiment that a folder holds: what may change when it resumes, and what may not."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from cranio_jax.files.atomic import write_json
 from cranio_jax.methods import Method
 from cranio_jax.runs import initial
 
-# Fields that say what to do with an experiment and where, not which experiment it is.
+# Fields that say what to do with an experiment and where; they do not identify it.
 _FREE = (
     *(
         "job",
@@ -32,14 +32,14 @@ _FREE = (
     *("train.stop_at", "train.log_every", "train.checkpoint_every", "train.keep"),
     *("train.keep_period", "train.remat"),
 )
-# Places of weights, which are known by their content instead.
+# Paths of weights, which are identified by their content instead.
 _PLACES = (
     *("pretrained.model", "pretrained.controlnet", "pretrained.revision", "pretrained.vae"),
     *("pretrained.tokenizer", "pretrained.lora", "train.init_from", "method.files"),
     *("method.losses.trunk_file", "method.losses.heads_file", "method.losses.embedder_file"),
     "method.losses.decoder",
 )
-# Fields that may change while an experiment goes on. Each change is noted in its history.
+# Fields that may change when an experiment resumes. Each change is noted in its history.
 _ADJUSTABLE = (
     *("train.num_steps", "train.learning_rate", "train.schedule", "train.warmup_steps", "train.b1"),
     *("train.b2", "train.weight_decay", "train.clip_norm", "train.ema_decay", "train.batch_size"),
@@ -52,16 +52,16 @@ _NEW: dict[str, tuple[Any, ...]] = {"pretrained.lora_scale": (1.0,)}
 
 
 def identity(config: ml_collections.ConfigDict, method: Method) -> dict[str, Any]:
-    """Returns the part of a configuration that makes an experiment what it is, as JSON.
+    """Returns the part of a configuration that identifies an experiment, as JSON.
 
-    Published weights are in it by their SHA-256, not by their place.
+    Published weights are in it by their SHA-256, not by their path.
     """
     fields = _without(config.to_dict(), (*_FREE, *_PLACES))
-    # The records' name tells of all their settings, and of no path.
+    # The records' name contains all their settings, and no path.
     kept = {name: config.data[name] for name in ("cached_variants", "validation_subjects")}
     fields["data"] = kept | {"records": data.records_name(config.data)}
     fields["weights"] = method.weight_hashes()
-    # What published files say of themselves; names with an underscore are notes of their writer.
+    # Settings in published files; names with an underscore are notes of their writer.
     fields["settings"] = {
         part: (
             {n: v for n, v in own.items() if not n.startswith("_")}
@@ -105,7 +105,7 @@ def check(
 ) -> list[tuple[str, Any, Any]]:
     """Raises InputError if `workdir` holds another experiment.
 
-    Returns the name, the old and the new value of each field that may change on the way and did.
+    Returns the name, the old and the new value of each changeable field that has changed.
     """
     there = read_identity(workdir)
     if not there:
@@ -152,7 +152,7 @@ def claim(workdir: pathlib.Path, config: ml_collections.ConfigDict, method: Meth
         except OSError as error:
             raise InputError(f"{workdir} can't be written ({error.strerror or error})") from None
     for name, old, new in changes:
-        cluster.say(f"from here on {name} is {new}, before it was {old}")
+        cluster.say(f"from now on {name} is {new} (was {old})")
     cluster.wait_for_all("workdir")
     for _ in range(60):  # folders shared over a network may lag behind
         if path.exists():

@@ -1,4 +1,4 @@
-"""The latent cache: outputs of frozen networks for all records, kept beside these."""
+"""The latent cache: outputs of frozen networks for all records, kept beside them."""
 
 import dataclasses
 import hashlib
@@ -30,14 +30,14 @@ def training_examples(
 ) -> tuple[data.Examples, data.Prepare]:
     """Returns `(examples, prepare)` to train on.
 
-    `prepare` augments an example, and adds what frozen networks make of it: latents of the face,
+    `prepare` augments an example, and adds the outputs of frozen networks: latents of the face,
     the context of the prompt. That comes from files in `encoded/`, in the records' own folder
     (the local copy of records in a bucket). A file's name is the hash of everything its content
     depends on: records, weights, settings, augmentation, seed. So any change makes a new file, and
     files may be removed at any time.
 
-    Of each pair `data.cached_variants` augmented variants are encoded. A step draws one of them,
-    and exposes and erases its X-ray anew. With 0 variants nothing is kept.
+    For each pair, `data.cached_variants` augmented variants are encoded. A step draws one of them,
+    and exposes and erases its X-ray at random. With 0 variants nothing is kept.
 
     Raises InputError if files can't be written.
     """
@@ -112,7 +112,7 @@ class _Cache:
 
     Attributes:
       folder: where they are.
-      method, frozen: what encodes.
+      method, frozen: the encoder.
       mesh: where batches lie.
       batch_size: of encoding.
     """
@@ -130,7 +130,7 @@ class _Cache:
         count: int,
         fields_of: Callable[[int], dict[str, Any]],
     ) -> np.ndarray:
-        """Returns `(count, ...)` rows of a field, mapped from a file that is written if need be.
+        """Returns `(count, ...)` rows of a field, mapped from a file that is written if missing.
 
         Args:
           field: of `method.encode`.
@@ -153,7 +153,7 @@ class _Cache:
             except OSError as error:
                 size = count * shape.size * shape.dtype.itemsize / 2**30
                 raise InputError(
-                    f"{self.folder} can't take the {size:.2g} GB of encoded records"
+                    f"{self.folder} can't hold the {size:.2g} GB of encoded records"
                     f" ({error.strerror or error}); make room, name another data.data_dir (or"
                     " data.cache_dir, for records in a bucket), or set data.cached_variants=0"
                 ) from None

@@ -52,7 +52,7 @@ class Run:
       step: the jitted training step.
       validation: scores held-out faces on the way; None if it is not asked for.
       frozen: parameters that are not trained.
-      batches: of this process, from where the run goes on.
+      batches: of this process, from where the run resumes.
       checkpoints: where states are saved.
       first: how many steps are done already.
       last: the step to end with.
@@ -92,7 +92,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> State:
             checkpoints.save(done, state, run.batches.get_state())
         if done < last:
             raise cluster.Preempted(
-                f"told to stop after step {done}, whose state is kept; start it again to go on"
+                f"stopped on request after step {done}, which is saved; start again to resume"
             )
     return state
 
@@ -106,7 +106,7 @@ def _start(
     checkpoints: Checkpoints,
     last: int,
 ) -> tuple[Run, State]:
-    """Returns what the loop works with, and the state that it begins with."""
+    """Returns what the loop works with, and the state that it starts from."""
     t = config.train
     # The state: the newest checkpoint's, or a fresh one.
     state, frozen, first, position = restore_or_init(method, mesh, config, workdir, checkpoints)
@@ -121,7 +121,7 @@ def _start(
     rows = sharding.local_rows(t.batch_size, mesh)
     batches = data.TrainingBatches(examples, t.batch_size, config.seed, prepare, rows, position)
     if position is not None:
-        cluster.say(f"going on from step {first}")
+        cluster.say(f"resuming from step {first}")
     run = Run(
         config=config,
         workdir=workdir,
@@ -157,7 +157,7 @@ def progress(start: int, total: int) -> Iterator[tqdm]:
         "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {elapsed} gone, "
         "{remaining} left{postfix}"
     )
-    quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file wants few lines
+    quiet = 0.1 if sys.stderr.isatty() else 20.0  # a log file needs few lines
     with tqdm(
         total=total,
         initial=start,

@@ -38,7 +38,7 @@ class Subject(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """How much people differ in what the skull does not determine.
+    """How much people differ in traits that the skull does not determine.
 
     Attributes:
       skin: standard deviation of the skin's luminance, relative.

@@ -24,7 +24,7 @@ from data_builders.shards import Record, shards
 SIZES = (64, 128, 256)
 PAIRINGS = ("matched", "all_views")
 
-# Template places on the skin, for the alignment of faces: ArcFace's five, the chin and the ears.
+# Template positions on the skin, for the alignment of faces: ArcFace's five, the chin and the ears.
 FACE_LANDMARKS = {
     "right eye": (32, 84, 16.5),
     "left eye": (-32, 84, 16.5),
@@ -87,7 +87,7 @@ class PhantomConfig(tfds.core.BuilderConfig):
 
     @property
     def spread(self) -> cohort.Spread:
-        """How much people differ in what the skull does not determine."""
+        """How much people differ in traits that the skull does not determine."""
         return cohort.Spread(self.skin_spread, self.hair_spread, self.depth_spread)
 
 
@@ -101,7 +101,7 @@ def _png(picture: np.ndarray | jax.Array) -> bytes:
 class Builder(LocalBuilder):
     """Paired skull X-rays and faces of a procedural cohort. See README.md beside this file."""
 
-    # To be raised whenever the same settings give other records.
+    # Increase it whenever the same settings give different records.
     VERSION = tfds.core.Version("1.4.0")
     RELEASE_NOTES = {
         "1.0.0": "First cohort.",
@@ -256,7 +256,7 @@ def _projected(
 def make_config(**settings) -> PhantomConfig:
     """Returns the configuration with these settings.
 
-    It is one of BUILDER_CONFIGS where that has the same name, as TFDS demands.
+    It is taken from BUILDER_CONFIGS where one has its name, as TFDS requires.
     """
     config = PhantomConfig(**settings)
     return Builder.builder_configs.get(config.name, config)

@@ -71,7 +71,7 @@ def _visible_ear(p, tissue: Tissue):
 
 
 def outer_distance(p, skull: Skull, tissue: Tissue):
-    """Signed distance in mm to what light meets first: skin, eyes or hair."""
+    """Signed distance in mm to the visible surface: skin, eyes or hair."""
     q = _folded(bones.to_template(p, skull))
     bare = soft.skin_without_ears(q, tissue)
     brow = 0.7 * step(brow_region(q, tissue), 0.5, 0.8)
@@ -331,7 +331,7 @@ def _painted(points, skull: Skull, tissue: Tissue, colour: Colour):
 @partial(jax.jit, static_argnames="view")
 def _lit(value, normal, above, albedo, gloss, view: str):
     sky = surface.openness_from_distances(above)
-    # Rays that have not reached the surface count little beside the others of their pixel.
+    # Rays that have not reached the surface count little compared with the others of their pixel.
     settled = jnp.where(jnp.abs(value) < 1.0, 1.0, 1e-3)
     return jnp.concatenate(
         [surface.shade(view, jnp.stack(normal, -1), albedo, sky, gloss), settled[:, None]], -1

@@ -52,7 +52,7 @@ def ceiling(size: int = 64, subjects: int = 120) -> dict[str, float]:
     """Returns two mean PSNRs in dB on the test subjects.
 
     The first is that of the mean training face. The second is that of the true skull with new
-    draws of all other traits: methods that see only the skull can't be expected to get far above.
+    draws of all other traits: methods that see only the skull can't be expected to do much better.
     """
     splits = cohort.split(0, subjects)
     conditions = [(age, change) for age in cohort.AGES for change in cohort.BMI_CHANGES]

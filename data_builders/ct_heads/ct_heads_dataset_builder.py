@@ -61,12 +61,12 @@ class CtHeadsConfig(ListedConfig):
     bend: float = 5.0
 
     def __post_init__(self):
-        in_range = self.variants >= 0 and 0 <= self.turn <= 15
-        if not (in_range and 0 <= self.shift <= 20 and 0 <= self.bend <= 12):
-            raise ValueError(
-                "variants, turn, shift or bend is below 0, or above 15 degrees, 20 mm or 12 mm, "
-                "where a head is no longer plausible"
-            )
+        if self.variants < 0:
+            raise ValueError(f"variants={self.variants} is below 0")
+        # Beyond these a head is no longer plausible.
+        for name, most, unit in (("turn", 15, "degrees"), ("shift", 20, "mm"), ("bend", 12, "mm")):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name}={value} is out of range. Use 0 to {most} {unit}")
         super().__post_init__()
 
 
@@ -137,7 +137,7 @@ class Builder(LocalBuilder):
         rows, problems = read_rows(config)
         examination = examine_volumes(rows)
         remarks = examination.remarks
-        problems += config.bad_rows(examination.problems)
+        problems += config.leave_out(examination.problems)
         for number, words in sorted(remarks.items()):
             for remark in words:
                 print(f"{config.manifest_path.name}, row {number}: {remark}", file=sys.stderr)
@@ -190,7 +190,7 @@ def read_rows(config: CtHeadsConfig) -> tuple[list[Row], list[tuple[int, str]]]:
             problems.append((number, str(problem)))
     if not rows and not problems:
         raise InputError(f"{config.manifest_path.name} holds no row below its header")
-    return rows, config.bad_rows(problems)
+    return rows, config.leave_out(problems)
 
 
 def _row(number: int, values: dict[str, str], config: CtHeadsConfig) -> Row:
@@ -227,7 +227,7 @@ def _check_distinct(row: Row, rows: list[Row]) -> None:
 
 
 class Examination(NamedTuple):
-    """The result of a look at all volumes.
+    """The result of examining all volumes.
 
     Attributes:
       problems: `(row number, words)` of volumes that are not heads.
@@ -248,7 +248,7 @@ def examine_volumes(rows: list[Row]) -> Examination:
                 remarks[row.number] = words
         except UnreadableError as error:
             problems.append((row.number, f"volume={row.volume.name!r}: {error}"))
-        except Exception as error:  # readers raise many kinds; one volume must not end a build
+        except Exception as error:  # readers raise many errors; one volume must not end a build
             problems.append(
                 (row.number, f"volume={row.volume.name!r}: not readable ({type(error).__name__})")
             )

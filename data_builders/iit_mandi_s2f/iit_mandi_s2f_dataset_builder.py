@@ -196,9 +196,7 @@ def _unpack(path: pathlib.Path, scratch: pathlib.Path) -> None:
             ]
             size = sum(member.file_size for member in members)
             if size > MAX_BYTES or len(members) > 10 * SUBJECTS:
-                raise InputError(
-                    f"{path.name} unpacks to more than {SUBJECTS} people's X-rays can be"
-                )
+                raise InputError(f"{path.name} is too large for {SUBJECTS} people's X-rays")
             for member in members:
                 name = pathlib.PurePosixPath(member.filename).name
                 (scratch / name).write_bytes(archive.read(member))
@@ -240,10 +238,10 @@ def check(embeddings: dict[str, Array], xrays: dict[XrayKey, Radiograph]) -> Non
     if numbers != set(embeddings):
         unmatched = sorted(numbers ^ set(embeddings))[:10]
         raise InputError(
-            f"X-rays without an embedding, or the other way round: {', '.join(unmatched)}"
+            f"X-rays without an embedding, or embeddings without X-rays: {', '.join(unmatched)}"
         )
     if len(numbers) != SUBJECTS:
-        raise InputError(f"{len(numbers)} subjects are there; the set has {SUBJECTS}")
+        raise InputError(f"only {len(numbers)} of {SUBJECTS} subjects are there; download it again")
 
 
 def _one(folder: pathlib.Path, pattern: str) -> pathlib.Path:

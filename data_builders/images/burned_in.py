@@ -21,25 +21,25 @@ from data_builders.images.text_reader import Line, read_letter, read_line, read_
 
 # Lines of text.
 _READING_SIDE = 640  # pixels of the side at which letters of 2 % of the height are read
-_LEGIBLE = 1.25  # pixels at which text is read for each of the record, where letters may have 5
+_LEGIBLE = 1.25  # reading size relative to the record, in which letters may have 5 pixels
 _SCORE = 0.5  # of the recogniser, for three letters and more
 _LONE_SCORE = 0.75  # for one or two
 _TALLEST = 0.15  # of the side, for two letters and more
 _TALLEST_LONE = 0.1  # of the side, for one
 _LEVELLING = 24.0  # pixels: over which mean and contrast are made equal
-_LIKE_BONE = "01IOlmoQ"  # what teeth, notches of the film and edges of bone are read as
+_LIKE_BONE = "01IOlmoQ"  # what teeth, notches of the film and edges of bone are misread as
 _EXTENDED_SCORE = 0.9
 _EXTENSIONS = 2  # by which a line is made longer at each end
-_ROUNDS = 3  # what stood close to text may be read only after that text is gone
+_ROUNDS = 3  # text close to other text may be readable only once that is gone
 
 # Lone letters.
 _MARKER_SCORE = 0.85  # for a shape that may be a side marker
 _SHAPE_SIDE = 1024  # pixels of the side at which lone letters are looked for
 # Levels of contrast: a letter that touches bone stands alone at one of them.
 _LEVELS = (0.06, 0.12, 0.25, 0.45)
-_MOST_LONE = 12  # shapes that are read; the crispest
+_MOST_LONE = 12  # number of shapes that are read, crispest first
 
-_RIM = 6  # pixels around a box that its filling comes from, at least
+_RIM = 6  # minimum width in pixels of the rim that a box is filled from
 
 
 class Box(NamedTuple):
@@ -142,7 +142,7 @@ def _extended(line: Line, picture: UInt8[Array, "h w"]) -> Float[Array, "4 2"]:
 
 
 def _continues(words: str, longer: str) -> bool:
-    """Returns True if `longer` is `words` and a further letter that bone is not mistaken for."""
+    """Returns True if `longer` is `words` plus a letter that bone is not misread as."""
     before = "".join(filter(str.isalnum, words))
     after = "".join(filter(str.isalnum, longer))
     return before in after and bool(set(after.replace(before, "", 1)) - set(_LIKE_BONE))

@@ -21,12 +21,12 @@ _DARKEST = 0.5  # percentile that becomes black
 _BRIGHTEST = 99.8  # percentile that becomes white
 _BINS = 256
 _GAP = 0.1  # of the range of values, empty between a frame and the picture
-_GAP_OF_PADDING = 0.25  # so wide that a bright frame of one value is no part of the picture
+_GAP_OF_PADDING = 0.25  # so wide that a bright frame of one value is not in the picture
 _GAP_SQUEEZING = 0.5  # so wide that a dark frame deserves a remark
 _SPARSE = 0.001  # of all pixels in one bin of a gap
-_SHARE = 0.01  # of all pixels, which a frame has at least
-_RING = 0.1  # of the picture's rim, which a frame covers at least
-_LEVELS = 16  # different values that a picture has at least, for gaps to mean anything
+_SHARE = 0.01  # minimum share of all pixels in a frame
+_RING = 0.1  # minimum share of the picture's rim that a frame covers
+_LEVELS = 16  # minimum number of different values for gaps to mean anything
 
 
 def stretched(image: Grey, inverted: bool = False) -> tuple[Float[Array, "h w"], tuple[str, ...]]:
@@ -73,7 +73,7 @@ def _patient(image: Grey) -> Float[Array, "h2 w2"]:
         step = image.pixels.step()
         sample = np.where(image.aside[::step, ::step], np.nan, sample)
     if not np.isfinite(sample).any():
-        raise UnreadableError("none of its pixels holds a value of the picture")
+        raise UnreadableError("all of its pixels are padding or hidden")
     return sample
 
 
@@ -84,7 +84,7 @@ def _extremes(pixels: Pixels, sign: float) -> tuple[float, float]:
     low = float(whole.min())
     high = float(whole.max())
     if not high > low:
-        raise UnreadableError(f"all pixels have the value {sign * low + 0.0:g}; this is no X-ray")
+        raise UnreadableError(f"all pixels have the value {sign * low + 0.0:g}; not an X-ray")
     return low, high
 
 

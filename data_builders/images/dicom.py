@@ -17,17 +17,17 @@ from data_builders.images.grey import Grey
 from data_builders.images.grey_files import grey_pixels
 
 _SLICES = {
-    "CT": "a CT slice, no X-ray; CT series are read as volumes by ct_heads",
-    "MR": "an MR slice, no X-ray",
-    "PT": "a PET slice, no X-ray",
-    "NM": "a nuclear medicine picture, no X-ray",
-    "US": "an ultrasound picture, no X-ray",
-    "IVUS": "an ultrasound picture, no X-ray",
-    "OCT": "an optical tomography, no X-ray",
-    "OPT": "an optical tomography, no X-ray",
-    "SEG": "a segmentation, no X-ray",
-    "RTDOSE": "a dose, no X-ray",
-    "MG": "a mammogram, no X-ray of a head",
+    "CT": "a CT slice, not an X-ray; CT series are read as volumes by ct_heads",
+    "MR": "an MR slice, not an X-ray",
+    "PT": "a PET slice, not an X-ray",
+    "NM": "a nuclear medicine picture, not an X-ray",
+    "US": "an ultrasound picture, not an X-ray",
+    "IVUS": "an ultrasound picture, not an X-ray",
+    "OCT": "an optical tomography, not an X-ray",
+    "OPT": "an optical tomography, not an X-ray",
+    "SEG": "a segmentation, not an X-ray",
+    "RTDOSE": "a dose, not an X-ray",
+    "MG": "a mammogram, not an X-ray of a head",
 }
 _CLASSES = {
     "CT Image": "CT",
@@ -85,7 +85,7 @@ def _check_deflated(path: pathlib.Path) -> None:
 
 
 def _check_xray(data: Dataset) -> None:
-    """Raises UnreadableError where a data set is no single X-ray."""
+    """Raises UnreadableError where a data set is not a single X-ray."""
     name = _class_name(data)
     if not any(keyword in data for keyword in PIXELS):
         of_class = f" ({name})" if name else ""

@@ -1,4 +1,4 @@
-"""Reading values of DICOM elements from headers that bend the standard."""
+"""Reading values of DICOM elements from headers that violate the standard."""
 
 import functools
 import re
@@ -23,7 +23,7 @@ def groups(data: Dataset) -> Iterator[Dataset]:
 
 
 def items(data: Dataset, keyword: str) -> list[Dataset]:
-    """Returns the items of a sequence; an empty list where it is missing or no sequence."""
+    """Returns the items of a sequence; an empty list where it is missing or not a sequence."""
     value = _value(data, keyword)
     return list(value) if isinstance(value, Sequence) else []
 
@@ -84,7 +84,7 @@ def text(data: Dataset, keyword: str) -> str:
 
 
 def numbers(data: Dataset, keyword: str) -> list[float]:
-    """Returns an element's values, NaN for those that are no number.
+    """Returns an element's values, NaN for those that are not numbers.
 
     Commas are decimal points, or separate numbers that have points.
     """
@@ -104,7 +104,7 @@ def numbers(data: Dataset, keyword: str) -> list[float]:
 
 
 def _number(word: str) -> float:
-    """Returns a word as a number, NaN where it is none."""
+    """Returns a word as a number, NaN where it is not one."""
     try:
         return float(word)
     except ValueError:

@@ -53,7 +53,7 @@ def stated_form(data: Dataset, remarks: list[str]) -> Form:
     rows = header.integer(data, "Rows", 0)
     columns = header.integer(data, "Columns", 0)
     if rows <= 0 or columns <= 0:
-        raise UnreadableError("a DICOM file that states no size of its picture (Rows, Columns)")
+        raise UnreadableError("a DICOM file that does not state its size (Rows, Columns)")
     files.check_size(columns, rows)
 
     # Grey or colours.

@@ -17,7 +17,7 @@ from data_builders.images.grey import Grey, Pixels
 from data_builders.images.grey_files import grey_pixels
 
 _NONE = -(1 << 40)  # no padding value
-_TORN = 3.0  # times as much do neighbours differ where the header's width is wrong
+_TORN = 3.0  # how many times more neighbours differ where the header's width is wrong
 
 
 def interpreted(data: Dataset, array: Array, form: Form, remarks: list[str]) -> Grey:
@@ -73,7 +73,7 @@ def _check_rows(pixels: Pixels) -> None:
         return
     stated = _step_down(pixels, pixels.stored)
     if stated > _TORN * _step_down(pixels, pixels.stored.reshape(width, height)):
-        raise UnreadableError("its rows don't fit together; its header exchanges Rows and Columns")
+        raise UnreadableError("its rows don't fit together; its header swaps Rows and Columns")
 
 
 def _step_down(pixels: Pixels, stored: Array) -> float:
@@ -88,7 +88,7 @@ def _step_down(pixels: Pixels, stored: Array) -> float:
 
 
 def _placed(data: Dataset, pixels: Pixels, form: Form, remarks: list[str]) -> Pixels:
-    """Returns pixels of integers with the values that their bits have.
+    """Returns integer pixels with the values of their bits.
 
     The header states where these bits are. The pixels decide where they contradict it.
     """
@@ -149,7 +149,7 @@ def _code_range(pixels: Pixels, signed: bool) -> tuple[int, int]:
 
 
 def _bits(codes: Array, shift: int, count: int, signed: bool) -> Array:
-    """Returns the numbers that `count` bits from `shift` upwards mean."""
+    """Returns the numbers that `count` bits from `shift` upwards encode."""
     values = (codes >> shift) & ((1 << count) - 1)
     if signed:
         values = np.where(values >> (count - 1), values - (1 << count), values)

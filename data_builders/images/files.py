@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from data_builders.errors import UnreadableError
 
-# Of a picture. No X-ray and hardly a photograph has more; decompression bombs do.
+# Of a picture. No X-ray and hardly any photograph has more; decompression bombs do.
 MAX_PIXELS = 100_000_000
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 TOO_LARGE = "unpacks to more pixels than any X-ray or photograph has"
@@ -39,7 +39,7 @@ _KINDS = {
     b"P5": "other",
     b"P6": "other",
 }
-# What files that are no pictures begin with, and what to do with them.
+# How files that are not pictures begin, and what to do with them.
 _STRANGERS = {
     rb"%PDF": "a PDF document; export its picture as PNG",
     rb"PK\x03\x04|7z\xbc\xaf|Rar!": "an archive; unpack it",
@@ -92,7 +92,7 @@ def _bare_dicom(start: bytes) -> bool:
 
 
 def _stranger(start: bytes) -> str:
-    """Returns what a file is that is no picture, and what to do with it; '' for others."""
+    """Returns what a file that is not a picture is, and what to do with it; '' for others."""
     if not start:
         return "an empty file"
     return next((words for pattern, words in _STRANGERS.items() if re.match(pattern, start)), "")
@@ -102,7 +102,7 @@ def _stranger(start: bytes) -> str:
 def readable() -> Iterator[None]:
     """Turns any error of reading and decoding into an UnreadableError, except MemoryError.
 
-    Warnings about files that bend their standard are dropped, since they may quote names.
+    Warnings about files that violate their standard are dropped, since they may quote names.
     """
     try:
         with warnings.catch_warnings():
@@ -115,7 +115,7 @@ def readable() -> Iterator[None]:
     except (IsADirectoryError, NotADirectoryError):
         raise UnreadableError("a folder, where a file is expected") from None
     except PermissionError:
-        raise UnreadableError("may not be read; change its permissions") from None
+        raise UnreadableError("can't be read; change its permissions") from None
     except Image.DecompressionBombError:
         raise UnreadableError(TOO_LARGE) from None
     except UnidentifiedImageError as error:
@@ -146,7 +146,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def check_single(file: Image.Image, label: str) -> None:
-    """Raises UnreadableError where a file holds several pictures, previews aside."""
+    """Raises UnreadableError where a file holds several pictures, not counting previews."""
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":
         raise UnreadableError(f"holds {frames} pictures; one {label} is expected")

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray as Array
 
 NOT_SQUARE = "its pixels are not square; stretched to the patient's proportions"
-RATIO_ODD = "the ratio of its pixels' sides is implausible; they were taken as square"
+RATIO_ODD = "the ratio of its pixels' sides is implausible; they were treated as square"
 RATIOS_DIFFER = (
     "its header states several ratios of the pixels' sides; the most trusted one was used"
 )
@@ -18,14 +18,14 @@ PADDING_ODD = "its padding value covers the whole picture; it was ignored"
 NOT_FINITE = "pixels that are not numbers were set to black"
 TRANSPARENT = "transparent pixels were set to black"
 ALL_TRANSPARENT = "all of its pixels are transparent; transparency was ignored"
-SHUTTER = "what lies behind its shutter was set to black"
+SHUTTER = "pixels behind its shutter were set to black"
 SHUTTER_ODD = "its shutter leaves nothing of the picture; it was ignored"
 WINDOW = "its window lies outside of the pixels' values; a robust one was used"
 RESCALE = "its rescale slope or intercept is implausible; the stored values were used"
 MODALITY_TABLE = "its modality table doesn't fit the pixels; the stored values were used"
 TABLE_SHORT = "a table of grey values is shorter than it says; its last value was repeated"
 BITS = "its bits are not where the header says; they were read as the pixels show"
-POLARITY_MISSING = "its header doesn't say whether low values are dark; they were taken as dark"
+POLARITY_MISSING = "its header doesn't say whether low values are dark; they were treated as dark"
 POLARITY_CONFLICT = (
     "its header contradicts itself on whether bone is bright; it was shown as stated"
 )

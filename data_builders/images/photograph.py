@@ -30,7 +30,7 @@ def read_photograph(path: pathlib.Path, needed: int = 0) -> tuple[UInt8[Array, "
     else:
         pixels, step = _of_pillow(path, needed)
     if (pixels == pixels[0, 0]).all():
-        raise UnreadableError("all pixels have one colour; this is no photograph")
+        raise UnreadableError("all pixels have one colour; this is not a photograph")
     return pixels, step
 
 
@@ -54,7 +54,7 @@ def _srgb(file: Image.Image) -> Image.Image:
     if file.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)).convert("RGB")
     if file.mode in ("I", "F"):
-        raise UnreadableError("a photograph of more than 16 bit a colour; store it in 8")
+        raise UnreadableError("a photograph of more than 16 bits per channel; store it in 8")
     if "A" in file.mode or "a" in file.mode or "transparency" in file.info:
         whole = file.convert("RGBA")
         file = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
@@ -83,7 +83,7 @@ def _of_raster(path: pathlib.Path) -> UInt8[Array, "h w 3"]:
     if array.dtype == np.uint16:
         array = (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise UnreadableError("a photograph of more than 16 bit a colour; store it in 8")
+        raise UnreadableError("a photograph of more than 16 bits per channel; store it in 8")
 
     # Polarity, channels and transparency.
     if picture.inverted:

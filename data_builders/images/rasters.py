@@ -1,6 +1,6 @@
 """Arrays of pixels from PNG, TIFF, JPEG and other files of pictures, at full depth and upright.
 
-Pillow reads what it reads exactly. imagecodecs and tifffile read the rest, and they verify
+Pillow reads what it can read exactly. imagecodecs and tifffile read the rest, and they verify
 checksums.
 """
 
@@ -74,7 +74,7 @@ def raster(path: pathlib.Path, label: str) -> Raster:
 def _turned(picture: Raster, turn: int) -> Raster:
     """Returns a picture of an EXIF orientation upright.
 
-    Raises UnreadableError where its array is no picture.
+    Raises UnreadableError where its array is not a picture.
     """
     shape = picture.array.shape
     if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or 0 in shape:

@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
 
-# Where aligned faces have the eyes, the tip of the nose and the corners of the mouth, as parts of
+# Where aligned faces have eyes, the tip of the nose and the corners of the mouth, as fractions of
 # the picture's side, the picture's left first. This is ArcFace's template in the middle three
 # fifths of the picture, with room for hair, chin and neck; the margin is our choice.
 PLACES = np.array([[0.405, 0.477], [0.594, 0.476], [0.5, 0.584], [0.423, 0.695], [0.579, 0.694]])

@@ -84,7 +84,7 @@ class Ready(NamedTuple):
 
 
 def stage(jobs: Sequence[Job], folder: pathlib.Path, salt: bytes, label: str) -> list[Ready | str]:
-    """Returns each job's prepared picture, or the words for why it can't be prepared.
+    """Returns each job's prepared picture, or the reason why it can't be prepared.
 
     Pictures that `folder` holds already are not prepared again.
 
@@ -156,7 +156,7 @@ def _prepare_all(todo: dict[pathlib.Path, Job], label: str) -> dict[Job, str]:
 def _prepare_one_by_one(todo: dict[pathlib.Path, Job], bar: tqdm.tqdm) -> dict[Job, str]:
     """Prepares pictures after a worker died, and returns why some can't be prepared.
 
-    There is one process, so that it is known which picture ends it.
+    There is one process, so that it is known which picture crashes it.
     """
     refused: dict[Job, str] = {}
     waiting = list(todo.items())
@@ -168,7 +168,7 @@ def _prepare_one_by_one(todo: dict[pathlib.Path, Job], bar: tqdm.tqdm) -> dict[J
                 try:
                     words = pool.submit(_make, item).result()
                 except loky.process_executor.TerminatedWorkerError:
-                    refused[item[1]] = "ends the program that decodes it, perhaps for memory"
+                    refused[item[1]] = "crashes its decoder, perhaps for lack of memory"
                     break
                 if words:
                     refused[item[1]] = words
@@ -197,7 +197,7 @@ def _make(item: tuple[pathlib.Path, Job]) -> str:
         return str(error)
     except MemoryError:
         return "needs more memory than there is"
-    except Exception as error:  # decoders raise many kinds; one file must not end the build
+    except Exception as error:  # decoders raise many errors; one file must not end the build
         return f"damaged, or in a form that can't be decoded ({type(error).__name__})"
     _write(name.with_suffix(".png"), cv2.imencode(".png", picture)[1].tobytes())
     _write(name.with_suffix(".json"), json.dumps(fields).encode())
@@ -258,6 +258,6 @@ def _check_landmarks(landmarks: Float[np.ndarray, "5 2"], height: int, width: in
         )
     if np.ptp(landmarks, 0).min() < 4 or landmarks[0, 0] >= landmarks[1, 0]:
         raise UnreadableError(
-            "its landmarks are no face's: the picture's left eye comes first, then the right one, "
+            "its landmarks fit no face: the picture's left eye comes first, then the right one, "
             "nose and mouth"
         )

@@ -46,7 +46,7 @@ def read_lines(picture: UInt8[Array, "h w"]) -> list[Line]:
 def _lying(corners: Float[Array, "4 2"]) -> Float[Array, "4 2"]:
     """Returns the corners in the order of a line that is read from left to right.
 
-    The library turns tall boxes by a quarter.
+    The library turns tall boxes by 90 degrees.
     """
     width, height = (np.linalg.norm(corners[0] - corners[i]) for i in (1, 3))
     return np.roll(corners, -1, axis=0) if height >= 1.5 * width else corners

@@ -35,7 +35,7 @@ _UNITS = re.compile(r"[(\[]\s*(?:years?|yrs?|y|in years|kg/m\^?2|px|pixels?|f/m|
 def names_meant(
     names: list[str], needed: Sequence[str], optional: Iterable[str] = ()
 ) -> dict[str, int]:
-    """Returns the place of each known column among the names.
+    """Returns the index of each known column in the names.
 
     An exact name counts before other spellings of it. Raises InputError where two columns read as
     the same.

@@ -101,7 +101,7 @@ class ListedConfig(tfds.core.BuilderConfig):
         """The secret that pseudonyms are made with."""
         return read_salt(self.salt, self.manifest_path, f"data.{self.BLOCK}.salt")
 
-    def bad_rows(self, problems: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    def leave_out(self, problems: list[tuple[int, str]]) -> list[tuple[int, str]]:
         """Prints and returns the problems of rows that are left out.
 
         Raises InputError with all of them where on_bad_row='stop'.
@@ -128,7 +128,7 @@ class ListedConfig(tfds.core.BuilderConfig):
         else:
             split_of = splits.by_seed(sexes, self.test_fraction, self.seed)
         if missing := {"train", "test"} - set(split_of.values()):
-            raise InputError(f"no subject is in the split {min(missing)!r}")
+            raise InputError(f"the split {min(missing)!r} is empty. Change split or test_fraction.")
         return split_of
 
 

@@ -40,7 +40,7 @@ def by_seed(sexes: dict[str, str], test_fraction: float, seed: int) -> dict[str,
 
 
 def by_list(subjects: Iterable[str], path: pathlib.Path) -> dict[str, str]:
-    """Returns 'test' for the subjects that a text file names, one a line, 'train' for the others.
+    """Returns 'test' for the subjects that a text file names, one per line, 'train' for the others.
 
     The text is UTF-8, or UTF-16 with its mark. Quotes around a name and a heading `subject` are
     ignored. Raises InputError where the file can't be read, names a subject that is not in the
@@ -63,7 +63,7 @@ def by_list(subjects: Iterable[str], path: pathlib.Path) -> dict[str, str]:
     if not held_out or len(held_out) == len(known):
         raise InputError(
             f"{path.name} names {'everybody' if held_out else 'nobody'}; "
-            "it lists the test subjects, one a line"
+            "list the test subjects, one per line"
         )
     return {name: "test" if name in held_out else "train" for name in sorted(known.values())}
 

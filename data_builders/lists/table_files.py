@@ -68,7 +68,7 @@ class Sheet(NamedTuple):
       names: of the columns, as they are written.
       lines: the rows below the header, without blank ones.
       separator: of a CSV file, else empty.
-      remarks: oddities that the user should know of.
+      remarks: oddities that the user should know about.
     """
 
     names: list[str]
@@ -114,7 +114,7 @@ def decoded(content: bytes, name: str) -> str:
     try:
         text = content.decode(encoding, errors).removeprefix("\ufeff")
     except UnicodeDecodeError:
-        raise InputError(f"{name} starts as {encoding.upper()} and is not; {_SAVE}") from None
+        raise InputError(f"{name} starts like {encoding.upper()} but is not; {_SAVE}") from None
     if wrong := re.search("[\udc80-\udcff]", text):
         row = _row_at(text, wrong.start())
         raise InputError(
@@ -133,9 +133,7 @@ def _content(path: pathlib.Path) -> bytes:
         if path.is_dir():
             raise InputError(f"{path} is a folder; name the list in it")
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(
-                f"{path.name} is larger than {MAX_BYTES / 1e6:.0f} MB, which no list is"
-            )
+            raise InputError(f"{path.name} is larger than {MAX_BYTES / 1e6:.0f} MB, the limit")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or 'not readable'}") from None
@@ -223,7 +221,7 @@ def _row_problem(values: list[str], separator: str, names: list[str]) -> str:
         width -= 1
     if len(values) <= len(names) and not any(value.strip() for value in values[width:]):
         return ""
-    comma = " (decimal commas do: write 21.9)" if separator == "," else ""
+    comma = " (or write decimal points: 21.9)" if separator == "," else ""
     return (
         f"holds {len(values)} values and the header {width} names; "
         f"put values that hold a {separator!r} in quotes{comma}"
@@ -279,7 +277,7 @@ def _check_archive(archive: zipfile.ZipFile, name: str) -> None:
         if entry.filename.endswith((".xml", ".rels"))
     ]
     if sum(sizes) > MAX_BYTES:
-        raise InputError(f"{name} unpacks to more than {MAX_BYTES / 1e6:.0f} MB, which no list is")
+        raise InputError(f"{name} unpacks to more than {MAX_BYTES / 1e6:.0f} MB, the limit")
 
 
 def _workbook(archive: zipfile.ZipFile, content: bytes, name: str, fit: Fitness) -> Sheet:
@@ -363,7 +361,7 @@ def _parquet(content: bytes, name: str) -> Sheet:
     try:
         file = parquet.ParquetFile(pyarrow.BufferReader(content))
         if file.metadata.num_rows > MAX_ROWS:
-            raise InputError(f"{name} has more than {MAX_ROWS} rows, which no list has")
+            raise InputError(f"{name} has more than {MAX_ROWS} rows, the limit")
         table = file.read()
         nested = [field.name for field in table.schema if pyarrow.types.is_nested(field.type)]
         columns = [

@@ -126,9 +126,9 @@ def _rows(
             values.problem = line.problem
         elif errors:
             words = f"{errors[0]}={values[errors[0]]!r}"
-            values.problem = f"{words} is an error of a formula; mend it in the spreadsheet"
+            values.problem = f"{words} is a formula error; fix it in the spreadsheet"
         elif _ROUNDED.fullmatch(subject):
-            words = f"subject={subject!r} is what a spreadsheet makes of a long number"
+            words = f"subject={subject!r} is a long number that a spreadsheet has rounded"
             values.problem = f"{words}; store it as text"
         yield line.number, values
 
@@ -178,7 +178,7 @@ def stop_or_skip(
     if problems:
         words = tell(problems, name)
         if on_bad_row == "stop":
-            raise InputError(f"{words}\nmend them, or leave them out with --config.{field}=skip")
+            raise InputError(f"{words}\nfix them, or leave them out with --config.{field}=skip")
         print(words.replace("can't be used", "are left out"), file=sys.stderr)
     return problems
 
@@ -223,7 +223,7 @@ def path_of(values: dict[str, str], name: str, root: pathlib.Path) -> pathlib.Pa
     """
     words = f"{name}={values[name]!r}"
     if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", values[name]):
-        raise Problem(f"{words} is an address; write the path of a file")
+        raise Problem(f"{words} is a URL; write the path of a file")
     bare = values[name].strip("\"'\u201c\u201d\u201e\u2018\u2019 ")
     slashed = bare.replace("\\", "/")
     try:
@@ -241,7 +241,7 @@ def path_of(values: dict[str, str], name: str, root: pathlib.Path) -> pathlib.Pa
         if isinstance(error, Problem):
             raise
         if isinstance(error, PermissionError):
-            raise Problem(f"{words} can't be reached; you have no right to read it") from None
+            raise Problem(f"{words} can't be read; you lack the permission") from None
         raise Problem(f"{words} is not a path") from None
     # Say what is wrong.
     if re.match(r"[a-zA-Z]:[\\/]", bare):
@@ -263,7 +263,7 @@ def file_of(values: dict[str, str], name: str, root: pathlib.Path) -> pathlib.Pa
     if not path.stat().st_size:
         raise Problem(f"{words} is an empty file")
     if not os.access(path, os.R_OK):
-        raise Problem(f"{words} can't be read; you have no right to")
+        raise Problem(f"{words} can't be read; you lack the permission")
     return path
 
 

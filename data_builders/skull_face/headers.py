@@ -15,7 +15,7 @@ from pydicom import uid
 from data_builders.errors import UnreadableError
 from data_builders.images.radiograph import read_radiograph
 
-SMALLEST = 64  # pixels along the longer side; what is smaller is a thumbnail
+SMALLEST = 64  # pixels along the longer side; smaller pictures are thumbnails
 _FRONTAL = (
     "frontal front frontale frontalis frontalt frontaal frente pa ap posteroanterior "
     "anteroposterior posterioranterior anteriorposterior прямая 正面 正位"
@@ -210,13 +210,13 @@ def _check(data: Any, path: pathlib.Path) -> None:
     if kind == _DIRECTORY or path.name.upper() == "DICOMDIR":
         raise UnreadableError("tables of contents of a disc (DICOMDIR)")
     if not any(name in data for name in ("SOPClassUID", "Modality", "Rows", "PatientID")):
-        raise UnreadableError("damaged, or no DICOM files whatever their names say")
+        raise UnreadableError("damaged, or not DICOM files despite their names")
     if modality in ("CT", "MR") or any(
         kind == start or kind.startswith(start + ".") for start in _SLICES
     ):
         raise UnreadableError(
-            "slices of a volume (CT or MR), which are no X-rays; "
-            "the builder ct_heads makes X-rays of CT"
+            "slices of a volume (CT or MR), which are not X-rays; "
+            "the builder ct_heads makes X-rays from CT"
         )
     if "PixelData" not in data and "FloatPixelData" not in data:
         raise UnreadableError("reports, settings or documents in DICOM, without a picture")
@@ -232,7 +232,7 @@ def _check(data: Any, path: pathlib.Path) -> None:
         )
     # Check the picture.
     if int(_field(data, "NumberOfFrames") or 1) > 1:
-        raise UnreadableError("films of several frames; save the one that is meant")
+        raise UnreadableError("films of several frames; save the right one")
     height, width = (int(_field(data, name) or 0) for name in ("Rows", "Columns"))
     if not (height and width):
         raise UnreadableError("damaged DICOM files")

@@ -138,7 +138,7 @@ def _row(number: int, values: dict[str, str], root: pathlib.Path) -> tuple[Row, 
     check_filled(values, NEEDED)
     change = 0.0
     if values.get("bmi_change"):
-        unit = "(a part of 1: 0.10 is ten percent more)"
+        unit = "(a fraction: 0.10 is ten percent more)"
         least, most = (percent / 100.0 for percent in BMI_CHANGES)
         change = 100.0 * number_of(values, "bmi_change", least, most, unit)
     mass = number_of(values, "bmi", 8.0, 120.0, "kg/m2") if values.get("bmi") else None
@@ -155,7 +155,7 @@ def _row(number: int, values: dict[str, str], root: pathlib.Path) -> tuple[Row, 
         view=one_of(values, "xray_view", VIEWS),
         inverted=_inverted(values),
     )
-    # Read what is the subject's.
+    # Read the subject's fields.
     split = one_of(values, "split", SPLITS) if values.get("split") else ""
     sex = SEX_WORDS[one_of(values, "sex", SEX_WORDS)]
     return Row(number, values["subject"], sex, split, xray, face), mass
@@ -179,7 +179,7 @@ def _landmarks(values: dict[str, str]) -> tuple[float, ...]:
 
 
 def _with_bmi_changes(rows: list[Row], masses: list[float | None]) -> list[Row]:
-    """Returns rows with each body mass index as its change from the subject's own middle one."""
+    """Returns rows with each body mass index as its change from the subject's own upper median."""
     known: dict[str, list[float]] = defaultdict(list)
     for row, mass in zip(rows, masses, strict=True):
         if mass is not None:
@@ -204,7 +204,7 @@ def _impossible_changes(rows: list[Row]) -> Iterator[tuple[int, str]]:
             yield (
                 row.number,
                 (
-                    f"bmi differs by {change:+.0f} percent from the subject's middle one, which is "
+                    f"bmi differs by {change:+.0f} % from the subject's upper median, which is "
                     f"outside {least:.0f} to {most:.0f}"
                 ),
             )

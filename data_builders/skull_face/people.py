@@ -25,7 +25,7 @@ def name_people(pictures: list[Picture], notes: Notes) -> None:
     """Sets the subject of each picture. Where it is unknown it stays empty, with a note.
 
     A folder is a subject, unless the patients' IDs in it say otherwise. Then the IDs count, and
-    photographs belong to the patient whose X-rays alone lie in the same folder. An ID is ignored
+    photographs belong to the only patient with X-rays in the same folder. An ID is ignored
     if it stands for no patient (`ANON`), or for people of different sex or date of birth.
     """
     # Name people folder by folder.
@@ -42,7 +42,7 @@ def name_people(pictures: list[Picture], notes: Notes) -> None:
         else:
             if len(ids) > 1:
                 notes.remarks[
-                    "folders with several patient IDs, taken for one subject by the date of birth"
+                    "folders with several patient IDs, treated as one subject by the date of birth"
                 ].append(home)
             for picture in members:
                 picture.subject = home
@@ -64,7 +64,7 @@ def agreed(values: Iterable[str]) -> str:
 
 
 def _drop_shared(pictures: list[Picture], notes: Notes) -> None:
-    """Empties IDs that don't tell people apart."""
+    """Clears IDs that don't tell people apart."""
     # IDs that stand for no patient.
     dropped = []
     for picture in pictures:
@@ -82,7 +82,7 @@ def _drop_shared(pictures: list[Picture], notes: Notes) -> None:
             for picture in members:
                 picture.patient = ""
     if dropped:
-        words = "X-rays with an ID that is no patient's or stands for several; it joins nothing"
+        words = "X-rays with an ID that is no patient's or is shared; it is ignored"
         notes.remarks[words] += [str(picture.path) for picture in dropped]
     # One spelling for each ID.
     spelled = {picture.patient.casefold(): picture.patient for picture in pictures}
@@ -171,7 +171,7 @@ def _name_loose(members: list[Picture]) -> None:
         token: agreed(p.patient for p in group)
         for token, group in _grouped(members, _token).items()
     }
-    # Other files: a telling name counts; else the only patient of the same folder.
+    # Other files: an informative name counts; else the only patient of the same folder.
     near = _grouped(members, _folders)
     strangers = {
         folders: any(not p.patient and not _is_counted(p.token) for p in group)
@@ -191,7 +191,7 @@ def _name_loose(members: list[Picture]) -> None:
 def _name_apart(members: list[Picture]) -> None:
     """Names the people of a folder with several IDs.
 
-    A file without an ID belongs to the patient who alone has files in the same folder.
+    A file without an ID belongs to the only patient with files in the same folder.
     """
     # Find the patients by ID, by name and by folder.
     identified = [p for p in members if p.patient]

@@ -33,7 +33,7 @@ class SkullFaceConfig(ListedConfig):
     Attributes:
       pairing: 'matched' pairs each X-ray of a subject with each face of the same view, 'all_views'
         with each face, and 'listed' makes the manifest's pairs only.
-      align: whether frontal faces are turned, scaled and cut by their landmarks; otherwise
+      align: whether frontal faces are turned, scaled and cropped by their landmarks; otherwise
         photographs are kept whole.
       text: what to do with text burned into X-rays: 'paint_over' it, 'refuse' X-rays with text, or
         'keep' it.
@@ -79,16 +79,16 @@ class Pair(NamedTuple):
     ready_face: Ready
 
 
-class Survey(NamedTuple):
+class Pairs(NamedTuple):
     """All pairs of a manifest.
 
     Attributes:
-      pairs: those that can be used.
+      usable: those that can be used.
       problems: `(row number, words)` of rows that are left out.
       files: digest of the files' sizes and times; see `_files_digest`.
     """
 
-    pairs: list[Pair]
+    usable: list[Pair]
     problems: list[tuple[int, str]]
     files: str
 
@@ -146,7 +146,7 @@ class Builder(LocalBuilder):
 
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
-        pairs, problems, files = self.survey()
+        pairs, problems, files = self.pairs()
         # Metadata hold the numbers of rows, not their content.
         remarks = rows_by_words(
             (pair.row, words) for pair in pairs for words in pair.ready_xray.remarks
@@ -165,7 +165,7 @@ class Builder(LocalBuilder):
 
     def entries(self) -> Iterator[Entry]:
         """Yields the future records for inspection; only the pictures are prepared."""
-        for pair in self.survey().pairs:
+        for pair in self.pairs().usable:
             yield Entry(
                 where=f"row {pair.row}",
                 key=pair.ready_xray.png.stem,
@@ -186,7 +186,7 @@ class Builder(LocalBuilder):
                 remarks=pair.ready_xray.remarks,
             )
 
-    def survey(self) -> Survey:
+    def pairs(self) -> Pairs:
         """Returns all pairs, with their pictures prepared.
 
         Raises InputError with all bad rows where on_bad_row='stop': those of the list first, then
@@ -198,12 +198,12 @@ class Builder(LocalBuilder):
         if manifest.ignored:
             columns = ", ".join(manifest.ignored)
             print(f"{config.manifest_path.name}: ignored columns: {columns}", file=sys.stderr)
-        problems = config.bad_rows([*manifest.problems, *_missing_values(config, manifest.rows)])
+        problems = config.leave_out([*manifest.problems, *_missing_values(config, manifest.rows)])
         wrong = {number for number, _ in problems}
         rows = [row for row in manifest.rows if row.number not in wrong]
         # Prepare their pictures.
         ready, unusable = self._prepare(rows)
-        problems += config.bad_rows(unusable)
+        problems += config.leave_out(unusable)
         wrong |= {number for number, _ in unusable}
         rows = [row for row in rows if row.number not in wrong]
         # Pair them.
@@ -211,7 +211,7 @@ class Builder(LocalBuilder):
             {row.subject: row.sex for row in rows}, {row.subject: row.split for row in rows}
         )
         pairs = _pairs(config, rows, ready, split_of)
-        return Survey(pairs, problems, _files_digest(manifest))
+        return Pairs(pairs, problems, _files_digest(manifest))
 
     def _prepare(self, rows: list[Row]) -> tuple[dict[Xray | Face, Ready], list[tuple[int, str]]]:
         """Returns the prepared pictures, and `(row number, words)` of unusable ones."""

@@ -21,7 +21,7 @@ _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
 _LISTS = (".csv", ".xlsx", ".parquet", ".salt")  # the user's list and secret, often in the folder
 _RAW = ".cr2 .cr3 .nef .nrw .arw .dng .raf .orf .rw2 .pef .srw".split()
 _KINDS = {
-    "volumes; the builder ct_heads makes X-rays of CT": ".nii .nii.gz .mha .mhd .nrrd",
+    "volumes; the builder ct_heads makes X-rays from CT": ".nii .nii.gz .mha .mhd .nrrd",
     "videos": ".mp4 .mov .avi .mkv .wmv .mpg .mpeg .m4v .3gp .webm",
     "archives; unpack them first": ".zip .rar .7z .tar .gz .tgz",
     "documents; save pictures in them as JPEG or PNG": ".pdf .doc .docx .odt .rtf .ppt .pptx",
@@ -47,7 +47,7 @@ _GENERIC = set(
         "front side profile pa ap"
     ).split()
 )
-GENERIC = _GENERIC | _PHOTO_WORDS | _XRAY_WORDS  # words that name a content, not a person
+GENERIC = _GENERIC | _PHOTO_WORDS | _XRAY_WORDS  # words that name contents, not a person
 
 
 @dataclasses.dataclass
@@ -114,8 +114,8 @@ def survey(folder: pathlib.Path, notes: Notes) -> list[Picture]:
         except UnreadableError as error:
             notes.left_out[str(error)].append(_shown(inside))
         except PermissionError:
-            notes.left_out["files that you have no right to read"].append(_shown(inside))
-        except Exception as error:  # decoders raise many kinds
+            notes.left_out["files that you lack permission to read"].append(_shown(inside))
+        except Exception as error:  # decoders raise many errors
             notes.left_out[f"damaged files ({type(error).__name__})"].append(_shown(inside))
     return pictures
 
@@ -149,7 +149,7 @@ def _files(folder: pathlib.Path, notes: Notes) -> Iterator[pathlib.Path]:
     """Yields the files in a folder and below, in order, without hidden and system files."""
 
     def note(error: OSError) -> None:
-        notes.left_out["folders that you have no right to read"].append(
+        notes.left_out["folders that you lack permission to read"].append(
             _shown(os.path.relpath(error.filename, folder))
         )
 
@@ -249,7 +249,7 @@ def _kind(path: pathlib.Path, inside: pathlib.PurePosixPath, notes: Notes) -> st
     if several:
         _kind_by_reader(path)
     if not len(pixels):
-        raise UnreadableError("pictures that are transparent all over")
+        raise UnreadableError("pictures that are fully transparent")
     # Judge it by its colours, its name and its camera.
     spread = np.ptp(pixels, axis=-1)
     if np.percentile(spread, 90) <= 12:
@@ -257,22 +257,22 @@ def _kind(path: pathlib.Path, inside: pathlib.PurePosixPath, notes: Notes) -> st
             return "xray"
         if says_photo or camera:
             notes.remarks[
-                "grey pictures taken for photographs by their names or cameras; look at them"
+                "grey pictures treated as photographs by name or camera; check them"
             ].append(_shown(inside))
             return "face"
         notes.remarks[
-            "grey pictures taken for X-rays; if some are photographs, correct the list"
+            "grey pictures treated as X-rays; if some are photographs, correct the list"
         ].append(_shown(inside))
         return "xray"
     if _is_tinted(pixels) and not says_photo:
-        notes.remarks["blueish pictures of one hue taken for X-rays; save them in grey"].append(
+        notes.remarks["bluish pictures of one hue treated as X-rays; save them in grey"].append(
             _shown(inside)
         )
         return "xray"
     if says_xray:
         raise UnreadableError("pictures in colours whose names say X-ray; save them in grey")
     if _hue(pixels)[1] > 0.985:
-        notes.remarks["brownish pictures of one hue taken for photographs; look at them"].append(
+        notes.remarks["brownish pictures of one hue treated as photographs; check them"].append(
             _shown(inside)
         )
     return "face"
@@ -300,7 +300,7 @@ def _kind_by_reader(path: pathlib.Path) -> str:
     if "colours" in words:
         return "face"
     if re.match(r"holds \d+ pictures", words):
-        raise UnreadableError("files of several pictures; save the one that is meant")
+        raise UnreadableError("files of several pictures; save the right one")
     raise UnreadableError(_reason(path, words))
 
 
@@ -312,7 +312,7 @@ def _hue(pixels: UInt8[Array, "pixels 3"]) -> tuple[np.ndarray, float]:
 
 
 def _is_tinted(pixels: UInt8[Array, "pixels 3"]) -> bool:
-    """Returns True if a picture has a single blue or green hue, as films have and skin has not."""
+    """Returns True if a picture has a single blue or green hue, as films do and skin does not."""
     total, unity = _hue(pixels)
     return unity > 0.95 and total[0] < 0
 
@@ -331,4 +331,4 @@ def _reason(path: pathlib.Path, words: str) -> str:
             return reason
     if not words.startswith(("damaged", "not a readable")):
         return words
-    return "damaged pictures" if name.endswith(_PICTURES) else "no pictures"
+    return "damaged pictures" if name.endswith(_PICTURES) else "not pictures"

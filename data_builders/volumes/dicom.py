@@ -26,7 +26,7 @@ IMAGES = "1.2.840.10008.5.1.4.1.1.2"  # CT
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # secondary captures
 DIRECTORY = "1.2.840.10008.1.3.10"
 SCOUTS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
-FEW = 3  # images at right angles to the slices that are taken for scouts, at most
+FEW = 3  # maximum number of images at right angles to the slices that count as scouts
 
 
 @dataclasses.dataclass
@@ -317,7 +317,7 @@ def _one_series(planes: list[Plane], remarks: list[str]) -> list[Plane]:
     turned = [plane for plane in planes if np.linalg.norm(plane.normal - axis) > 0.02]
     if turned:
         raise UnreadableError(
-            f"{len(turned)} of {len(planes)} slices are turned against the others "
+            f"{len(turned)} of {len(planes)} slices are rotated relative to the others "
             f"(ImageOrientationPatient; {places(turned)}); keep the slices of one reconstruction"
         )
     _check_one_size(planes)
@@ -377,7 +377,7 @@ def _check_geometry(planes: list[Plane]) -> None:
         axes = plane.required("ImageOrientationPatient", 6).reshape(2, 3)
         if np.abs(axes @ axes.T - np.eye(2)).max() > 0.01:
             raise UnreadableError(
-                "has an ImageOrientationPatient that is no pair of directions at right angles"
+                "has an ImageOrientationPatient that is not a pair of orthogonal directions"
             )
 
 

@@ -35,7 +35,7 @@ _NRRD_TYPES = {
     }.items()
     for name in names.split(", ")
 }
-# Where an axis leads, by where it comes from.
+# Where an axis points, by where it starts.
 FROM = dict(zip("RLAPIS", "LRPASI", strict=True))
 PACKINGS = {"raw": "", "gzip": "zlib", "gz": "zlib", "bzip2": "bzip2", "bz2": "bzip2"}
 TEXT = ("ascii", "text", "txt")
@@ -76,7 +76,7 @@ def read_metaimage(path: pathlib.Path) -> Scan:
 
 
 def _metaimage_fields(file: BinaryIO) -> dict[str, str]:
-    """Returns the header's fields, and leaves the file behind the last one.
+    """Returns the header's fields, and leaves the file after the last one.
 
     The last field names the data.
     """
@@ -97,7 +97,7 @@ def _metaimage_layout(fields: dict[str, str]) -> Layout:
     kind = fields.get("ElementType", "").removeprefix("MET_")
     if kind not in TYPES or int(fields.get("ElementNumberOfChannels", 1)) != 1:
         raise UnreadableError(
-            "holds no volume of one value a voxel (ElementType, ElementNumberOfChannels)"
+            "is not a volume of one value per voxel (ElementType, ElementNumberOfChannels)"
         )
     big = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "False"))
     order = ">" if _true(big) else "<"
@@ -155,7 +155,7 @@ def read_nrrd(path: pathlib.Path) -> Scan:
 
 
 def _nrrd_header(file: BinaryIO) -> Mapping[str, Any]:
-    """Returns the header, and leaves the file behind it. Raises UnreadableError."""
+    """Returns the header, and leaves the file after it. Raises UnreadableError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -182,10 +182,10 @@ def _nrrd_layout(header: Mapping[str, Any]) -> Layout:
 
     # Place.
     if int(header.get("line skip", header.get("lineskip", 0))):
-        raise UnreadableError("skips lines before its values (line skip); save it again without")
+        raise UnreadableError("skips lines before its values (line skip); save it without")
     skip = int(header.get("byte skip", header.get("byteskip", 0)))
     if skip and encoding not in ("raw", *TEXT):
-        raise UnreadableError("skips bytes of compressed values (byte skip); save it again without")
+        raise UnreadableError("skips bytes of compressed values (byte skip); save it without")
     return Layout(
         dtype=np.dtype(order + kind),
         shape=tuple(int(n) for n in header["sizes"]),
@@ -237,7 +237,7 @@ def _values(path: pathlib.Path, file: BinaryIO, layout: Layout) -> Array:
     other = path.parent / layout.file
     if pathlib.PurePath(layout.file).name != layout.file or "\\" in layout.file:
         raise UnreadableError(
-            "keeps its values outside of its folder; move them beside it and name the file alone"
+            "keeps its values outside of its folder; move them beside it and name only the file"
         )
     if not other.is_file():
         raise UnreadableError("keeps its values in a second file, which is missing beside it")
@@ -264,7 +264,7 @@ def _text_values(file: BinaryIO, shape: tuple[int, int, int], dtype: np.dtype) -
     try:
         values = np.array(file.read().split(), np.float64)
     except ValueError:
-        raise UnreadableError("holds words in place of values") from None
+        raise UnreadableError("holds words instead of values") from None
     if values.size != np.prod(shape):
         raise UnreadableError(f"holds {values.size} values; its header says {shape}")
     return values.astype(dtype.newbyteorder("=")).reshape(shape, order="F")
@@ -282,5 +282,5 @@ def _numbers(fields: dict[str, str], name: str, kind: type) -> tuple:
 
 
 def _true(word: str) -> bool:
-    """Returns True for a MetaImage word that means so."""
+    """Returns True for a MetaImage word that means true."""
     return word.strip().lower() in ("true", "t", "1", "yes")

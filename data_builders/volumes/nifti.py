@@ -102,11 +102,11 @@ def _dtype(header: AnalyzeHeader) -> np.dtype:
     try:
         dtype = cast(np.dtype, header._data_type_codes.dtype[code])
     except KeyError:
-        raise UnreadableError(f"has a datatype ({code}) that nobody knows") from None
+        raise UnreadableError(f"has a datatype ({code}) that is unknown") from None
     dtype = dtype.newbyteorder(header.endianness)
     if dtype.kind not in "iuf" or not dtype.itemsize:
         name = header._data_type_codes.label[code]
-        raise UnreadableError(f"holds {name} values in place of CT numbers")
+        raise UnreadableError(f"holds {name} values instead of CT numbers")
     return dtype
 
 
@@ -129,7 +129,7 @@ def _pair_values(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...], of
     names = [f"{name}.img", f"{name}.img.gz"]
     images = sorted(other for other in path.parent.iterdir() if other.name.lower() in names)
     if not images:
-        raise UnreadableError("is a header alone; the .img file beside it is missing")
+        raise UnreadableError("is only a header; the .img file beside it is missing")
     with images[0].open("rb") as file:
         chunks = stored.pieces(file, packing_of(file))
         return stored.values_of(chunks, dtype, shape, skip=offset, packed=images[0].stat().st_size)
@@ -168,7 +168,7 @@ def _place(header: AnalyzeHeader, shape: tuple[int, ...]) -> _Place:
     missing = "" if sform is not None or qform is not None else "sform_code and qform_code are 0"
     affine = _chosen(sform, qform, code=int(header["sform_code"]), remarks=remarks)
     if affine is not None and qform is None and not _same_sizes(affine, zooms):
-        remarks.append("pixdim and the sform have other voxel sizes; the sform was followed")
+        remarks.append("pixdim and the sform have different voxel sizes; the sform was used")
     if affine is None:
         affine = np.diag([*zooms, 1.0])
 
@@ -204,7 +204,7 @@ def _qform(header: nibabel.Nifti1Header) -> Float[Array, "4 4"] | None:
         if header["sform_code"] > 0:
             return None
         raise UnreadableError(
-            "has a damaged header: quatern_b, _c and _d are no rotation"
+            "has a damaged header: quatern_b, _c and _d are not a rotation"
         ) from None
 
 
@@ -239,25 +239,25 @@ def _chosen(
     # Their voxel sizes.
     differ = np.abs(np.log(lengths[0] / lengths[1])).max() > np.log(1.03)
     if differ and code in TEMPLATES:
-        remarks.append(f"states {template}; the scanner's (qform) were followed")
+        remarks.append(f"states {template}; the scanner's (qform) were used")
         return qform
     if differ:
         raise UnreadableError(
-            "contradicts itself: sform and qform have other voxel sizes. "
+            "contradicts itself: sform and qform have different voxel sizes. "
             "Set one of their codes to 0"
         )
     if angle > 3:
-        remarks.append(f"sform and qform lie {angle:.0f} degrees apart; the sform was followed")
+        remarks.append(f"sform and qform lie {angle:.0f} degrees apart; the sform was used")
     return sform
 
 
 def _unit(unit: int, extents: Array, remarks: list[str]) -> float:
-    """Returns the mm in the header's unit, or 1 where this unit gives no person's size."""
+    """Returns the mm in the header's unit, or 1 where this unit gives an impossible size."""
     if unit not in UNITS:
         return 1.0
     name, factor = UNITS[unit]
     if MM[0] <= extents.max() * factor <= MM[1]:
-        remarks.append(f"voxel sizes in {name} were taken to mm")
+        remarks.append(f"voxel sizes in {name} were converted to mm")
         return factor
-    remarks.append(f"xyzt_units says {name}, the voxel sizes are in mm: mm were taken")
+    remarks.append(f"xyzt_units says {name}, but the voxel sizes are in mm; mm were used")
     return 1.0

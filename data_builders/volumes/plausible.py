@@ -86,13 +86,13 @@ def _fill_holes(values: Float[Array, "i j k"], remarks: list[str]) -> None:
     # Fill them.
     values[bad] = AIR
     voxels = "1 voxel holds" if count == 1 else f"{count} voxels hold"
-    remarks.append(f"{voxels} no number (NaN or infinite); air was taken")
+    remarks.append(f"{voxels} no number (NaN or infinite); set to air")
 
 
 def _fits(coarse: Array, offset: float) -> bool:
     """Returns True if values look like CT numbers with `offset` added.
 
-    There is air and soft tissue, and most of all that is soft lies in the narrow range of tissue.
+    There is air and soft tissue, and most soft voxels lie in the narrow range of tissue.
     """
     air = float(np.mean(coarse - offset < -850))
     tissue = float(np.mean((coarse > offset - 30) & (coarse < offset + 110)))
@@ -119,7 +119,7 @@ def _signed(
     signed = np.where(values > 32767, values - 65536, values)
     if not _is_bony(block_means(signed, blocks)):
         return None
-    remarks.append("negative CT numbers had become ones above 32767; 65536 was taken off them")
+    remarks.append("negative CT numbers were stored as values above 32767; 65536 was subtracted")
     return signed
 
 
@@ -138,7 +138,7 @@ def _unmasked(
     masked = np.where(_reaching(labels), np.float32(AIR), values)
     if not _is_bony(block_means(masked, blocks)):
         return values
-    remarks.append(f"the surroundings were masked with {level:g}; air was taken")
+    remarks.append(f"the surroundings were masked with {level:g}; set to air")
     return masked
 
 
@@ -218,7 +218,7 @@ def check_head(head: Float[Array, "x y z"], voxel: float) -> list[str]:
       voxel: mm along each side of a cube.
 
     Raises:
-      UnreadableError: the top 60 mm are no closed skull of a head's width and length, or a large
+      UnreadableError: the top 60 mm are not a closed skull of a head's width and length, or a large
         part is cut off.
     """
     # Bone and height.
@@ -227,32 +227,30 @@ def check_head(head: Float[Array, "x y z"], voxel: float) -> list[str]:
     levels = np.flatnonzero((head > BODY).any((0, 1)))
     height = len(levels) * voxel
     if height > 500:
-        raise UnreadableError(
-            f"is {height:.0f} mm tall and so holds more of a body than its head; cut the head out"
-        )
+        raise UnreadableError(f"is {height:.0f} mm tall, more than a head; crop it to the head")
 
     # The top.
     top = range(levels[-1], max(levels[0], levels[-1] - round(60 / voxel)), -1)
     sections = [head[..., k] for k in top if _area(head[..., k], voxel) > 60]
     if not sections:
-        raise UnreadableError("is no head: nothing at its top is as wide as a skull")
+        raise UnreadableError("is not a head: nothing at its top is as wide as a skull")
     width, length = np.max([_extent(section, voxel) for section in sections], axis=0)
     closed = float(np.median([_closed(section) for section in sections]))
     ratio = float(np.median([np.divide(*_extent(section, voxel)) for section in sections]))
     size = f"its top is {width:.0f} mm wide and {length:.0f} mm long"
     if width > 225 or length > 280:
         raise UnreadableError(
-            f"is no head: {size}. It looks like a trunk, or its voxel sizes are wrong"
+            f"is not a head: {size}. It looks like a trunk, or its voxel sizes are wrong"
         )
     if not 0.58 <= ratio <= 1.2:
         raise UnreadableError(
-            f"is no whole head: {size}. It looks cut in half, or lies on its side"
+            f"is not a whole head: {size}. It looks cut in half, or lies on its side"
         )
     if width < 85 or length < 95:
-        raise UnreadableError(f"is no head: {size}. Are its voxel sizes wrong, or is it a limb?")
+        raise UnreadableError(f"is not a head: {size}. Are its voxel sizes wrong, or is it a limb?")
     if closed < 0.7:
         raise UnreadableError(
-            f"is no head: bone closes {100 * closed:.0f} % of the outline of its top. "
+            f"is not a head: bone closes {100 * closed:.0f} % of the outline of its top. "
             "It looks like another part of the body, a cut head, or one that lies upside down"
         )
 
@@ -260,7 +258,7 @@ def check_head(head: Float[Array, "x y z"], voxel: float) -> list[str]:
     below = range(levels[-1], max(levels[0], levels[-1] - round(180 / voxel)), -1)
     longest = max(_extent(head[..., k], voxel)[1] for k in below)
     if height < 0.62 * longest:
-        raise UnreadableError(f"is no whole head: {height:.0f} mm of it are there; {size}")
+        raise UnreadableError(f"is not a whole head: only {height:.0f} mm of it are there; {size}")
     return _cut_off(head, voxel, height=height, length=longest)
 
 
@@ -279,7 +277,7 @@ def _cut_off(head: Float[Array, "x y z"], voxel: float, height: float, length: f
         area = float(above.take(-end, axis).sum()) * voxel**2 / 100
         if area > 40:
             raise UnreadableError(
-                f"is no whole head: it is cut at the {names[end]}, over {area:.0f} cm2"
+                f"is not a whole head: it is cut at the {names[end]}, over {area:.0f} cm2"
             )
         if area > 2:
             remarks.append(f"the scan cuts the head at the {names[end]}, over {area:.0f} cm2")
@@ -306,9 +304,9 @@ def _extent(section: Float[Array, "x y"], voxel: float) -> Float[Array, "2"]:
 
 
 def _closed(section: Float[Array, "x y"]) -> float:
-    """Returns in how many directions from the middle bone lies in the body's outer half.
+    """Returns the share of directions from the middle with bone in the body's outer half.
 
-    The result is a share in [0, 1].
+    The share is in [0, 1].
     """
     body: Bool[Array, "x y"] = section > BODY
     middle = np.argwhere(body).mean(0)

@@ -15,8 +15,8 @@ MAX_VOXELS = 600_000_000
 MAX_SHEAR = 45.0  # degrees; a gantry tilts up to 30
 
 DEFAULT = (
-    "states identity directions and an origin of 0, as programs write that know neither: "
-    "check that left and right, front and back are true"
+    "states identity directions and an origin of 0, as programs that know neither write: "
+    "check that left and right, front and back are correct"
 )
 
 
@@ -102,5 +102,5 @@ def _check_affine(affine: Float[Array, "4 4"]) -> None:
         angle = np.rad2deg(np.arccos(np.clip(cosine, 0, 1)))
         raise UnreadableError(
             "does not say how its voxels lie in space: its axes are "
-            f"{angle:.0f} degrees apart in place of 90"
+            f"{angle:.0f} degrees apart instead of 90"
         )

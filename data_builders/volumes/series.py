@@ -17,8 +17,8 @@ from data_builders.volumes.dicom import Plane, counted, places, planes_of, range
 from data_builders.volumes.scan import AIR, LPS, MAX_SHEAR, MAX_VOXELS, Scan
 
 SAME = 0.01  # mm between positions that count as one
-REGION = 3  # equal steps in a row are part of a protocol, fewer a gap
-WIDER = 1.6  # times its neighbours, at which a step is a gap
+REGION = 3  # this many equal steps in a row are a protocol's, fewer are a gap
+WIDER = 1.6  # a step this many times wider than its neighbours is a gap
 FINEST = 0.4  # mm between resampled slices, at least
 
 
@@ -117,7 +117,7 @@ def _pixels(stack: Stack, remarks: list[str]) -> Float[Array, "columns rows n"]:
         )
     if masked:
         slices = counted(masked, "slice")
-        remarks.append(f"bits above BitsStored, such as overlays, were taken out of {slices}")
+        remarks.append(f"bits above BitsStored, such as overlays, were removed from {slices}")
     return values.transpose(2, 1, 0)
 
 
@@ -177,7 +177,7 @@ def _number(plane: Plane, name: str, default: float) -> float:
         return default
     value = plane.numbers(name, 1)
     if value is None:
-        raise UnreadableError(f"has a {name} that is no number")
+        raise UnreadableError(f"has a {name} that is not a number")
     return float(value[0])
 
 
@@ -215,7 +215,7 @@ def _without_copies(stack: Stack, values: Array, remarks: list[str]) -> tuple[St
         raise UnreadableError("states one position for all slices (ImagePositionPatient)")
     if len(differ) > 1:
         raise UnreadableError(
-            f"holds {len(differ)} positions twice with other values"
+            f"holds {len(differ)} positions twice with different values"
             f"{_difference(stack, differ)}: two reconstructions, phases or "
             "scans. Keep the files of one in the folder"
         )
@@ -225,7 +225,7 @@ def _without_copies(stack: Stack, values: Array, remarks: list[str]) -> tuple[St
         remarks.append(f"left out {counted(len(together) - len(differ), 'slice')} held twice")
     if differ:
         remarks.append(
-            f"two slices lie at one place (place {differ[0]} of the stack); the first was taken"
+            f"two slices lie at one place (place {differ[0]} of the stack); the first was used"
         )
     keep = np.ones(len(stack.planes), bool)
     keep[together] = False
@@ -428,8 +428,8 @@ def _check_tilt(stack: Stack, slopes: Float[Array, "2"], remarks: list[str]) -> 
         )
     elif _contradicts_tilt(stack):
         remarks.append(
-            "GantryDetectorTilt says that the gantry was tilted, the slices' positions do not; "
-            "they were followed"
+            "GantryDetectorTilt says that the gantry was tilted, but the slices' positions do "
+            "not; the positions were used"
         )
 
 

@@ -1,4 +1,4 @@
-"""What all cases of the benchmark share: a case, its figures, and a stopwatch."""
+"""Types that all cases of the benchmark share: a case, its figures, and a stopwatch."""
 
 import dataclasses
 import pathlib
@@ -48,7 +48,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What was measured of a task.
+    """The measurements of a task.
 
     Attributes:
       seconds: of a step (or of sampling or loading), the median.
@@ -71,7 +71,7 @@ class Figures:
     saving: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the figures that there are, by name."""
+        """Returns the known figures, by name."""
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if value is not None}
 

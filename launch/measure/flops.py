@@ -21,7 +21,7 @@ def flops(function: Callable, *args: Any) -> float:
     """Counts the operations of one call; `args` may be shapes.
 
     A multiplication and an addition are two operations. Loops count as often as they run, and
-    recomputation counts again. Of branches, the most costly counts.
+    recomputation counts again. Only the costliest branch counts.
 
     Raises:
       ValueError: there is a product in a loop of unknown length.

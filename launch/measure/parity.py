@@ -31,7 +31,7 @@ TOLERANCE = 1e-4  # of the relative error
 
 
 class Inputs(NamedTuple):
-    """What the networks take; pictures and latents have their channels last.
+    """The networks' inputs; pictures and latents have their channels last.
 
     Attributes:
       noise: `(1, size / 8, size / 8, 4)` standard normal.

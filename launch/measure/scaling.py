@@ -75,7 +75,7 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What a training step of a method needs.
+    """The needs of a method's training step.
 
     Attributes:
       trained: number of trained parameters.
@@ -114,9 +114,9 @@ def parameters(state: Any, frozen: Any) -> Counts:
 
 
 def kept_for_backward(method: Any, state: Any, frozen: Any, batch: Any) -> int:
-    """Returns the bytes that autodiff keeps of a loss.
+    """Returns the bytes that autodiff keeps for a loss.
 
-    Parameters in the type that they are used in are among them.
+    They include parameters, in the type that they are used in.
     """
     count = batch["xray"].shape[0]
     side = method.size // method.factor

@@ -102,8 +102,8 @@ def _step(task: Task) -> Figures:
 def _loop(task: Task) -> Figures:
     """Measures a step within the training loop, with its share of a checkpoint.
 
-    Each step is waited for, so nothing that the loop does runs while the device works. In training
-    it does, and takes less time.
+    Each step is awaited, so the loop's work never overlaps the device's. In training
+    the two overlap, which takes less time.
     """
     # Compile the step.
     method, mesh, state, frozen, _, began = workload.start(

@@ -93,7 +93,7 @@ class Start(NamedTuple):
       state: of the training; on the devices.
       frozen: parameters that are not trained; on the devices.
       batch: examples; on the devices.
-      began: `time.monotonic()` before anything of this was made.
+      began: `time.monotonic()` before any of this was built.
     """
 
     method: Any

@@ -299,7 +299,7 @@ def test_bad_volumes_and_rows(archive, tmp_path, small):
         assert words in str(caught.value)
     build(*lines, on_bad_row="skip")
     for wrong, words in (
-        (dict(bend=30), "where a head is no longer plausible"),
+        (dict(bend=30), "bend=30 is out of range. Use 0 to 12 mm"),
         (dict(pairing="x"), "pairing='x'"),
         (dict(manifest=""), "empty"),
     ):

@@ -15,7 +15,7 @@ import scipy.special
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.metrics import distributions
-from cranio_jax.metrics.distributions import InceptionScore, Moments, Rows
+from cranio_jax.metrics.accumulators import ByPlace, InceptionScore, Moments
 
 
 def batches(count, size):
@@ -173,7 +173,7 @@ def test_rows_come_to_their_places():
     )
     halves = []
     for part in (slice(0, 4), slice(4, 10)):
-        rows = Rows.empty(10, 3)
+        rows = ByPlace.empty(10, 3)
         for start in range(part.start, part.stop, 4):
             batch = np.arange(start, start + 4)
             mask = (batch < part.stop).astype(np.float32)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from cranio_jax import pretrained
-from cranio_jax.metrics import distributions
+from cranio_jax.metrics import accumulators, distributions
 from cranio_jax.models import FIDInception
 from cranio_jax.models.functional import Network
 from cranio_jax.pretrained.names import torch_key, torch_shape
@@ -83,7 +83,7 @@ def test_distances_of_features(fidelity, count):
     ]
 
     def total(x):
-        return distributions.Moments.from_model_output(jnp.asarray(x), jnp.ones(len(x))).compute()
+        return accumulators.Moments.from_model_output(jnp.asarray(x), jnp.ones(len(x))).compute()
 
     assert distributions.frechet_distance(total(a), total(b)) == pytest.approx(wanted, rel=1e-3)
 
@@ -106,7 +106,7 @@ def test_distances_of_features(fidelity, count):
     wanted = module("isc").isc_features_to_metric(torch.from_numpy(logits), splits=4, shuffle=False)
     split = np.arange(count) * 4 // count
     got = (
-        distributions.InceptionScore.empty(4, 100)
+        accumulators.InceptionScore.empty(4, 100)
         .add(jnp.asarray(logits), split, jnp.ones(count))
         .compute()
     )

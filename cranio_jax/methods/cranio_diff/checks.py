@@ -1,4 +1,4 @@
-"""Checks of Cranio-Diff's settings, most of them of settings that must agree with each other."""
+"""Checks of Cranio-Diff's settings, mostly that they agree with each other."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -103,12 +103,12 @@ def check_agreement(structure: Structure) -> None:
         if ours != theirs:
             raise InputError(
                 f"method.controlnet.{name}={ours}: the U-Net's {name} is {theirs}. "
-                "Set both to the same."
+                "Set both to the same value."
             )
     if text.hidden_size != unet.cross_attention_dim:
         raise InputError(
             f"method.text_encoder.hidden_size={text.hidden_size}: the U-Net's cross_attention_dim "
-            f"is {unet.cross_attention_dim}. Set both to the same."
+            f"is {unet.cross_attention_dim}. Set both to one value."
         )
 
 

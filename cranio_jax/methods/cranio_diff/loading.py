@@ -15,7 +15,7 @@ from cranio_jax.models.functional import Network, Params
 
 
 class FeatureFile(NamedTuple):
-    """A file with parameters of a network that a loss compares faces by.
+    """A file with parameters of a network in the loss.
 
     Attributes:
       prefix: the paths of the parameters that are in this file begin with it.

@@ -56,7 +56,7 @@ def diffusion_loss(
     each = weight * (error**2).mean((1, 2, 3))
     total, metrics = each.mean(), {"mse": (error**2).mean()}
 
-    # Compare faces. Terms whose weight is 0 leave no trace in the compiled step.
+    # Compare faces. Terms whose weight is 0 are not compiled.
     if method.feature_files:
         strength = draws["decoded"][0]
         x0_hat = schedule.to_x0(output, x_t, timesteps)
@@ -78,8 +78,8 @@ def decoded_terms(
 ) -> dict[str, Array]:
     """Returns the distances between decoded estimates `x0_hat` and true faces.
 
-    'lpips' is perceptual (Eq. 10), 'identity' is that of face embeddings (Eq. 11); there are those
-    whose weight is not 0. Both are gated by the timestep.
+    'lpips' is perceptual (Eq. 10), 'identity' is that of face embeddings (Eq. 11); each only if its
+    weight is not 0. Both are gated by the timestep.
     """
     s = method.config.losses
     # Decode a strided part of the batch, which is an equal share of each device's examples.
@@ -117,7 +117,7 @@ def _decode(method: "CranioDiff", decoders: Tree, latents: Array) -> Array:
 def _embeddings(
     method: "CranioDiff", params: Tree, batch: Tree, pictures: tuple[Array, Array]
 ) -> list[Array]:
-    """Returns the embeddings of estimated and true faces, both placed by the true landmarks.
+    """Returns the embeddings of estimated and true faces, both aligned by the true landmarks.
 
     Landmarks found in the estimate would depend on yet another network.
     """

@@ -42,7 +42,7 @@ class PatchCodec:
 
 
 class CranioDiff:
-    """Latent diffusion that a ControlNet and a prompt condition; see `methods.base.Method`.
+    """Latent diffusion with a ControlNet and a prompt; see `methods.base.Method`.
 
     Attributes:
       networks: by name; 'lpips', 'embedder' and 'light_decoder' are only for the loss.
@@ -88,7 +88,7 @@ class CranioDiff:
             [self.sampling.negative_prompt], "sampling.negative_prompt"
         )
 
-        # Read the settings of networks and scheduler; the config's go over the files'.
+        # Read the settings of networks and scheduler; the config overrides the files.
         settings = {
             part: self.pipeline.settings.get(part, {}) | dict(m.get(part) or {})
             for part in (*checks.NETWORKS, "scheduler")
@@ -262,7 +262,7 @@ class CranioDiff:
 
     @property
     def needs_faces(self) -> bool:
-        """Returns True if decoded terms compare with faces, even if latents are cached."""
+        """Returns True if decoded terms need the faces, even if latents are cached."""
         return bool(self.feature_files)
 
     def encodable(self) -> dict[str, dict[str, Any]]:
@@ -292,7 +292,7 @@ class CranioDiff:
     def _denoiser(
         self, params: Tree, xray: UInt8[Array, "b H W 1"], scale: float
     ) -> Callable[..., Array]:
-        """Returns the U-Net under the ControlNet on `xray`, whose outputs `scale` multiplies."""
+        """Returns the U-Net with the ControlNet on `xray`, its outputs times `scale`."""
         unet = self._bind("unet", params)
         control = self._bind("controlnet", params)
         picture = xray.astype(self.dtype) / 255.0
@@ -320,7 +320,7 @@ class CranioDiff:
     ) -> tuple[Tree, dict[str, Array]]:
         """Returns the state after one update, and metrics.
 
-        Random draws depend on the key and the step alone, however the batch is cut up.
+        Random draws depend on the key and the step alone, however the batch is split.
         """
         draws = self._draw(state["step"], count=batch["xray"].shape[0], key=key)
         gradients, metrics = optimizer.accumulated(
@@ -363,7 +363,7 @@ class CranioDiff:
         side = self.size // self.factor
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["id_hash"])
         noise = jax.vmap(lambda k: jax.random.normal(k, (side, side, self.channels)))(keys)
-        # Encode the prompts. Like in diffusers, clip_skip does not concern the negative prompt.
+        # Encode the prompts. As in diffusers, clip_skip does not affect the negative prompt.
         context, unconditional = self._context(params, batch["prompt_ids"], s.clip_skip), None
         if s.guidance_scale != 1.0:
             negative = self._context(params, self.negative_prompt)
