@@ -104,13 +104,19 @@ def last_state(config, workdir):
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
+def undisturbed_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("undisturbed") / "run"
 
 
+@pytest.fixture
+def undisturbed(config, undisturbed_folder):
+    """The run that nothing disturbs, made before a test changes its configuration."""
+    if not (undisturbed_folder / "run.json").exists():
+        finish(config, undisturbed_folder)
+    return undisturbed_folder
+
+
 def assert_as_undisturbed(config, workdir, undisturbed):
-    if not (undisturbed / "run.json").exists():
-        finish(config, undisturbed)
     assert losses(workdir) == losses(undisturbed) and len(losses(workdir)) == STEPS
     jax.tree.map(
         np.testing.assert_array_equal, last_state(config, workdir), last_state(config, undisturbed)
@@ -173,8 +179,6 @@ def test_told_to_stop(config, tmp_path, undisturbed):
     "how", ["truncated", "flipped", "gone", "truncated before its sums were written"]
 )
 def test_a_damaged_checkpoint_is_passed_over(config, tmp_path, undisturbed, how, capfd):
-    if not (undisturbed / "run.json").exists():
-        finish(config, undisturbed)
     workdir = tmp_path / "run"
     shutil.copytree(undisturbed, workdir)
     folder = workdir / "checkpoints" / str(STEPS)
