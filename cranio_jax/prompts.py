@@ -160,9 +160,10 @@ class PromptTokenizer:
           vocabulary: the id of each token.
         """
         self.size = len(vocabulary)
-        self.sha256 = hashlib.sha256(
-            json.dumps([pad, sorted(vocabulary.items())]).encode()
-        ).hexdigest()
+        # How a tokenizer splits words is not in its vocabulary, so some split words are hashed too.
+        words = " ".join(word for word in WORDS if not word.startswith("<"))
+        identity = [pad, sorted(vocabulary.items()), encode([words], True)]
+        self.sha256 = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         self.length = length
         self._pad = pad
         self._encode = encode
