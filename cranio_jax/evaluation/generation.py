@@ -150,8 +150,8 @@ class Generator:
         They are generated batch by batch; the seconds per face are written beside the folder.
         """
         files = [folder / f"{e['id']}.png" for e in examples]
-        # A file that exists is whole, since write_png renames it into place. A single listing, since
-        # requests to a bucket take time. All processes use the first one's.
+        # A file that exists is whole: write_png renames it into place. There is a single listing,
+        # since requests to a bucket take time. All processes use the first one's.
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         exist = cluster.of_first(np.array([file.name in names for file in files], bool))
         missing = [i for i, exists in enumerate(exist) if not exists]

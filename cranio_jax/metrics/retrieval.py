@@ -113,7 +113,7 @@ def at_k(
 
 def recall_at(hits: Bool[Array, "q g"], k: int) -> Float[Array, "q"]:
     """Returns 1 where the subject is among the first k (the cumulative match characteristic)."""
-    return hits[:, :k].any(1).astype(np.float64)
+    return np.asarray(hits[:, :k].any(1), np.float64)
 
 
 def average_precision_at(hits: Bool[Array, "q g"], k: int) -> Float[Array, "q"]:
