@@ -1,4 +1,7 @@
-"""Settings for all tests: one small CPU host with eight virtual devices."""
+"""Settings for all tests: one small CPU host with eight virtual devices.
+
+With JAX_PLATFORMS=cuda they run on a GPU; those that need several devices are skipped there.
+"""
 
 import os
 import pathlib
@@ -8,6 +11,12 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests spend most of their time on compilation.
 _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+if os.environ["JAX_PLATFORMS"] != "cpu":
+    # Runs are compared bit for bit, and networks with float32 references. Child processes share the
+    # GPU with the test that starts them.
+    _FLAGS = f"{_FLAGS} --xla_gpu_deterministic_ops=true"
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
 # torch-fidelity imports torchvision if it is installed, but its wheel does not load next to torch's
@@ -42,6 +51,14 @@ def shared_data():
     )
 
 
+def pytest_collection_modifyitems(items):
+    """Skips tests of several devices where there are fewer, as on a machine with one GPU."""
+    words = "needs eight devices, which only the CPU has virtually"
+    for item in items:
+        if item.get_closest_marker("eight_devices") and jax.device_count() < 8:
+            item.add_marker(pytest.mark.skip(reason=words))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs():
     """Frees a module's compiled programs in the end; the cache on disk keeps them for others."""
@@ -68,7 +85,8 @@ def _shrink(config, records):
     config.data.cranio_phantom.subjects = 24
     config.data.settings.size = 32
     config.evaluate.update(batch_size=16, num_samples=1)
-    config.mesh.data = 2  # of the eight devices; the tests of meshes use more
+    # Of the eight devices; the tests of meshes use more.
+    config.mesh.data = min(2, jax.device_count())
     return config
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import cranio_jax
 from configs import common
-from cranio_jax import main
+from cranio_jax import data, main
 from cranio_jax.data.prompts import check_profile, make_prompt
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import controls
@@ -118,7 +118,7 @@ def test_nobody_keeps_their_own_xray():
         e["xray"][0] in "abc" and e["xray"] != f"{e['subject']} {e['xray_view']}" for e in alone
     )
     lateral = [e for e in examples if e["subject"] == "a" or e["xray_view"] == "lateral"]
-    with pytest.raises(InputError, match="one test subject alone has a frontal X-ray"):
+    with pytest.raises(InputError, match="only one test subject has a frontal X-ray"):
         controls.shuffled_xrays(lateral, 0)
 
 
@@ -128,9 +128,15 @@ def test_mean_faces_of_any_age():
     It never mixes views.
     """
 
-    class People(list):
+    class People(data.Examples):
+        def __init__(self, faces):
+            self.faces = faces
+
+        def __getitem__(self, index):
+            return self.faces[index]
+
         def conditions(self):
-            return [(e["face_view"], e["age"], 0.0) for e in self]
+            return [(face["face_view"], face["age"], 0.0) for face in self.faces]
 
     def face(view, age):
         return {
@@ -139,12 +145,12 @@ def test_mean_faces_of_any_age():
             "face": np.full((2, 2, 3), age, np.uint8),
         }
 
-    people = People(
+    people = (
         [face("frontal", age) for age in range(100)]
         + [face("lateral", 30)] * 25
         + [face("lateral", 200)]
     )
-    mean = controls.mean_faces(people)
+    mean = controls.mean_faces(People(people))
 
     def at(view, age):
         return mean({"face_view": view, "age": age, "bmi_change": 0.0})[0, 0, 0]
@@ -215,7 +221,7 @@ def test_names_of_files_and_patterns(tmp_path, monkeypatch):
     assert found("[ab].png,a.png") == ["a.png", "b.png"]
     assert found(str(tmp_path / "*.png")) == sorted(names)
     for listed, words in (
-        ("none.png", "none.png: no such X-ray"),
+        ("none.png", "none.png: no such file"),
         ("folder", "folder is a folder"),
         (" , ", "is empty"),
     ):

@@ -1,5 +1,31 @@
-"""The type checker for jaxtyping's import hook: whole numbers count as real ones, as in PEP 484."""
+"""The type checker for jaxtyping's import hook, which pyproject.toml switches on for all tests."""
 
-from beartype import BeartypeConf, beartype
+import collections.abc
+import pathlib
+from typing import Protocol, runtime_checkable
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+import ml_collections
+import numpy as np
+from beartype import BeartypeConf, FrozenDict, beartype
+from etils import epath
+from flax import nnx
+
+
+@runtime_checkable
+class Keys(Protocol):
+    """What draws parameters; `models.functional.KeySequence` does in place of NNX's streams."""
+
+    def params(self):
+        """Returns a key."""
+
+
+# A ConfigDict has what a mapping has.
+collections.abc.Mapping.register(ml_collections.ConfigDict)
+# Whole numbers count as real ones, numpy's numbers as Python's, and folders may be in a bucket.
+OVERRIDES = {
+    int: int | np.integer,
+    float: float | int | np.floating | np.integer,
+    pathlib.Path: pathlib.Path | epath.Path,
+    nnx.Rngs: nnx.Rngs | Keys,
+}
+check = beartype(conf=BeartypeConf(hint_overrides=FrozenDict(OVERRIDES)))

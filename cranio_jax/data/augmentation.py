@@ -1,6 +1,6 @@
 """Augmentation: moving an X-ray with its face, and changing its exposure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import cv2
@@ -99,7 +99,7 @@ def _moved_landmarks(
 
 
 def _sampled(
-    image: np.ndarray, source: Float[np.ndarray, "h w 2"], fill: Sequence[int]
+    image: np.ndarray, source: Float[np.ndarray, "h w 2"], fill: Iterable[int]
 ) -> np.ndarray:
     """Samples an image bilinearly at the places (x, y) of `source`; `fill` outside of it."""
     edge = [float(value) for value in fill]

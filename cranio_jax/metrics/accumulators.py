@@ -14,6 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from cranio_jax.errors import InputError
 
+# Accumulators are on a device, and on the host after the last batch.
+Either = Array | np.ndarray
+
 
 @flax.struct.dataclass
 class Moments(clu_metrics.Metric):
@@ -27,9 +30,9 @@ class Moments(clu_metrics.Metric):
       scatter: `(d, d)`, the sum of outer products of the features minus their mean.
     """
 
-    count: Float[Array, ""]
-    mean: Float[Array, "d"]
-    scatter: Float[Array, "d d"]
+    count: Float[Either, ""]
+    mean: Float[Either, "d"]
+    scatter: Float[Either, "d d"]
 
     @classmethod
     def of(cls, name: str, width: int) -> type["Moments"]:
@@ -99,7 +102,7 @@ class ByPlace(clu_metrics.Metric):
       values: `(capacity, ...)`, zero at places without an example.
     """
 
-    values: Float[Array, "n ..."]
+    values: Float[Either, "n ..."]
 
     @classmethod
     def of(cls, name: str, capacity: int, *shape: int) -> type["ByPlace"]:
@@ -155,9 +158,9 @@ class InceptionScore(clu_metrics.Metric):
       negentropy: `(splits,)` summed p log p.
     """
 
-    count: Float[Array, "s"]
-    classes: Float[Array, "s c"]
-    negentropy: Float[Array, "s"]
+    count: Float[Either, "s"]
+    classes: Float[Either, "s c"]
+    negentropy: Float[Either, "s"]
 
     @classmethod
     def of(cls, name: str, splits: int, classes: int) -> type["InceptionScore"]:

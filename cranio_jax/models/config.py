@@ -2,12 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-T = TypeVar("T", bound="DataclassInstance")
+T = TypeVar("T")
 
 
 def from_mapping(cls: type[T], fields: Mapping[str, Any], fixed: Mapping[str, Any]) -> T:
@@ -22,7 +19,8 @@ def from_mapping(cls: type[T], fields: Mapping[str, Any], fixed: Mapping[str, An
     Raises:
       ValueError: a field is unknown, or has a value that the network does not implement.
     """
-    known = {f.name for f in dataclasses.fields(cls)}
+    declared: Any = cls
+    known = {f.name for f in dataclasses.fields(declared)}
     taken = {}
     for name, value in fields.items():
         if name.startswith("_"):

@@ -20,7 +20,7 @@ ACTIVATIONS = {
 
 def convolve(
     x: Float[Array, "b h w c"],
-    kernel: Float[Array, "k l c d"],
+    kernel: Float[Array, "k l i d"],
     stride: int,
     padding: Sequence[tuple[int, int]],
     groups: int = 1,

@@ -100,7 +100,7 @@ class UNet2DConditionConfig:
     cross_attention_dim: int | tuple[int, ...] = 1280
     attention_head_dim: int | tuple[int, ...] = 8
     num_attention_heads: int | tuple[int, ...] | None = None
-    transformer_layers_per_block: int | tuple[int, ...] = 1
+    transformer_layers_per_block: int | tuple[Any, ...] = 1
     use_linear_projection: bool = False
     only_cross_attention: bool | tuple[bool, ...] = False
     norm_num_groups: int = 32

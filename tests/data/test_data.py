@@ -3,12 +3,13 @@
 import json
 import multiprocessing
 import pathlib
-import types
 from functools import partial
+from unittest import mock
 
 import ml_collections
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from skimage import transform
 
 from cranio_jax import data
@@ -185,7 +186,8 @@ def test_records_built_with_other_settings_are_refused(config, tmp_path):
 
 
 def test_the_fingerprint_is_of_the_content(monkeypatch):
-    builder = types.SimpleNamespace(info=types.SimpleNamespace(splits=("train", "test")))
+    builder = mock.Mock(spec=tfds.core.DatasetBuilder)
+    builder.info.splits = ("train", "test")
     record = {
         "id": b"a",
         "xray": b"\x89PNG",

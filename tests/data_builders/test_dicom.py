@@ -652,7 +652,7 @@ def test_icons_and_overlays_are_no_pictures(written):
         (dict(SOPClassUID=uid.CTImageStorage), "a CT slice"),
         (dict(PixelData=None, SOPClassUID=uid.EncapsulatedPDFStorage), "Encapsulated PDF Storage"),
         (dict(PixelData=None, SOPClassUID=uid.RTStructureSetStorage), "RT Structure Set"),
-        (dict(Rows=0), "no size"),
+        (dict(Rows=0), "not state its size"),
         (dict(Rows=WIDTH, Columns=HEIGHT), "rows don't fit together"),
         (dict(BitsAllocated=24), "24 bits"),
         (dict(PixelData=bytes(2 * HEIGHT * WIDTH)), "all pixels have the value 0"),

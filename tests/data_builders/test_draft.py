@@ -97,7 +97,7 @@ def test_a_disc_of_two_patients(tmp_path, capsys):
         (tmp_path / name).write_bytes(b"MZ")
     assert people(tmp_path) == {"P1": {"IM0", "front0.jpg"}, "P2": {"IM1", "front1.jpg"}}
     assert (
-        "left out (3): no pictures: AUTORUN.INF, README.TXT, VIEWER.EXE" in capsys.readouterr().err
+        "left out (3): not pictures: AUTORUN.INF, README.TXT, VIEWER.EXE" in capsys.readouterr().err
     )
 
 
@@ -118,7 +118,7 @@ def test_one_subject_with_the_ids_of_two_hospitals(tmp_path, capsys):
         xray(tmp_path / f"ann/{patient}.dcm", PatientID=patient, PatientBirthDate="19710312")
     photograph(tmp_path / "ann/front.jpg")
     assert people(tmp_path) == {"ann": {"A17.dcm", "77-3.dcm", "front.jpg"}}
-    assert "folders with several patient IDs, taken for one" in capsys.readouterr().err
+    assert "folders with several patient IDs, treated as one subject" in capsys.readouterr().err
     # What anonymizers write in place of a date confirms nothing.
     for patient in ("A17", "77-3"):
         xray(tmp_path / f"ann/{patient}.dcm", PatientID=patient, PatientBirthDate="19000101")
@@ -145,7 +145,7 @@ def test_an_id_that_all_share(tmp_path, capsys, patient):
     expected = {name: {f"{name}-x.dcm", f"{name}-front.jpg"} for name in ("ann", "bob", "cid")}
     assert people(tmp_path / "flat") == expected
     assert people(tmp_path / "folders") == expected
-    told = "an ID that is no patient's or stands for several" in capsys.readouterr().err
+    told = "an ID that is no patient's or is shared" in capsys.readouterr().err
     assert told == bool(patient)
     # All in one more folder: the headers contradict each other.
     groups = people(tmp_path)
@@ -297,12 +297,12 @@ def test_what_is_left_out_is_named(tmp_path, capsys):
     assert people(tmp_path) == {"ann": {"front.jpg"}}
     lines = capsys.readouterr().err
     for words in (
-        "which are no X-rays; the builder ct_heads makes X-rays of CT: ann/ct.dcm",
+        "which are not X-rays; the builder ct_heads makes X-rays from CT: ann/ct.dcm",
         (
             "X-rays of another part of the body, by their header; add them by hand if it is wrong:"
             " ann/chest.dcm"
         ),
-        "films of several frames; save the one that is meant: ann/cine.dcm",
+        "films of several frames; save the right one: ann/cine.dcm",
         "photographs in DICOM; save them as JPEG or PNG: ann/photo.dcm",
         "without a picture: ann/report.dcm",
         "empty files: ann/empty.dcm",
@@ -311,9 +311,9 @@ def test_what_is_left_out_is_named(tmp_path, capsys):
         "videos: ann/film.mp4",
         "raw files of a camera; convert them to JPEG or PNG: ann/IMG_1.NEF",
         "damaged pictures: ann/cut.jpg",
-        "the builder ct_heads makes X-rays of CT: ann/scan.nii.gz",
+        "the builder ct_heads makes X-rays from CT: ann/scan.nii.gz",
         "thumbnails: ann/icon.png",
-        "files of several pictures; save the one that is meant: ann/two.gif",
+        "files of several pictures; save the right one: ann/two.gif",
         "twice: ann/link.jpg",
         "links to folders, which are not followed: loop",
         r"rename them: ann/m\xfcller.txt",
@@ -354,11 +354,9 @@ def test_kinds_of_pictures(tmp_path, capsys):
         f"ann/{name}" for name in ("blue.jpg", "16.png", "grey.jpg", "float.tif")
     }
     told = capsys.readouterr().err
-    assert (
-        "taken for photographs by their names or cameras; look at them: ann/old_photo.jpg" in told
-    )
-    assert "taken for X-rays; save them in grey: ann/blue.jpg" in told
-    assert "of one hue taken for photographs; look at them: ann/sepia.jpg" in told
+    assert "treated as photographs by name or camera; check them: ann/old_photo.jpg" in told
+    assert "treated as X-rays; save them in grey: ann/blue.jpg" in told
+    assert "of one hue treated as photographs; check them: ann/sepia.jpg" in told
     assert "if some are photographs, correct the list: ann/16.png" in told
 
 

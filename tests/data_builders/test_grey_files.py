@@ -409,4 +409,4 @@ def test_what_may_not_be_read_is_said(saved, monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr("builtins.open", forbidden)
-    refused("may not be read", path)
+    refused("can't be read; change its permissions", path)

@@ -116,7 +116,7 @@ def rewrite(folder, change):
         (lambda n, c: None if "051" in n else (n, c), "X-rays are missing: 051_sf, 051_ss"),
         (
             lambda n, c: (n, bytes(600_000_000)) if "001_sf" in n else (n, c),
-            "xrays.zip unpacks to more than",
+            "xrays.zip is too large for 51",
         ),
     ],
 )
@@ -134,7 +134,7 @@ def test_other_files_that_are_wrong(folder, tmp_path):
             "embeddings.csv, row 6: expected a subject's number and 128 numbers",
         ),
         (lines + lines[-1:], "embeddings.csv, row 53: subject 051 is listed twice"),
-        (lines[:-1], "X-rays without an embedding, or the other way round: 051"),
+        (lines[:-1], "X-rays without an embedding, or embeddings without X-rays: 051"),
     ):
         (folder / "embeddings.csv").write_text("\n".join(content))
         with pytest.raises(InputError, match=words):

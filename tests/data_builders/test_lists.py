@@ -82,7 +82,7 @@ def test_signs_that_end_no_row(people, sign):
 def test_a_row_longer_than_its_header(people):
     manifest = people(HEADER + ",bmi", ROWS[0] + ",21,9", ROWS[1] + ",21.9", ROWS[2])
     assert subjects(manifest) == ["B", "C"] and numbers(manifest) == [2]
-    assert "decimal commas" in manifest.problems[0][1]
+    assert "or write decimal points" in manifest.problems[0][1]
     # The header ends in a separator, as spreadsheets write it where notes stand beside the table.
     manifest = people(HEADER + ",bmi,", ROWS[0] + ",21,9", ROWS[1] + ",21.9,")
     assert subjects(manifest) == ["B"] and numbers(manifest) == [2]
@@ -108,7 +108,7 @@ def test_byte_order_marks(people, encoding):
     text = "\r\n".join([HEADER, ROWS[0].replace("A,", "Müller,")]).replace(",", "\t")
     content = marks.get(encoding, b"") + text.encode(encoding)
     assert subjects(people(content=content)) == ["Müller"]
-    with pytest.raises(InputError, match="list.csv starts as UTF-16 and is not"):
+    with pytest.raises(InputError, match="list.csv starts like UTF-16 but is not"):
         people(content=codecs.BOM_UTF16_LE + text.encode("utf-16-le")[:-1] + b"\xd8")
 
 
@@ -183,10 +183,10 @@ def test_values_with_one_reading(people):
 def test_what_stands_for_no_value(people):
     manifest = people(HEADER + ",bmi_change", ROWS[0] + ",NA", "nan" + ROWS[1][1:] + ",")
     assert subjects(manifest) == ["A"] and manifest.problems == [(3, "subject is empty")]
-    assert "an error of a formula" in people(HEADER, "#BEZUG!" + ROWS[0][1:]).problems[0][1]
+    assert "a formula error" in people(HEADER, "#BEZUG!" + ROWS[0][1:]).problems[0][1]
     for name in ("1.23457E+15", "1,2E+15"):
         manifest = people(HEADER, f'"{name}"{ROWS[0][1:]}')
-        assert "a long number; store it as text" in manifest.problems[0][1]
+        assert "a spreadsheet has rounded; store it as text" in manifest.problems[0][1]
     assert subjects(people(HEADER, "3E5" + ROWS[0][1:], "#12" + ROWS[1][1:])) == ["3E5", "#12"]
 
 
@@ -254,7 +254,7 @@ def test_paths_as_people_write_them(people):
     ("text", "words"),
     [
         ("x/A.PNG", "no such file; there is 'x/a.png'"),
-        ("file:///x/a.png", "is an address"),
+        ("file:///x/a.png", "is a URL"),
         ("C:\\data\\a.png", "is a path on a Windows drive"),
         ("../outside.png", "lies outside"),
         ("x/link.png", "lies outside"),
@@ -313,7 +313,7 @@ def test_cells_that_are_no_values(people):
     told = dict(people(content=workbook(NAMES, *rows), name="list.xlsx").problems)
     assert "age is a formula without a result" in told[2] and "is a date" in told[3]
     assert "'true' is not a number of years" in told[4]
-    assert "a long number; store it as text" in told[5] and "an error of a formula" in told[6]
+    assert "a spreadsheet has rounded; store it as text" in told[5] and "a formula error" in told[6]
 
 
 def test_formulas_with_a_result(people):

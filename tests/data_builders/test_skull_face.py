@@ -399,7 +399,7 @@ def test_a_file_that_ends_its_decoder_is_one_bad_row(cohort, tmp_path, monkeypat
     monkeypatch.setattr(staging, "_make", _make_or_die)
     found = staging.stage(jobs, tmp_path / "staged", b"salt", "X-rays")
     assert [isinstance(made, staging.Ready) for made in found] == [True, True, False, True]
-    assert found[2] == "ends the program that decodes it, perhaps for memory"
+    assert found[2] == "crashes its decoder, perhaps for lack of memory"
 
 
 def _make_or_die(item, make=staging._make):

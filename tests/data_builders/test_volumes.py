@@ -327,7 +327,7 @@ def smaller(data, k):
         (some("PatientID", "0815"), "slices of 2 patients (PatientID differs)"),
         (some("PatientName", "Roe^John"), "slices of 2 patients"),
         (some("FrameOfReferenceUID", "1.9"), "2 frames of reference"),
-        (some("ImageOrientationPatient", [1, 0, 0, 0, 0.8, 0.6], 5), "5 of 47 slices are turned"),
+        (some("ImageOrientationPatient", [1, 0, 0, 0, 0.8, 0.6], 5), "5 of 47 slices are rotated"),
         (smaller, "2 of 47 slices have another size, such as (30, 56) in place of (72, 56)"),
         (some("Modality", "MR", 47), "images of the modality MR"),
         (some("Modality", "PT", 47), "images of the modality PT"),
@@ -337,7 +337,7 @@ def smaller(data, k):
         (some("ImagePositionPatient", [0, 0, 0], 47), "one position for all slices"),
         (without("PixelSpacing"), "lack PixelSpacing (0028,0030)"),
         (some("PixelSpacing", [0, 0], 47), "PixelSpacing of 0"),
-        (some("ImageOrientationPatient", [0] * 6, 47), "no pair of directions"),
+        (some("ImageOrientationPatient", [0] * 6, 47), "not a pair of orthogonal directions"),
         (some("RescaleSlope", 0, 47), "RescaleSlope of 0"),
         (without("RescaleSlope", "RescaleIntercept"), "State hu_offset=-1024"),
     ],
@@ -376,7 +376,7 @@ def test_copies_and_two_reconstructions(tmp_path):
             data.PixelData, data.ConvolutionKernel = (values + np.uint16(grain)).tobytes(), kernel
             data.SOPInstanceUID += f".{grain}"
             both.append(data)
-    assert "47 positions twice with other values (ConvolutionKernel differs)" in refusal(
+    assert "47 positions twice with different values (ConvolutionKernel differs)" in refusal(
         write(tmp_path / "t", both)
     )
     # A kernel for the base and one for the vault are fine.
@@ -607,7 +607,7 @@ def sheared(degrees):
         (template, "sform_code 3 or 4"),
         (scaled(0.001, 1), "in metres were taken to mm"),
         (scaled(1000, 3), "in micrometres were taken to mm"),
-        (scaled(1, 1), "mm were taken"),
+        (scaled(1, 1), "mm were used"),
         (
             scaled(0.1, 2),
             "refused: mm long; a head is expected. Are its voxel sizes in centimetres?",
@@ -825,8 +825,8 @@ def test_metaimage(tmp_path):
         ({"file": "a%03d.raw 1 47 1"}, "several files"),
         ({"file": "/tmp/a.raw"}, "outside of its folder"),
         ({"file": "a.zraw"}, "missing beside it"),
-        ({"ElementType": "MET_SHORT_ARRAY"}, "one value a voxel"),
-        ({"ElementNumberOfChannels": 3}, "one value a voxel"),
+        ({"ElementType": "MET_SHORT_ARRAY"}, "one value per voxel"),
+        ({"ElementNumberOfChannels": 3}, "one value per voxel"),
         ({"DimSize": "56 72"}, "lacks DimSize"),
         ({"DimSize": "56 72 a"}, "lacks DimSize"),
         ({"ElementSpacing": None}, "size of its voxels"),
@@ -862,12 +862,12 @@ def magnetic(values, rng):
         (lambda v: (v.clip(-1000, 1000) + 1000) / 2000 * 255, "0 to 255"),
         (lambda v: magnetic(v, np.random.default_rng(0)), "look like MR"),
         (lambda v: np.where(v > 200, 40, v), "as dense as bone"),
-        (lambda v: np.where(np.indices(v.shape)[0] < 28, v, -1000), "no whole head"),
-        (lambda v: np.where(np.indices(v.shape)[1] < 36, v, -1000), "no whole head"),
-        (lambda v: np.where(np.indices(v.shape)[2] < 24, v, -1000), "no whole head"),
-        (lambda v: v[:28], "no whole head"),
-        (lambda v: v[:, 30:], "no whole head"),
-        (lambda v: v[:, :, 23:], "no whole head"),
+        (lambda v: np.where(np.indices(v.shape)[0] < 28, v, -1000), "not a whole head"),
+        (lambda v: np.where(np.indices(v.shape)[1] < 36, v, -1000), "not a whole head"),
+        (lambda v: np.where(np.indices(v.shape)[2] < 24, v, -1000), "not a whole head"),
+        (lambda v: v[:28], "not a whole head"),
+        (lambda v: v[:, 30:], "not a whole head"),
+        (lambda v: v[:, :, 23:], "not a whole head"),
     ],
 )
 def test_what_is_no_ct_of_a_head(tmp_path, change, words):
@@ -882,12 +882,12 @@ def test_other_parts_of_a_body(tmp_path):
     abdomen = np.where((x / 170) ** 2 + (y / 110) ** 2 < 1, 30.0, -1000.0)
     spine = x**2 + (y + 70) ** 2 < 25**2
     abdomen[spine] = 600.0
-    assert "is no head" in refusal(
+    assert "is not a head" in refusal(
         nifti(tmp_path / "a.nii", abdomen.astype(np.int16), np.diag([4, 4, 4, 1]))
     )
     thigh = np.where(x**2 + y**2 < 80**2, 30.0, -1000.0)
     thigh[x**2 + y**2 < 20**2] = 1200.0
-    assert "is no head" in refusal(
+    assert "is not a head" in refusal(
         nifti(tmp_path / "b.nii", thigh.astype(np.int16), np.diag([4, 4, 4, 1]))
     )
     whole = np.full((100, 72, 220), -1000, np.int16)

@@ -166,7 +166,7 @@ def test_a_failed_cell_is_told_and_stops_nothing(tmp_path):
     text = (tmp_path / "two.py").read_text()
     (tmp_path / "two.py").write_text(text.replace("wgan", "gan"))
     assert (
-        "was begun with other flags"
+        "was started with other flags"
         in study(tmp_path, "--study=two.py", f"--workdir={tmp_path / 'w'}", "--cell=1").stdout
     )
 
@@ -188,7 +188,7 @@ def test_flags_of_a_study(tmp_path):
         ).stderr
     )
     assert (
-        "--seed=3 is no flag"
+        "--seed=3 is not a study flag"
         in study(
             tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--seed=3"
         ).stderr

@@ -117,7 +117,7 @@ def test_chance_is_what_random_lists_find():
 def test_a_query_without_its_subject(config, who):
     truth = vectors(who, 0.1, 1)
     config.evaluate.retrieval.ks = (1, 31)
-    with pytest.raises(InputError, match="k=31, but a gallery holds 30 faces"):
+    with pytest.raises(InputError, match="k=31 exceeds a gallery of 30 faces"):
         retrieved(config, who, truth, {"ours": truth}, None, "ours")
     truth[3] = np.nan
     config.evaluate.retrieval.ks = (1,)

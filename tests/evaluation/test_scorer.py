@@ -156,6 +156,7 @@ def numbers(truth_and_kinds):
     ]
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (8, 16)])
 def test_batches_and_devices_do_not_count(weights, examples, once, devices, batch_size):
     again = scored(weights, examples, sharding.make_mesh(devices, 1), batch_size)

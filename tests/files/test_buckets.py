@@ -325,7 +325,7 @@ def test_names_that_are_fine(bucket, tmp_path):
 
 def test_other_names(config, bucket, monkeypatch, tmp_path):
     config.data.update(data_dir=f"{bucket}/records", cache_dir=f"{bucket}/cache")
-    with pytest.raises(InputError, match="data.cache_dir=gs://.*: copies of records lie on a disk"):
+    with pytest.raises(InputError, match="data.cache_dir=gs://.*: it must be a folder on a disk"):
         data.open_builder(config.data)
     config.data.update(data_dir="", cache_dir=str(tmp_path))
     monkeypatch.setenv("TFDS_DATA_DIR", f"{bucket}/tfds")
@@ -505,7 +505,7 @@ def test_killed_in_a_bucket(short, bucket, tmp_path, xray_file):
     process = start(short, workdir, tmp_path)
     wait_for_step(5, workdir, process)
     kill(process)
-    assert "DEAD: its process ended without a word" in status.status(workdir)
+    assert "DEAD: its process ended unexpectedly" in status.status(workdir)
     complete = [path.parent for path in workdir.glob("checkpoints/*/commit_success.txt")]
     newest = max((int(path.name) for path in complete), default=None)
     told = status.status(workdir).splitlines()[-1]

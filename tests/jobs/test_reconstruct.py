@@ -41,6 +41,7 @@ def untrained(config, monkeypatch):
     return config
 
 
+@pytest.mark.eight_devices
 def test_default_batches_give_the_same_faces_on_any_devices(untrained, tmp_path):
     gradient = np.linspace(0, 60000, 48 * 48).reshape(48, 48).astype(np.uint16)
     Image.fromarray(gradient).save(tmp_path / "xray.png")
@@ -63,6 +64,7 @@ def test_a_batch_of_nothing_names_its_setting(untrained, tmp_path):
             generation.Generator(untrained, tmp_path, job)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("devices", DEVICES)
 @pytest.mark.parametrize("size", [1, 4, 40])
 def test_every_example_comes_once(devices, size):

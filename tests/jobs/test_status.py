@@ -71,7 +71,7 @@ def test_a_run_that_lives(run):
     [
         (
             dict(pid=2**22 + 1),
-            "DEAD: its process ended without a word, at most 1:00 ago; start it again to go on",
+            "DEAD: its process ended unexpectedly, at most 1:00 ago; start it again to resume",
         ),
         (
             dict(host="elsewhere"),
@@ -90,7 +90,7 @@ def test_whether_it_lives(run, differs, words):
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(InputError, match=r"holds no run.json: no training was begun here"):
+    with pytest.raises(InputError, match=r"holds no run.json. Name the workdir of a run"):
         status(tmp_path)
 
 
@@ -115,6 +115,7 @@ main.cli()
 """
 
 
+@pytest.mark.eight_devices
 def test_a_second_start_compiles_nothing_anew(quick_config, tmp_path):
     """The second start uses the cache in the workdir, in less than a third of the time."""
     config = quick_config

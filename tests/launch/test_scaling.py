@@ -14,6 +14,7 @@ from cranio_jax.runs.state import shardings_of
 from cranio_jax.training import loop
 from launch.measure import scaling
 
+pytestmark = pytest.mark.eight_devices
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 SIZES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
 

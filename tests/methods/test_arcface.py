@@ -27,7 +27,7 @@ def test_margin_is_added_to_the_angle():
     angles = np.linspace(0.05, 3.0, 12)
     cosines = np.cos(np.stack([angles, angles[::-1]], 1)).astype(np.float32)
     labels = np.arange(12) % 2
-    got = angular_margin(jnp.asarray(cosines), labels, 0.3, 10.0)
+    got = angular_margin(jnp.asarray(cosines), jnp.asarray(labels), 0.3, 10.0)
     for i, label in enumerate(labels):
         angle = np.arccos(cosines[i, label])
         if angle + 0.3 < np.pi:
@@ -35,9 +35,9 @@ def test_margin_is_added_to_the_angle():
         assert got[i, 1 - label] == pytest.approx(10 * cosines[i, 1 - label], rel=1e-6)
     # Never again uphill: a larger angle is a smaller logit, beyond pi - margin too.
     line = np.cos(np.linspace(0.0, np.pi, 200)).astype(np.float32)[:, None]
-    own = angular_margin(jnp.asarray(line), np.zeros(200, int), 0.3, 1.0)[:, 0]
+    own = angular_margin(jnp.asarray(line), jnp.zeros(200, int), 0.3, 1.0)[:, 0]
     assert (np.diff(own) < 1e-6).all()
-    slope = jax.grad(lambda c: angular_margin(c, np.zeros(3, int), 0.5, 1.0).sum())(
+    slope = jax.grad(lambda c: angular_margin(c, jnp.zeros(3, int), 0.5, 1.0).sum())(
         jnp.array([[1.0], [-1.0], [0.0]])
     )
     assert np.isfinite(slope).all()

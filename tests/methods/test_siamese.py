@@ -1,6 +1,7 @@
 """The matcher: its loss against plain NumPy, training on a toy task, and its evaluation."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -32,10 +33,10 @@ def test_loss_is_hadsells():
                 distance**2 if a == b else max(0.0, 1.0 - distance) ** 2
             )
     assert min(other) == 0 < max(other)  # some pairs are beyond the margin, some within it
-    got = contrastive(xrays, faces, np.array(subjects), 1.0)
+    got = contrastive(*map(jnp.asarray, (xrays, faces, subjects)), 1.0)
     assert float(got) == pytest.approx(np.mean(same) + np.mean(other), rel=1e-5)
     # The gradient is finite even where the X-ray and face vectors are equal.
-    slope = jax.grad(lambda x: contrastive(x, x, np.array(subjects), 1.0))(xrays)
+    slope = jax.grad(lambda x: contrastive(x, x, jnp.array(subjects), 1.0))(xrays)
     assert np.isfinite(slope).all()
 
 

@@ -104,7 +104,7 @@ def test_distances_of_features(fidelity, count):
 
     logits = a[:, :100] * 3
     wanted = module("isc").isc_features_to_metric(torch.from_numpy(logits), splits=4, shuffle=False)
-    split = np.arange(count) * 4 // count
+    split = jnp.arange(count) * 4 // count
     got = (
         accumulators.InceptionScore.empty(4, 100)
         .add(jnp.asarray(logits), split, jnp.ones(count))
@@ -134,7 +134,7 @@ def test_two_folders_score_as_torch_fidelity_scores_them(networks, tmp_path):
         bootstrap=10,
     )
     c.evaluate.update(kernel_subset=20, kernel_rounds=2, inception_splits=1)
-    c.mesh.data = 8
+    c.mesh.data = jax.device_count()
     row = evaluated(c, tmp_path / "w")["rows"]["generated"]
 
     def module(name):

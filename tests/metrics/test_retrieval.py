@@ -111,10 +111,10 @@ def test_what_can_not_be_scored():
     with pytest.raises(InputError, match="view='side' is not one of same, any"):
         retrieval.similarities(queries, gallery, "side")
     cosines, same, allowed = retrieval.similarities(queries, gallery, "same")
-    with pytest.raises(InputError, match="k=25, but a gallery holds 24 faces"):
+    with pytest.raises(InputError, match="k=25 exceeds a gallery of 24 faces"):
         retrieval.at_k(retrieval.ranked(cosines, same, allowed), allowed, (1, 25))
     alone = [0, 1, 2, 3]
-    with pytest.raises(InputError, match="the query's subject alone"):
+    with pytest.raises(InputError, match="only the query's subject"):
         retrieval.separation(
             cosines[np.ix_(alone, alone)], same[np.ix_(alone, alone)], allowed[np.ix_(alone, alone)]
         )

@@ -113,6 +113,7 @@ def test_unet_with_controlnet(variant, size):
             mid_block_additional_residual=middle,
         ).sample
         plain = unet_ref(nchw(sample), torch.from_numpy(steps), torch.from_numpy(context)).sample
+    sample, steps, context, picture = map(jnp.asarray, (sample, steps, context, picture))
     got_down, got_middle = control(sample, steps, context, picture, 0.7)
     assert len(got_down) == len(down)
     for ours, theirs in zip(got_down, down, strict=True):
@@ -133,7 +134,7 @@ def test_autoencoder():
         models.AutoencoderKLConfig.from_mapping(config_of(reference)), rngs=nnx.Rngs(0)
     )
     to_jax(model, reference)
-    picture = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    picture = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
     with torch.no_grad():
         latent = reference.encode(nchw(picture)).latent_dist
         decoded = reference.decode(latent.mean).sample
@@ -168,7 +169,7 @@ def test_text_encoder(act):
     ids = np.random.default_rng(0).integers(0, 60, (2, 9))
     with torch.no_grad():
         wanted = reference(torch.from_numpy(ids)).last_hidden_state.numpy()
-    assert relative_error(model(ids), wanted) < 1e-4
+    assert relative_error(model(jnp.asarray(ids)), wanted) < 1e-4
 
 
 def test_unimplemented_field_is_named():
@@ -205,7 +206,7 @@ def test_tiny_decoder(tmp_path):
     with pretrained.open_weights(tmp_path / "taesd") as tensors:
         own = {key: t for key, t in tensors.items() if key.startswith("decoder.")}
         params = pretrained.load(shapes, own, dict.fromkeys(shapes, here), "taesd")
-    latents = 2.0 * np.random.default_rng(0).standard_normal((2, 4, 4, 4)).astype(np.float32)
+    latents = jnp.asarray(2 * np.random.default_rng(0).standard_normal((2, 4, 4, 4)), jnp.float32)
     with torch.no_grad():
         wanted = reference.decode(nchw(latents)).sample
     assert relative_error(network.bind(params).decode(latents), nhwc(wanted)) < 1e-4

@@ -1,6 +1,6 @@
 """Gradient checkpointing: the same gradients in less memory, under the same names."""
 
-import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import pytest
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
+from cranio_jax.methods.base import Method
 from cranio_jax.training import loop
 
 COUNT = 32
@@ -44,7 +45,8 @@ def loss_of(method):
         "latents": noise(COUNT, side, side, method.channels),
         "context": noise(COUNT, 20, 64),
     }
-    draws = {"timesteps": 30 * np.arange(COUNT), "noise": np.flip(batch["latents"], 0)}
+    batch = jax.tree.map(jnp.asarray, batch)
+    draws = {"timesteps": 30 * jnp.arange(COUNT), "noise": jnp.flip(batch["latents"], 0)}
 
     def loss(params):
         return method.loss(params, frozen, batch, draws)[0]
@@ -89,7 +91,7 @@ def test_a_training_step_keeps_less_on_a_cpu_too():
         return {"params": jnp.ones(64)}, {}
 
     def memory(remat):
-        method = types.SimpleNamespace(init=init, train_step=train_step, remat=remat)
+        method = mock.Mock(spec=Method, init=init, train_step=train_step, remat=remat)
         step = loop.jit_step(method, mesh)
         args = ({"params": jnp.ones(64)}, {}, {"x": jnp.ones((4096, 64))}, jax.random.key(0))
         return step.lower(*args).compile().memory_analysis().temp_size_in_bytes

@@ -161,7 +161,7 @@ def test_another_onnx_is_refused(tmp_path):
     with pytest.raises(InputError, match="plain.onnx is no IResNet: .* goes to Relu, not to PRelu"):
         convert(written(plain, tmp_path / "plain.onnx"), tmp_path / "none.safetensors")
     (tmp_path / "damaged.onnx").write_bytes(b"no protobuf at all")
-    with pytest.raises(InputError, match="damaged.onnx: damaged, or no ONNX file"):
+    with pytest.raises(InputError, match="damaged.onnx: damaged, or not ONNX"):
         convert(tmp_path / "damaged.onnx", tmp_path / "none.safetensors")
     # A name that promises a content.
     written(plain, tmp_path / "w600k_r50.onnx")

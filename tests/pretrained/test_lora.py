@@ -240,10 +240,10 @@ REFUSED = {
     "flux": ({"transformer.x.lora_A.weight": torch.ones(2, 2)}, "Flux"),
     "peft's own": ({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, "peft's own file"),
     "biases": ({f"unet.{UNET[0]}.lora_B.bias": torch.ones(2)}, "LoRA with biases"),
-    "layer": ({f"{KOHYA[:-1]}x.alpha": torch.ones(())}, r"attn1_to_x.alpha' finds no layer"),
-    "deep": ({"unet.down_blocks.7.x.lora_A.weight": torch.ones(2, 2)}, "finds no layer"),
+    "layer": ({f"{KOHYA[:-1]}x.alpha": torch.ones(())}, r"attn1_to_x.alpha' fits no layer"),
+    "deep": ({"unet.down_blocks.7.x.lora_A.weight": torch.ones(2, 2)}, "fits no layer"),
     "word": ({"emb_params": torch.ones(2, 2)}, "textual inversion"),
-    "unknown": ({"abc": torch.ones(2, 2)}, "the tensor 'abc' finds no layer"),
+    "unknown": ({"abc": torch.ones(2, 2)}, "the tensor 'abc' fits no layer"),
     "lonely": (
         {"lora_unet_conv_in.lora_down.weight": torch.ones(2, 4, 3, 3)},
         "no 'up' factor beside it",
@@ -253,7 +253,7 @@ REFUSED = {
             "lora_unet_conv_out.lora_down.weight": torch.ones(2, 99, 3, 3),
             "lora_unet_conv_out.lora_up.weight": torch.ones(4, 2, 1, 1),
         },
-        r"\(2, 99, 3, 3\) and .* don't give the layer 'conv_out.weight'",
+        r"\(2, 99, 3, 3\) and .* don't fit the layer 'conv_out.weight'",
     ),
     "twice": (
         {f"unet.{UNET[0]}.lora_A.weight": torch.ones(2, 16)},
@@ -289,7 +289,7 @@ def test_settings(pipelines, settings, tmp_path):
         with pytest.raises(InputError, match=message):
             open_pipeline(c.pretrained)
     c.pretrained.update(model="", lora="x", lora_scale=1.0)
-    with pytest.raises(InputError, match="pretrained.lora is set and pretrained.model is not"):
+    with pytest.raises(InputError, match="pretrained.lora is set, but pretrained.model is not"):
         open_pipeline(c.pretrained)
 
 

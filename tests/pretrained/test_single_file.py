@@ -270,7 +270,7 @@ def widened(state, channels):
 REFUSED = {
     "inpainting": (lambda s: widened(s, 9), "9 input channels, so it is an inpainting model"),
     "pix2pix": (lambda s: widened(s, 8), "8 input channels, so it is InstructPix2Pix"),
-    "depth": (lambda s: widened(s, 5), "so it is a model of depth"),
+    "depth": (lambda s: widened(s, 5), "so it is a depth model"),
     "xl": (lambda s: s | {"conditioner.embedders.0.a": torch.ones(1)}, "Stable Diffusion XL"),
     "sd3": (lambda s: {"model.diffusion_model.joint_blocks.0.a": torch.ones(1)}, "Diffusion 3"),
     "flux": (lambda s: {"double_blocks.0.img_attn.a": torch.ones(1)}, "Flux"),
@@ -278,7 +278,7 @@ REFUSED = {
     "lora": (lambda s: {"lora_unet_x.lora_up.weight": torch.ones(1)}, "a LoRA, which pretrained"),
     "ema": (
         lambda s: {"model_ema.diffusion_modelout2bias": torch.ones(1)},
-        "averaged weights alone",
+        "only averaged weights",
     ),
     "diffusers": (
         lambda s: {"conv_in.weight": torch.ones(1)},
@@ -417,7 +417,7 @@ def test_the_tokenizer_comes_from_the_hubs_cache(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     file = write(states("1.5"))
     c = config(file, tokenizer="")
-    with pytest.raises(InputError, match=r"pretrained.tokenizer='': a single file holds no token"):
+    with pytest.raises(InputError, match=r"pretrained.tokenizer='': a single file has no token"):
         open_pipeline(c.pretrained)
     for name, source in (("openai/clip-vit-large-patch14", pipelines()[0] / "tokenizer"),):
         cache = tmp_path / f"models--{name.replace('/', '--')}"
@@ -448,7 +448,9 @@ def test_a_tokenizer_of_more_words_is_refused(pipelines, states, write, config):
 
 def test_a_folder_of_one_file_says_so(states, write, config):
     file = write(states("1.5"))
-    with pytest.raises(InputError, match="no diffusers folder and holds model.safetensors. Name"):
+    with pytest.raises(
+        InputError, match="not a diffusers folder, and holds model.safetensors. Name"
+    ):
         open_pipeline(config(file.parent).pretrained)
 
 

@@ -114,5 +114,7 @@ def test_terminal_shows_the_main_tables(results):
 
 def test_a_metric_that_is_not_registered(results):
     results.rows["<control>"]["mae"] = results.rows["<control>"]["psnr"]
-    with pytest.raises(InputError, match="the results hold 'mae', which no metric is called"):
+    with pytest.raises(
+        InputError, match="the results hold 'mae', which is not a registered metric"
+    ):
         tables.markdown(results)

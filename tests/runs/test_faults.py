@@ -151,7 +151,7 @@ def test_killed_while_it_saves(config, tmp_path, undisturbed):
     )
     kill(process)
     assert "training" in json.loads((workdir / "run.json").read_text())["state"]
-    assert "DEAD: its process ended without a word" in status.status(workdir)
+    assert "DEAD: its process ended unexpectedly" in status.status(workdir)
     finish(config, workdir)
     assert_as_undisturbed(config, workdir, undisturbed)
     assert not [path for path in (workdir / "checkpoints").iterdir() if "tmp" in path.name]
@@ -168,11 +168,11 @@ def test_told_to_stop(config, tmp_path, undisturbed):
     words = process.communicate(timeout=60)[1]
     assert process.returncode == cluster.START_AGAIN == 75
     done = max(losses(workdir))
-    assert 4 <= done < STEPS and f"told to stop after step {done}, whose state is kept" in words
+    assert 4 <= done < STEPS and f"stopped on request after step {done}, which is saved" in words
     assert f"newest checkpoint: step {done}" in status.status(
         workdir
     ) and "stopped at " in status.status(workdir)
-    assert f"going on from step {done}" in finish(config, workdir)
+    assert f"resuming from step {done}" in finish(config, workdir)
     assert_as_undisturbed(config, workdir, undisturbed)
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_checkpoint_is_passed_over(config, tmp_path, undisturbed, how,
     words = finish(config, workdir)
     assert (
         f"the checkpoint of step {STEPS} in {workdir / 'checkpoints'} is damaged (" in words
-        and "going on from step 9" in words
+        and "resuming from step 9" in words
     )
     assert losses(workdir) == {step: loss for step, loss in losses(undisturbed).items() if step > 9}
     jax.tree.map(
@@ -240,7 +240,7 @@ def test_records_with_flipped_bytes(config, tmp_path):
     with pytest.raises(
         InputError,
         match=(
-            rf"{tmp_path}.*split 'train': record \d+ is damaged \(.*remove the folder, and it is"
+            rf"{tmp_path}.*split 'train': record \d+ is damaged \(.*remove the folder to have it"
             r" built again"
         ),
     ):
@@ -337,7 +337,8 @@ def test_a_disk_that_fills_up_while_records_are_written(config, tmp_path):
     config.data.cranio_phantom.subjects = 6
     last = last_words_where_files_stay_small(config, tmp_path / "run")
     assert re.fullmatch(
-        rf"cranio_jax: {config.data.data_dir}.*: the records can't be written \(File too large\)",
+        rf"cranio_jax: {config.data.data_dir}.*: can't be written \(File too large\). "
+        "Set data.data_dir.",
         last,
     )
     assert not list((tmp_path / "records").rglob("*.array_record*"))

@@ -59,7 +59,7 @@ def test_it_goes_on(config, workdir, capsys):
     config.job = "train"
     config.train.num_steps = 4
     main.run(config, workdir)
-    assert "going on from step 2" in capsys.readouterr().err
+    assert "resuming from step 2" in capsys.readouterr().err
     ours = losses(workdir)
     assert {step: ours[step] for step in LOSSES} == pytest.approx(LOSSES, rel=1e-4)
     (change,) = json.loads((workdir / "config.json").read_text())["history"]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from cranio_jax import data
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
+from cranio_jax.methods.base import Method
 from cranio_jax.pretrained import sha256
 from cranio_jax.runs import workdir
 from cranio_jax.runs.checkpoints import Checkpoints
@@ -37,7 +38,7 @@ def test_a_run_goes_on_longer_slower_and_in_larger_batches(quick_config, tmp_pat
     [entry] = history(tmp_path)
     assert entry["after_step"] == 3 and entry["changed"]["train.learning_rate"] == change
     assert set(entry["changed"]) == {"train.num_steps", "train.learning_rate", "train.batch_size"}
-    assert "from here on train.batch_size is 16, before it was 8" in capsys.readouterr().err
+    assert "from now on train.batch_size is 16 (was 8)" in capsys.readouterr().err
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         step, position = checkpoints.latest, (tmp_path / "checkpoints" / "5" / "data").rglob("*")
         assert step == 5 and any('"examples": 56' in f.read_text() for f in position if f.is_file())
@@ -100,9 +101,9 @@ def test_settings_of_published_files_count(config, tmp_path):
     """An edited scheduler_config.json makes another experiment; its writer's version does not."""
 
     def published(**scheduler):
-        return types.SimpleNamespace(
-            weight_hashes=lambda: {"unet": "0" * 64}, settings={"scheduler": scheduler}
-        )
+        method = mock.Mock(spec=Method, settings={"scheduler": scheduler})
+        method.weight_hashes.return_value = {"unet": "0" * 64}
+        return method
 
     workdir.claim(tmp_path, config, published(prediction_type="epsilon", _name_or_path="/a"))
     workdir.check(tmp_path, config, published(prediction_type="epsilon", _name_or_path="/b"))

@@ -27,6 +27,7 @@ def losses(workdir):
     }
 
 
+@pytest.mark.eight_devices
 def test_restart_is_bit_identical(config, tmp_path):
     """A restart on the same devices is bit-identical.
 
@@ -74,6 +75,7 @@ def three_losses(config, batch, shape):
     return found
 
 
+@pytest.mark.eight_devices
 def test_every_mesh_gives_the_same_losses(config, batch, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 2**11)
     config.train.warmup_steps = 0
@@ -99,6 +101,7 @@ def test_bfloat16_keeps_float32_masters(config, batch):
     assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {jnp.dtype("float32")}
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize(
     "trained", [("controlnet",), ("controlnet", "unet"), ("controlnet", "unet_lora")]
 )

@@ -16,6 +16,7 @@ from cranio_jax.distributed import cluster
 from launch.local_processes import commands
 from tests.runs.test_faults import ROOT, command, environment, losses, wait_until
 
+pytestmark = pytest.mark.eight_devices
 STEPS = 24
 
 
@@ -124,7 +125,7 @@ def test_two_stop_together_and_one_ends_when_the_other_dies(config, tmp_path, al
         assert [process.returncode for process in started] == [cluster.START_AGAIN] * 2, words
     stopped = max(losses(workdir))
     assert stopped < STEPS and (workdir / "checkpoints" / str(stopped)).exists()
-    assert all(f"told to stop after step {stopped}, whose state is kept" in said for said in words)
+    assert all(f"stopped on request after step {stopped}, which is saved" in said for said in words)
 
     with two_processes(config, workdir) as started:
         wait_until(lambda: max(losses(workdir)) > stopped, started[0])
@@ -142,7 +143,7 @@ def test_two_stop_together_and_one_ends_when_the_other_dies(config, tmp_path, al
     done = subprocess.run(
         arguments, cwd=ROOT, env=environment(8), capture_output=True, text=True, check=True
     )
-    assert "going on from step" in done.stderr
+    assert "resuming from step" in done.stderr
     assert set(losses(workdir)) == set(losses(alone))
     for step, loss in losses(alone).items():
         assert losses(workdir)[step] == pytest.approx(loss, rel=1e-5)

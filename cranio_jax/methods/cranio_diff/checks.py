@@ -1,6 +1,6 @@
 """Checks of Cranio-Diff's settings, mostly that they agree with each other."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -60,7 +60,7 @@ def check_trained(settings: ml_collections.ConfigDict) -> None:
         raise InputError(f"method.lora_rank={settings.lora_rank}: it must be positive. Raise it.")
 
 
-def check_scheduler_fields(names: Mapping[str, Any]) -> None:
+def check_scheduler_fields(names: Iterable[str]) -> None:
     """Raises InputError if `config.method.scheduler` has an unknown field."""
     if unknown := set(names) - set(_SCHEDULER):
         raise InputError(
