@@ -51,7 +51,7 @@ def test_all_profiles_reach_the_network():
     """The text encoder returns a different output for each profile."""
     config = demo.get_config("smoke")
     method = make_method(config)
-    state, frozen = method.init(jax.random.key(0))
+    state, frozen = jax.jit(method.init)(jax.random.key(0))
     context = method._context(frozen | state["params"], ids_of(config))
     flat = np.asarray(context).reshape(len(PROFILES), -1)
     apart = np.abs(flat[:, None] - flat[None]).max(-1) + np.eye(len(PROFILES))

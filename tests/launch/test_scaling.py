@@ -65,6 +65,7 @@ def compiled(config, monkeypatch):
     return of
 
 
+@pytest.mark.slow
 def test_gradients_are_all_that_is_sent(compiled):
     found, need = compiled(8, 1)
     assert need.sharded > 0

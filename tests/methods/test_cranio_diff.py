@@ -56,7 +56,7 @@ def test_a_face_depends_on_xray_prompt_and_noise(config, batch):
 def test_loss_weight_and_dropped_prompts(config, batch):
     config.method.prompt_dropout = 0.1
     method = make_method(config)
-    state, frozen = method.init(jax.random.key(0))
+    state, frozen = jax.jit(method.init)(jax.random.key(0))
     side = config.data.settings.size // method.factor
     draws = {
         "timesteps": jnp.full((8,), 300),
@@ -65,7 +65,8 @@ def test_loss_weight_and_dropped_prompts(config, batch):
     }
 
     def loss(**changed):
-        return float(method.loss(state["params"], frozen, batch, draws | changed)[0])
+        compute = jax.jit(lambda *given: method.loss(*given)[0])
+        return float(compute(state["params"], frozen, batch, draws | changed))
 
     plain = loss()
     assert loss(drop_prompt=jnp.ones(8, bool)) != plain

@@ -37,9 +37,7 @@ def test_gates():
 def test_cosine_and_mean():
     a, b = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 7)), jnp.float32)
     cosine = (a * b).sum(-1) / jnp.linalg.norm(a, axis=-1) / jnp.linalg.norm(b, axis=-1)
-    np.testing.assert_allclose(
-        alignment.cosine_distance(a, b), 1 - cosine, rtol=1e-5
-    )
+    np.testing.assert_allclose(alignment.cosine_distance(a, b), 1 - cosine, rtol=1e-5)
     assert decoded.weighted_mean(jnp.array([2.0, 4.0, 9.0]), jnp.array([1.0, 0.5, 0.0])) == 2.0
     assert decoded.weighted_mean(jnp.ones(3), jnp.zeros(3)) == 0.0
 

@@ -182,6 +182,7 @@ def test_half_precision(trained):
     )
 
 
+@pytest.mark.slow
 def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
     from configs import common, demo
 

@@ -83,7 +83,7 @@ def names(cache):
     return {file.name for file in cache.iterdir()}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_cached_and_fresh_give_the_same_step(config, builder, cache, dtype):
     config.compute_dtype = dtype
     method, state, frozen, examples, prepare = prepared(config, builder)
