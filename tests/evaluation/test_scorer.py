@@ -14,12 +14,8 @@ from cranio_jax import models, pretrained
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.scorer import Scorer
-from cranio_jax.metrics.distributions import (
-    Moments,
-    Rows,
-    frechet_distance,
-    frechet_distance_of_rows,
-)
+from cranio_jax.metrics.accumulators import ByPlace, Moments
+from cranio_jax.metrics.distributions import frechet_distance, frechet_distance_of_rows
 from cranio_jax.metrics.features import Features, find_weights
 from cranio_jax.models import alignment
 from cranio_jax.models.functional import Network
@@ -224,7 +220,7 @@ def test_metrics_fit_a_collection_of_clu():
     )
     kinds = clu_metrics.Collection.create(
         moments=Moments.of("x", 5),
-        rows=Rows.of("x", 6, 5),
+        rows=ByPlace.of("x", 6, 5),
         mean=clu_metrics.Average.from_output("loss"),
     )
     step = jax.jit(lambda total, **kw: total.merge(kinds.single_from_model_output(**kw)))
