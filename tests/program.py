@@ -5,6 +5,7 @@ import sys
 from absl import flags
 
 from cranio_jax import main
+from cranio_jax.distributed import cluster
 
 
 def forget_flags() -> None:
@@ -18,6 +19,8 @@ def exit_code(monkeypatch, *arguments: str) -> int:
     """Runs the program with arguments; returns its exit code."""
     forget_flags()
     monkeypatch.setattr(sys, "argv", ["cranio_jax", *arguments])
+    # JAX looks for other processes only before its first computation.
+    monkeypatch.setattr(cluster, "join", lambda: None)
     try:
         main.cli()
     except SystemExit as ended:

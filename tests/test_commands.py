@@ -712,7 +712,11 @@ def test_a_rate_of_its_own():
 @pytest.mark.parametrize(
     ("name", "words", "message"),
     [
-        ("demo", ["method.files.G=a.pth"], "method.files.G: cranio_diff has no method.files. Take"),
+        (
+            "demo",
+            ["method.files.G=a.pth"],
+            "method.files.G: cranio_diff has no method.files. Remove",
+        ),
         ("arcface", ["method.learning_rates.D=1"], "arcface has no method.learning_rates"),
         ("pix2pix", ["method.unet.layers_per_block=1"], "pix2pix has no method.unet"),
         (

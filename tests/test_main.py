@@ -158,7 +158,7 @@ def test_mean_faces_of_any_age():
     assert at("lateral", 30) == 30 and at("frontal", 50) == 50
     assert abs(at("frontal", 0) - 9.5) <= 0.5  # 0 to 19, the nearest twenty
     assert at("lateral", 190) in range(30, 40)  # all at the same distance as the twentieth
-    with pytest.raises(InputError, match="no training face is frontal"):
+    with pytest.raises(InputError, match="a test face is frontal, but no training face"):
         controls.mean_faces(People(people[100:]))(
             {"face_view": "frontal", "age": 30, "bmi_change": 0.0}
         )

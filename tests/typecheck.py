@@ -23,6 +23,7 @@ class Keys(Protocol):
 collections.abc.Mapping.register(ml_collections.ConfigDict)
 # Whole numbers count as real ones, numpy's numbers as Python's, and folders may be in a bucket.
 OVERRIDES = {
+    bool: bool | np.bool_,
     int: int | np.integer,
     float: float | int | np.floating | np.integer,
     pathlib.Path: pathlib.Path | epath.Path,

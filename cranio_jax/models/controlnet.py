@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from cranio_jax.models.config import from_mapping
 from cranio_jax.models.layers import TimestepEmbedding, conv, zero_conv
@@ -112,7 +112,7 @@ class ControlNetModel(nnx.Module):
     def __call__(
         self,
         sample: Float[Array, "b h w c"],
-        timesteps: Float[Array, "b"],
+        timesteps: Num[Array, "b"],
         encoder_hidden_states: Float[Array, "b m d"],
         controlnet_cond: Float[Array, "b H W k"],
         conditioning_scale: float = 1.0,

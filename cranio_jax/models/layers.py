@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -124,7 +124,7 @@ def zero_conv(features: int, *, dtype=None, rngs: nnx.Rngs) -> nnx.Conv:
 
 
 def timestep_embedding(
-    timesteps: Float[Array, "batch"],
+    timesteps: Num[Array, "batch"],
     dim: int,
     flip_sin_to_cos: bool = True,
     freq_shift: float = 0.0,

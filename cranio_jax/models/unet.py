@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from cranio_jax.models.config import collapsed, from_mapping, per_block
 from cranio_jax.models.layers import (
@@ -336,7 +336,7 @@ class UNet2DConditionModel(nnx.Module):
     def __call__(
         self,
         sample: Float[Array, "b h w c"],
-        timesteps: Float[Array, "b"],
+        timesteps: Num[Array, "b"],
         encoder_hidden_states: Float[Array, "b m d"],
         down_block_additional_residuals: list[Array] | None = None,
         mid_block_additional_residual: Array | None = None,

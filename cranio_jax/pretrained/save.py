@@ -1,7 +1,7 @@
 """Writing parameters to files that PyTorch's libraries can open."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from cranio_jax.pretrained.names import current_key, to_torch, torch_key
 _FILES = {"text_encoder": ("model", "text_model."), "unet_lora": ("pytorch_lora_weights", "unet.")}
 
 
-def tensors_of(params: Params) -> Iterator[tuple[str, np.ndarray]]:
+def tensors_of(params: Mapping[str, Tensor]) -> Iterator[tuple[str, np.ndarray]]:
     """Returns parameters by torch's keys, with its order of axes."""
     return (
         (torch_key(path), to_torch(path, np.asarray(jax.device_get(value))))

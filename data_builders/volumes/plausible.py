@@ -27,7 +27,7 @@ def block_counts(spacing: Float[Array, "3"], voxel: float) -> Array:
     return np.maximum(1, np.floor(voxel / spacing + 1e-3)).astype(int)
 
 
-def block_means(values: Float[Array, "i j k"], blocks: Array) -> Float[Array, "i j k"]:
+def block_means(values: Float[Array, "i j k"], blocks: Array) -> Float[Array, "l m n"]:
     """Returns means over whole blocks; incomplete blocks at the far ends are dropped."""
     whole = values[tuple(slice(n // b * b) for n, b in zip(values.shape, blocks, strict=True))]
     shape = [part for n, b in zip(whole.shape, blocks, strict=True) for part in (n // b, b)]

@@ -64,7 +64,7 @@ def test_all_profiles_reach_the_network():
         (
             dict(length=16),
             (
-                r"prompt.template: 'portrait of a .*' needs 18 tokens, and prompt.length=16. Set"
+                r"prompt.template: 'portrait of a .*' needs 18 tokens, but prompt.length=16. Set"
                 r" prompt.length=18"
             ),
         ),
@@ -90,7 +90,7 @@ def test_all_profiles_reach_the_network():
         ),
         (dict(template="{noun} {bmi} {view}"), "differ in age alone"),
         (dict(template="", length=2, omits=("view", "sex", "age")), "differ in bmi alone"),
-        (dict(omits=("bmi",)), "prompt.omits: prompt.template names bmi"),
+        (dict(omits=("bmi",)), "prompt.omits=bmi: prompt.template uses it"),
         (
             dict(omits=("weight",)),
             "prompt.omits: 'weight' is unknown. Use some of view, sex, age, bmi",

@@ -605,8 +605,8 @@ def sheared(degrees):
         (both(same, mirrored), "refused: sform and qform lie 180 degrees apart"),
         (both(same, same), ""),
         (template, "sform_code 3 or 4"),
-        (scaled(0.001, 1), "in metres were taken to mm"),
-        (scaled(1000, 3), "in micrometres were taken to mm"),
+        (scaled(0.001, 1), "in metres were converted to mm"),
+        (scaled(1000, 3), "in micrometres were converted to mm"),
         (scaled(1, 1), "mm were used"),
         (
             scaled(0.1, 2),
@@ -894,15 +894,13 @@ def test_other_parts_of_a_body(tmp_path):
     whole[22:78, :, -47:] = values
     whole[10:90, 10:60, :-50] = 30
     whole[40:60, 25:45, :-36] = 500
-    assert "more of a body than its head" in refusal(
-        nifti(tmp_path / "c.nii", whole, np.diag([4, 4, 5, 1]))
-    )
+    assert "more than a head" in refusal(nifti(tmp_path / "c.nii", whole, np.diag([4, 4, 5, 1])))
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda v: v.astype(np.uint16), "65536 was taken off"),
+        (lambda v: v.astype(np.uint16), "65536 was subtracted"),
         (lambda v: np.where(v <= -1000, 0, v), "masked with 0"),
         (lambda v: np.where(circle(v.shape), 0, v), "masked with 0"),
         (lambda v: v - 50, ""),

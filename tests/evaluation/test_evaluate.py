@@ -124,9 +124,7 @@ def test_settings_that_fit_no_test_set(run, weights, tmp_path):  # noqa: F811
     config, workdir = run
     config.evaluate.weights = f"{weights}/trunk.safetensors"
     config.evaluate.kernel_subset = 73
-    with pytest.raises(
-        InputError, match="evaluate.kernel_subset=73 images don't fit in the 72 that are scored"
-    ):
+    with pytest.raises(InputError, match="evaluate.kernel_subset=73: only 72 images are scored"):
         evaluated(config, workdir)
     config.evaluate.weights = f"{weights}/embedder.safetensors"
     config.evaluate.retrieval.ks = (1, 37)
@@ -144,10 +142,7 @@ def test_the_judge_is_not_the_teacher(config, weights):  # noqa: F811
     who = [{"subject": f"s{i // 4}", "view": "frontal", "variant": str(i)} for i in range(72)]
     with pytest.raises(
         InputError,
-        match=(
-            "embedder.safetensors is what method.losses.embedder_file was trained to please, or its"
-            " twin"
-        ),
+        match="embedder.safetensors is the embedder in method.losses.embedder_file, or its twin",
     ):
         evaluate._features(config, who, (32, 32))
     config.method.losses.identity = 0.0
@@ -332,9 +327,9 @@ def test_folders_that_can_not_be_compared(pair_config, folders, tmp_path):
 
     one.rename(made / "other.png")
     named, c.weights = c.weights, ""
-    refused("evaluate.weights='': 11 names are in both folders, .* no network for these is there")
+    refused("evaluate.weights='': 11 names are in both folders, .* no network for these is given")
     c.update(weights=named, kernel_subset=13)
-    refused("evaluate.kernel_subset=13 images don't fit in the 12 of the smaller folder")
+    refused("evaluate.kernel_subset=13: the smaller folder has 12 images")
     c.update(kernel_subset=12, batch_size=0)
     refused("evaluate.batch_size=0: a batch holds at least one example")
     c.batch_size = 7

@@ -303,9 +303,9 @@ def test_full_disks(published, config, monkeypatch, tmp_path):
         ("gs:/bucket/records", "not a folder in a bucket"),
         ("gs://Bucket/records", "not a folder in a bucket"),
         ("gcs://bucket/records", "not a folder in a bucket"),
-        ("s3://bucket/records", "s3:// can't be read or written. Use a folder"),
+        ("s3://bucket/records", "s3:// can't be read or written. Mount that storage"),
         ("hdfs:///records", "hdfs:// can't be read or written"),
-        ("file:///records", "a URL of a local folder. Write its path alone."),
+        ("file:///records", "a URL of a local folder. Write only its path."),
     ],
 )
 def test_names_that_are_refused(config, server, name, words):

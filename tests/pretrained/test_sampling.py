@@ -130,7 +130,7 @@ def test_guidance_rescale(pipelines, settings):
         (dict(control_start=0.6, control_end=0.5), "sampling.control_start=0.6"),
         (dict(control_start=0.5, control_end=0.5), "sampling.control_start=0.5"),
         (dict(control_end=1.5), "sampling.control_end=1.5: it is outside 0 to 1"),
-        (dict(control_end=0.01), "none of 50 steps lies whole between"),
+        (dict(control_end=0.01), "none of 50 steps lies fully between"),
         (dict(eta=-0.5), "sampling.eta=-0.5"),
         (dict(temperature=-1.0), "sampling.temperature=-1.0: it is negative"),
         (

@@ -198,6 +198,7 @@ def test_a_frozen_unet_costs_no_more_than_it_must(config, batch):
         "noise": jnp.zeros(x.shape),
         "drop_prompt": jnp.zeros(8, bool),
     }
+    batch = jax.tree.map(jnp.asarray, batch)
     step = operations(
         lambda p, f: jax.grad(lambda p: method.loss(p, f, batch, draws)[0])(p),
         state["params"],
