@@ -84,7 +84,7 @@ def _read(face: Any) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(face, MeanOf):
         mean = np.mean([read_face(file) for file in face], 0, dtype=np.float64)
         return np.round(mean).astype(np.uint8)
-    return read_face(face) if isinstance(face, pathlib.PurePath) else face
+    return face if isinstance(face, np.ndarray) else read_face(face)
 
 
 def write_pictures(

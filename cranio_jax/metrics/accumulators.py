@@ -75,7 +75,7 @@ class Moments(clu_metrics.Metric):
         """Returns the accumulator of both sets of examples (Chan et al. 1979)."""
         count = self.count + other.count
         share = other.count / jnp.maximum(count, 1.0)
-        shift = other.mean - self.mean
+        shift = jnp.asarray(other.mean - self.mean)
         scatter = self.scatter + other.scatter + jnp.outer(shift, shift) * (self.count * share)
         return self.replace(count=count, mean=self.mean + shift * share, scatter=scatter)
 
@@ -135,7 +135,7 @@ class ByPlace(clu_metrics.Metric):
         """Returns the accumulator with a batch at `place`; a mask of 0 leaves an example out."""
         place = jnp.where(mask > 0, place, self.values.shape[0])
         values = values.astype(self.values.dtype)
-        return self.replace(values=self.values.at[place].set(values, mode="drop"))
+        return self.replace(values=jnp.asarray(self.values).at[place].set(values, mode="drop"))
 
     def merge(self, other: "ByPlace") -> "ByPlace":
         """Returns the accumulator of both, which must have no place in common."""

@@ -2,12 +2,12 @@
 
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 import safetensors.numpy
 
-from cranio_jax.models.functional import Params
 from cranio_jax.pretrained.files import Tensor
 from cranio_jax.pretrained.names import current_key, to_torch, torch_key
 
@@ -16,7 +16,7 @@ from cranio_jax.pretrained.names import current_key, to_torch, torch_key
 _FILES = {"text_encoder": ("model", "text_model."), "unet_lora": ("pytorch_lora_weights", "unet.")}
 
 
-def tensors_of(params: Mapping[str, Tensor]) -> Iterator[tuple[str, np.ndarray]]:
+def tensors_of(params: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Returns parameters by torch's keys, with its order of axes."""
     return (
         (torch_key(path), to_torch(path, np.asarray(jax.device_get(value))))
