@@ -200,7 +200,7 @@ def test_a_folder_that_takes_no_file(config, builder, cache):
     try:
         with pytest.raises(
             InputError,
-            match=r"can't take the .* GB of encoded records .* set data.cached_variants=0",
+            match=r"can't hold the .* GB of encoded records .* set data.cached_variants=0",
         ):
             prepared(config, builder)
     finally:
