@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, Int
 
 from cranio_jax.errors import InputError
 
-# Accumulators are on a device, and on the host after the last batch.
-Either = Array | np.ndarray
+# Accumulators are on a device, and on the host after the last batch. Those of several kinds of
+# faces are stacked along a first axis k.
+Either = Array | np.ndarray | np.floating
 
 
 @flax.struct.dataclass
@@ -30,9 +31,9 @@ class Moments(clu_metrics.Metric):
       scatter: `(d, d)`, the sum of outer products of the features minus their mean.
     """
 
-    count: Float[Either, ""]
-    mean: Float[Either, "d"]
-    scatter: Float[Either, "d d"]
+    count: Float[Either, "*k"]
+    mean: Float[Either, "*k d"]
+    scatter: Float[Either, "*k d d"]
 
     @classmethod
     def of(cls, name: str, width: int) -> type["Moments"]:
@@ -158,9 +159,9 @@ class InceptionScore(clu_metrics.Metric):
       negentropy: `(splits,)` summed p log p.
     """
 
-    count: Float[Either, "s"]
-    classes: Float[Either, "s c"]
-    negentropy: Float[Either, "s"]
+    count: Float[Either, "*k s"]
+    classes: Float[Either, "*k s c"]
+    negentropy: Float[Either, "*k s"]
 
     @classmethod
     def of(cls, name: str, splits: int, classes: int) -> type["InceptionScore"]:

@@ -115,7 +115,7 @@ class ControlNetModel(nnx.Module):
         timesteps: Num[Array, "b"],
         encoder_hidden_states: Float[Array, "b m d"],
         controlnet_cond: Float[Array, "b H W k"],
-        conditioning_scale: float = 1.0,
+        conditioning_scale: float | Float[Array, ""] = 1.0,
     ) -> tuple[list[Array], Array]:
         """Returns additions to the residuals and to the middle block of a U-Net.
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import safetensors.numpy
 from cranio_jax import models
 from cranio_jax.errors import InputError
 from cranio_jax.files.atomic import whole_file
-from cranio_jax.models.functional import Network, Params
+from cranio_jax.models.functional import Network
 from cranio_jax.pretrained.files import Tensor, open_weights, sha256
 from cranio_jax.pretrained.kinds import Kind, recognise
 from cranio_jax.pretrained.save import tensors_of
@@ -52,7 +52,11 @@ class Embedder(NamedTuple):
 
 
 def save_embedder(
-    path: pathlib.Path, params: Params, settings: dict[str, Any], crop: tuple[float, ...], seed: int
+    path: pathlib.Path,
+    params: Mapping[str, Any],
+    settings: dict[str, Any],
+    crop: tuple[float, ...],
+    seed: int,
 ) -> None:
     """Writes a trained embedder with all that is needed to use it."""
     note = {"settings": settings, "crop": list(crop), "seed": seed}

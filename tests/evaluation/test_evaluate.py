@@ -128,7 +128,7 @@ def test_settings_that_fit_no_test_set(run, weights, tmp_path):  # noqa: F811
         evaluated(config, workdir)
     config.evaluate.weights = f"{weights}/embedder.safetensors"
     config.evaluate.retrieval.ks = (1, 37)
-    with pytest.raises(InputError, match="retrieval: k=37, but a gallery holds"):
+    with pytest.raises(InputError, match="evaluate.retrieval.ks: k=37 exceeds a gallery"):
         evaluated(config, workdir)
     config.evaluate.retrieval.update(ks=(1,), protocols=("same/some",))
     with pytest.raises(InputError, match="evaluate.retrieval.protocols names 'same/some'"):
@@ -362,7 +362,7 @@ def test_wrong_folders(pair_config, folders, tmp_path):
     c.names = "(?P<subject>x+)"
     refused("finds no subject in 'sub/s0_frontal_0'")
     c.names = "(?P<subject>"
-    refused("is no regular expression")
+    refused("is not a regular expression")
     c.names = ""
     (made / "sub" / "more.png").write_bytes((made / "sub" / "s0_frontal_1.png").read_bytes())
     (true / "sub" / "more.txt").write_text("no picture")

@@ -56,7 +56,9 @@ def test_a_kind_is_exactly_its_tensors(kind):
     assert len(titles(tensors | stand_ins(kind.extras) | counted)) == 1
     # One tensor more, less, or of another shape.
     first = min(tensors)
-    assert "more, such as 'spare.weight'" in refusal(tensors | stand_ins({"spare.weight": (3,)}))
+    assert "more tensors, such as 'spare.weight'" in refusal(
+        tensors | stand_ins({"spare.weight": (3,)})
+    )
     less = {key: value for key, value in tensors.items() if key != first}
     assert f"'{first}'" in refusal(less)
     assert "expected" in refusal(tensors | stand_ins({first: (*kind.shapes[first], 2)}))
@@ -77,7 +79,7 @@ def test_iresnets_are_told_apart_by_their_blocks(depth):
 
 def test_other_iresnets_are_named():
     assert "an IResNet of (3, 8, 36, 3) blocks" in refusal(layout((3, 8, 36, 3)))
-    assert "of none that is known" in refusal(layout(LAYERS[50], channels=32))
+    assert "of no known network" in refusal(layout(LAYERS[50], channels=32))
     half = layout(LAYERS[50]) | stand_ins({"fc.weight": (256, 25088)})
     assert "its tensor 'fc.weight' is (256, 25088), expected (512, 25088)" in refusal(half)
     classes = layout(LAYERS[50]) | stand_ins({"head.weight": (512, 85742)})
@@ -103,7 +105,7 @@ def test_squeeze_and_excitation_is_named():
 
 
 def test_nothing_known():
-    assert refusal({}).startswith("file holds 0 tensors, such as 'none', of none that is known")
+    assert refusal({}).startswith("file holds 0 tensors, such as 'none', of no known network")
     twice = layout(LAYERS[18])
     twice |= {"module.fc.bias": twice["fc.bias"]}
     assert "'fc.bias' and 'module.fc.bias', which mean the same tensor" in refusal(twice)

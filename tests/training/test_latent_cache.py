@@ -118,9 +118,9 @@ def test_cached_and_fresh_give_the_same_step(config, builder, cache, dtype):
         np.testing.assert_array_equal(np.asarray(made[field]), stack(rows)[field])
     # ... and so the same loss, as far as a program with them inside rounds alike.
     draws = {
-        "timesteps": np.arange(8) * 100,
-        "noise": np.ones((8, 8, 8, 4), np.float32),
-        "drop_prompt": np.zeros(8, bool),
+        "timesteps": jnp.arange(8) * 100,
+        "noise": jnp.ones((8, 8, 8, 4)),
+        "drop_prompt": jnp.zeros(8, bool),
     }
     loss = jax.jit(lambda batch: method.loss(state["params"], frozen, batch, draws)[0])
     np.testing.assert_allclose(
