@@ -384,4 +384,4 @@ def test_wrong_folders(pair_config, folders, tmp_path):
     (made / "sub" / "more.tiff").unlink()
     (made / "sub" / "more.png").write_bytes(broken)
     (made / "sub" / "more.bmp").write_bytes(broken)
-    refused("have one name; keep one of them")
+    refused("have the same name; keep one")

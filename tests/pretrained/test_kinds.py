@@ -83,7 +83,7 @@ def test_other_iresnets_are_named():
     half = layout(LAYERS[50]) | stand_ins({"fc.weight": (256, 25088)})
     assert "its tensor 'fc.weight' is (256, 25088), expected (512, 25088)" in refusal(half)
     classes = layout(LAYERS[50]) | stand_ins({"head.weight": (512, 85742)})
-    assert "iresnet50 and 1 tensors more, such as 'head.weight'" in refusal(classes)
+    assert "iresnet50 and 1 more tensors, such as 'head.weight'" in refusal(classes)
 
 
 # Keys of networks in the field that hold squeeze-and-excitation, behind those of the plain ones.
