@@ -442,4 +442,4 @@ def test_mutations_end_in_a_sentence(people):
 def test_a_picture_that_may_not_be_read(people):
     people(HEADER, ROWS[0])
     (people.folder / "x/a.png").chmod(0)
-    assert "no right" in people(HEADER, ROWS[0]).problems[0][1]
+    assert "you lack the permission" in people(HEADER, ROWS[0]).problems[0][1]

@@ -202,7 +202,7 @@ def test_flags_of_a_study(tmp_path):
     ).stdout
     assert others.startswith(listed.stdout) and " 11  cranio_diff, seed 1" in others
     assert (
-        "name their folder by --weights"
+        "name their folder with --weights"
         in study(
             tmp_path, "--study=configs/study_paper.py", f"--workdir={tmp_path}", "--list"
         ).stderr

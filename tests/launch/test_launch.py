@@ -100,8 +100,8 @@ def test_a_training_that_fails_is_not_started_again(cloud):
     "arguments,words",
     [
         (("--name=pod", "--zone=z", "--", *PROGRAM), "--type= is missing"),
-        ((*POD, "--", "--config=c", "--workdir=here"), "--workdir=gs://... behind -- is missing"),
-        (("--color=red",), "--color=red is no flag of mine"),
+        ((*POD, "--", "--config=c", "--workdir=here"), "--workdir=gs://... is missing after --"),
+        (("--color=red",), "--color=red is not a flag"),
     ],
 )
 def test_a_pod_is_not_asked_for_in_vain(arguments, words):

@@ -178,7 +178,7 @@ def test_a_run_starts_from_another(config, tmp_path):
     _, frozen = started(config, tmp_path / "one")
     jax.tree.map(np.testing.assert_array_equal, frozen["unet"], other["ema"]["unet"])
     shutil.move(tmp_path / "other", tmp_path / "moved")
-    with pytest.raises(InputError, match="the weights that this run began with are gone"):
+    with pytest.raises(InputError, match="the weights that this run started from are gone"):
         started(config, tmp_path / "one")
     config.train.init_from = str(tmp_path / "moved")
     started(config, tmp_path / "one")
