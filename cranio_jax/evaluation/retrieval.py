@@ -87,7 +87,7 @@ def retrieval(
     config: ml_collections.ConfigDict,
     who: Sequence[dict[str, str]],
     truth: Float[Array, "n d"],
-    kinds: dict[str, Float[Array, "n d"]],
+    kinds: dict[str, Float[Array, "n _"]],
     others: r.Faces | None,
     headline: str,
 ) -> dict[str, Retrieval]:
@@ -154,7 +154,7 @@ def _of_protocol(
     config: ml_collections.ConfigDict,
     people: _People,
     truth: Float[Array, "n d"],
-    kinds: dict[str, Float[Array, "n d"]],
+    kinds: dict[str, Float[Array, "n _"]],
     others: r.Faces | None,
     headline: str,
     *,

@@ -50,7 +50,7 @@ class Scores(NamedTuple):
     """
 
     pairs: dict[str, Float[Array, "n"]]
-    rows: dict[str, Float[Array, "n d"]]
+    rows: dict[str, Float[Array, "n _"]]
     sets: dict[str, FeatureSet]
 
 

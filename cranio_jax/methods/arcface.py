@@ -172,7 +172,7 @@ class ArcFace(base.FromScratch):
         """Returns parameters and statistics of the network, without the classes."""
         return state["params"]["embedder"] | state["statistics"]
 
-    def embed(self, params: Params, frozen: Tree, batch: Tree) -> dict[str, Float[Array, "b d"]]:
+    def embed(self, params: Params, frozen: Tree, batch: Tree) -> dict[str, Float[Array, "b _"]]:
         """Returns a vector of each `face`."""
         return {"face": self._embed(params, self.crop(batch["face"])).astype(jnp.float32)}
 

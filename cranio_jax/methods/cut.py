@@ -90,7 +90,7 @@ class CUT(Adversarial):
 
     def _patches(
         self, features: Sequence[Array], spots: Sequence[Array]
-    ) -> list[Float[Array, "b n c"]]:
+    ) -> list[Float[Array, "b _ _"]]:
         return [
             x.reshape(x.shape[0], -1, x.shape[3])[:, where]
             for x, where in zip(features, spots, strict=True)
@@ -147,8 +147,8 @@ class CUT(Adversarial):
         self,
         params: Tree,
         state: Tree,
-        inputs: Float[Array, "2*b h w 3"],
-        outputs: Float[Array, "2*b h w 3"],
+        inputs: Float[Array, "pictures h w 3"],
+        outputs: Float[Array, "pictures h w 3"],
         spots: tuple[list[Array], list[Array]],
     ) -> Float[Array, ""]:
         """Returns PatchNCE between inputs and outputs, averaged over layers and both halves.

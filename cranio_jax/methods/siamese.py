@@ -107,7 +107,7 @@ class Siamese(base.FromScratch):
         """Returns parameters and statistics of the network."""
         return state["params"]["twin"] | state["statistics"]
 
-    def embed(self, params: Params, frozen: Tree, batch: Tree) -> dict[str, Float[Array, "b d"]]:
+    def embed(self, params: Params, frozen: Tree, batch: Tree) -> dict[str, Float[Array, "b _"]]:
         """Returns unit vectors of each `xray` and of each `face`."""
         xrays, faces = self._embed(self.network.bind(params), batch)
         return {"xray": xrays, "face": faces}

@@ -154,7 +154,7 @@ class Features:
         return {"inception": 2048} | widths if self.has_inception else widths
 
     @in_full_precision
-    def embed(self, params: Any, pictures: Num[Array, "b h w 3"]) -> dict[str, Float[Array, "b d"]]:
+    def embed(self, params: Any, pictures: Num[Array, "b h w 3"]) -> dict[str, Float[Array, "b _"]]:
         """Returns each embedder's vectors of pictures in [0, 255]."""
         x = pictures.astype(jnp.float32) / 127.5 - 1.0
         vectors = {}

@@ -324,7 +324,7 @@ class ResnetGenerator(nnx.Module):
 
     def features(
         self, x: Float[Array, "b h w 3"], places: Sequence[int]
-    ) -> list[Float[Array, "b h2 w2 c"]]:
+    ) -> list[Float[Array, "b _ _ _"]]:
         """Returns the outputs of the layers at `places`; layers after the last are not computed."""
         features = []
         for place, layer in enumerate(list(self.model)[: max(places) + 1]):
@@ -404,7 +404,7 @@ class PatchSampler(nnx.Module):
                 ),
             )
 
-    def __call__(self, patches: Sequence[Float[Array, "b n _"]]) -> list[Float[Array, "b n d"]]:
+    def __call__(self, patches: Sequence[Float[Array, "b _ _"]]) -> list[Float[Array, "b _ d"]]:
         vectors = []
         for i, x in enumerate(patches):
             first, _, second = getattr(self, f"mlp_{i}")

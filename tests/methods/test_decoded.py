@@ -154,7 +154,7 @@ def inputs(method, count=4):
         "drop_prompt": np.zeros(count, bool),
         "decoded": np.ones(count),
     }
-    return batch, draws
+    return jax.tree.map(jnp.asarray, (batch, draws))
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -217,8 +217,7 @@ def test_total_is_the_weighted_sum(with_terms):
         total, plain + 0.2 * metrics["lpips"] + 0.3 * metrics["identity"], rtol=1e-5
     )
     # The identity term ignores lateral faces.
-    changed = batch["face"].copy()
-    changed[batch["frontal"] == 0] = 0
+    changed = batch["face"].at[batch["frontal"] == 0].set(0)
     other = loss(params, frozen, batch | {"face": changed}, draws)[1]
     assert other["lpips"] != metrics["lpips"]
 

@@ -147,7 +147,7 @@ def test_inception_score(size):
     np.testing.assert_allclose(total.compute(), (np.mean(scores), np.std(scores)), rtol=1e-4)
     both = (
         InceptionScore.empty(3, 20)
-        .add(logits, split, jnp.ones(100))
+        .add(jnp.asarray(logits), jnp.asarray(split), jnp.ones(100))
         .merge(InceptionScore.empty(3, 20))
     )
     np.testing.assert_allclose(both.compute(), total.compute(), rtol=1e-5)
