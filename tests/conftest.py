@@ -9,24 +9,15 @@ import sys
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-_FLAGS = ["--xla_force_host_platform_device_count=8"]
-if os.environ["JAX_PLATFORMS"] == "cpu":
-    # Tests spend most of their time on compilation: these flags make it three times as fast. The
-    # small study of .ci/run compiles as users do.
-    _FLAGS += [
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
-        "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ]
-else:
+# Tests spend most of their time on compilation.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
+if os.environ["JAX_PLATFORMS"] != "cpu":
     # Runs are compared bit for bit, and networks with float32 references. Child processes share the
     # GPU with the test that starts them.
-    _FLAGS += ["--xla_backend_optimization_level=1", "--xla_gpu_deterministic_ops=true"]
+    _FLAGS = f"{_FLAGS} --xla_gpu_deterministic_ops=true"
     os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
+os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
 
 # torch-fidelity imports torchvision if it is installed, but its wheel does not load next to torch's
 # CPU build. None makes the import fail cleanly.

@@ -122,19 +122,15 @@ def test_a_light_decoder_stands_in(pipelines, settings, tmp_path):
     method, state, frozen = loaded(config)
     latents = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
     batch = {"face": np.full((2, 32, 32, 3), 90, np.uint8), "frontal": np.ones(2, np.float32)}
-    got = losses.decoded_terms(method, state["params"] | frozen, batch, latents, np.array([5, 9]))[
-        "lpips"
-    ]
+    terms = losses.decoded_terms(
+        method, state["params"] | frozen, batch, jnp.asarray(latents), jnp.array([5, 9])
+    )
     with torch.no_grad():
-        picture = (
-            tiny.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2)))
-            .sample.permute(0, 2, 3, 1)
-            .numpy()
-        )
-    wanted = network.bind(frozen["lpips"])(
-        picture, jnp.full((2, 32, 32, 3), 90 / 127.5 - 1.0)
-    ).mean()
-    np.testing.assert_allclose(got, wanted, rtol=1e-4)
+        picture = tiny.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2))).sample
+    picture = jnp.asarray(picture.permute(0, 2, 3, 1).numpy())
+    face = jnp.full((2, 32, 32, 3), 90 / 127.5 - 1.0)
+    wanted = network.bind(frozen["lpips"])(picture, face).mean()
+    np.testing.assert_allclose(terms["lpips"], wanted, rtol=1e-4)
 
 
 def test_results_name_the_weights(pipelines, settings):
