@@ -135,7 +135,8 @@ def check(
     return changes
 
 
-def _published(weights: dict[str, str]) -> dict[str, str]:
+def _published(weights: dict[str, Any]) -> dict[str, str]:
+    """Returns the hashes of published files; what a run starts from is kept beside them."""
     return {name: digest for name, digest in weights.items() if name != initial.FIELD}
 
 
