@@ -239,7 +239,8 @@ def test_weights_that_are_none(weights, tmp_path):
         find_weights(f"{weights}/trunk.safetensors,{tmp_path}/nothing*.pth")
     (tmp_path / "twin.safetensors").write_bytes((weights / "trunk.safetensors").read_bytes())
     with pytest.raises(
-        InputError, match="twin.safetensors is a second the trunk squeeze of LPIPS; name one"
+        InputError,
+        match="twin.safetensors is a second file of the trunk squeeze of LPIPS; name one",
     ):
         Features(f"{weights}/trunk.safetensors,{tmp_path}/twin.safetensors", (0, 0, 1, 1))
     (tmp_path / "vgg16-397923af.pth").write_bytes(b"cut short")

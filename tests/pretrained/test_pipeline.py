@@ -121,7 +121,7 @@ def test_a_light_decoder_stands_in(pipelines, settings, tmp_path):
     )
     method, state, frozen = loaded(config)
     latents = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
-    batch = {"face": np.full((2, 32, 32, 3), 90, np.uint8), "frontal": np.ones(2, np.float32)}
+    batch = {"face": jnp.full((2, 32, 32, 3), 90, jnp.uint8), "frontal": jnp.ones(2)}
     terms = losses.decoded_terms(
         method, state["params"] | frozen, batch, jnp.asarray(latents), jnp.array([5, 9])
     )
