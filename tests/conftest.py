@@ -32,6 +32,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["CRANIO_JAX_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 
 import tests.typecheck  # noqa: E402, F401, for jaxtyping's hook, which finds it by name
@@ -112,3 +113,26 @@ def quick_config(records):
     c = _shrink(pix2pix.get_config("smoke"), records)
     c.method.channels = 4
     return c
+
+
+@pytest.fixture
+def quick_steps(monkeypatch):
+    """Replaces training steps by ones that only count; returns the shapes of their batches.
+
+    Compiling real steps takes long. Tests of the loop and of the methods, `test_demo` and the
+    smallest study, which continuous integration runs, run real ones.
+    """
+    from cranio_jax.training import loop
+
+    seen = []
+
+    @jax.jit
+    def counted(state):
+        return state | {"step": state["step"] + 1}, {"loss": jnp.zeros(())}
+
+    def step(state, frozen, batch, key):
+        seen.append(batch["xray"].shape)
+        return counted(state)
+
+    monkeypatch.setattr(loop, "jit_step", lambda method, mesh: step)
+    return seen

@@ -39,7 +39,6 @@ from cranio_jax.pretrained import __main__ as pretrained
 from cranio_jax.pretrained.embedder import save_embedder
 from cranio_jax.pretrained.kinds import kinds
 from cranio_jax.pretrained.save import tensors_of
-from cranio_jax.training import loop
 from data_builders.cranio_phantom import cohort, overview
 from data_builders.images import staging
 from data_builders.rendering import ct
@@ -212,27 +211,6 @@ def desk(tmp_path, monkeypatch):
     """Changes to an empty folder, and returns it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def quick_steps(monkeypatch):
-    """Replaces training steps by ones that only count; returns the shapes of their batches.
-
-    Compiling real steps takes long. `test_demo` runs real ones; the methods' tests and the
-    smallest study, which continuous integration runs, run those of each method.
-    """
-    seen = []
-
-    @jax.jit
-    def counted(state):
-        return state | {"step": state["step"] + 1}, {"loss": jnp.zeros(())}
-
-    def step(state, frozen, batch, key):
-        seen.append(batch["xray"].shape)
-        return counted(state)
-
-    monkeypatch.setattr(loop, "jit_step", lambda method, mesh: step)
-    return seen
 
 
 # The demo

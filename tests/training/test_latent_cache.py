@@ -128,7 +128,7 @@ def test_cached_and_fresh_give_the_same_step(config, builder, cache, dtype):
     )
 
 
-def test_a_second_start_encodes_nothing(config, builder, cache, monkeypatch, tmp_path):
+def test_a_second_start_encodes_nothing(config, builder, cache, monkeypatch, tmp_path, quick_steps):
     config.train.stop_at = 2
     loop.train(config, tmp_path)
     before = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
