@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -50,6 +51,22 @@ class _Lines:
             self._file.close()
 
 
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Lets tensorboardX start without torch.
+
+    It imports torch where that is installed, for tensors of torch; that takes seconds.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+
+
 class Writer:
     """Logs scalars and pictures of a run; silent on every process but the first.
 
@@ -65,8 +82,8 @@ class Writer:
                 workdir.mkdir(parents=True, exist_ok=True)
                 self._lines = _Lines(workdir / "metrics.jsonl")
                 if not buckets.is_remote(workdir):
-                    # tensorboardX imports torch where that is installed, which takes seconds.
-                    from tensorboardX.event_file_writer import EventsWriter
+                    with _without_torch():
+                        from tensorboardX.event_file_writer import EventsWriter
 
                     # Not SummaryWriter: a full disk ends its thread, for which the next call
                     # would wait for ever.
