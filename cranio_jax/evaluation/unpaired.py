@@ -68,8 +68,7 @@ class PictureSet:
     def __getitem__(self, index: int) -> dict[str, Any]:
         picture = read_face(self._files[index])
         if self.scaled:
-            batch = jnp.asarray(picture[None], jnp.float32)
-            return {"face": np.asarray(tensorflow_resize(batch)[0])}
+            return {"face": tensorflow_resize(picture[None].astype(np.float32))[0]}
         return {"face": picture}
 
 

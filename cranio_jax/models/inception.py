@@ -19,9 +19,12 @@ SIDE = 299
 
 
 def tensorflow_resize(
-    x: Float[Array, "b h w c"], size: int = SIDE
-) -> Float[Array, "b size size c"]:
-    """Returns pictures scaled by TensorFlow 1's bilinear method, without antialiasing."""
+    x: Float[Array | np.ndarray, "b h w c"], size: int = SIDE
+) -> Float[Array | np.ndarray, "b size size c"]:
+    """Returns pictures scaled by TensorFlow 1's bilinear method, without antialiasing.
+
+    Pictures on the host stay there.
+    """
     for axis in (1, 2):
         count = x.shape[axis]
         place = np.arange(size, dtype=np.float32) * np.float32(count / size)

@@ -55,7 +55,8 @@ class _Lines:
 def _without_torch() -> Iterator[None]:
     """Lets tensorboardX start without torch.
 
-    It imports torch where that is installed, for tensors of torch; that takes seconds.
+    It imports torch where that is installed, which takes seconds. Without, it takes no tensors of
+    torch for the rest of the process; this program has none for it.
     """
     hidden = "torch" not in sys.modules
     if hidden:

@@ -220,6 +220,7 @@ def test_total_is_the_weighted_sum(with_terms):
     changed = batch["face"].at[batch["frontal"] == 0].set(0)
     other = loss(params, frozen, batch | {"face": changed}, draws)[1]
     assert other["lpips"] != metrics["lpips"]
+    np.testing.assert_allclose(other["identity"], metrics["identity"], rtol=1e-5)
 
 
 def test_a_weight_of_zero_leaves_nothing_in_the_step(with_terms):

@@ -267,6 +267,7 @@ def test_a_batch_that_is_not_of_numbers(config, tmp_path, undisturbed, monkeypat
     monkeypatch.setattr(data, "TrainingBatches", Spoilt)
     with pytest.raises(loop.NonFiniteLossError) as error:
         loop.train(config, tmp_path / "run")
+    assert len(spoilt) == config.train.batch_size
     assert "at step 5, whose batch held the examples " + ", ".join(
         f"{i:08x}" for i in spoilt
     ) in str(error.value)
