@@ -403,7 +403,8 @@ def portraits(
             piece = rays[start : start + _PIECE]
             padded = np.pad(piece, (0, _PIECE - len(piece)), mode="edge")
             traced = _trace(tuple(p[padded] for p in points), view, skull, tissue, colour)
-            colours[piece] = traced[: len(piece)]
+            # Cut on the host: a device would compile a program for each length.
+            colours[piece] = np.asarray(traced)[: len(piece)]
         # Average each pixel's rays.
         colours = colours.reshape(fine.size, fine.size, 4)
         faces.append(_downsample(colours[..., :3], colours[..., 3], factor=supersample))

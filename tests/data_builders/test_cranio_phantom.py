@@ -1,5 +1,6 @@
 """The procedural cohort: its subjects, what determines a face, and the files it writes."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -132,6 +133,23 @@ def test_portraits_are_faces_on_a_plain_ground():
     for picture in (frontal, lateral):
         assert np.ptp(picture[0, 0]) < 0.2 and picture[32, 30].std() > 0.02
     assert np.abs(frontal - frontal[:, ::-1]).mean() < 0.06
+
+
+def test_another_portrait_compiles_nothing():
+    """Each has its own number of rays; a program for each would take longer than the rays."""
+    portraits(cohort.draw(0, 1))
+    compiled = []
+
+    def hear(event, duration, **_):
+        if "backend_compile" in event:
+            compiled.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    try:
+        portraits(cohort.draw(0, 2), age=25, change=10)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(hear)
+    assert not compiled
 
 
 def test_the_skull_says_more_than_the_rest():
