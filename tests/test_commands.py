@@ -216,7 +216,7 @@ def desk(tmp_path, monkeypatch):
 # The demo
 
 
-def test_demo(config, desk, capsys):
+def test_demo(config, desk, capsys, quick_steps):
     # Train and score.
     demo = tiny(config, "demo")
     workdir = run("demo", *demo)

@@ -101,10 +101,8 @@ class Adversarial(base.FromScratch):
         `statistics` are those of batch norms. `opt_state` has one part for the networks that
         generate and one for those that judge.
         """
-        loaded = loaded or {}
         params, statistics = {}, {}
-        for i, (name, network) in enumerate(sorted(self.networks.items())):
-            both = loaded.get(name) or network.init(jax.random.fold_in(key, i))
+        for name, both in base.drawn(self.networks, key, loaded).items():
             params[name], statistics[name] = split_statistics(both)
         judges = {name: part for name, part in params.items() if name[0] == "D"}
         generators = {name: part for name, part in params.items() if name[0] != "D"}

@@ -100,9 +100,10 @@ class ArcFace(base.FromScratch):
         }
         dtype = jnp.dtype(config.compute_dtype)
         try:
-            self.network = Network(models.make_embedder(self.settings, dtype=dtype))
+            embedder = Network(models.make_embedder(self.settings, dtype=dtype))
         except ValueError as error:
             raise InputError(f"method.{error}") from None
+        self.networks = {"embedder": embedder}
         base.check_whole_batch(config.train, "batch norms need the whole batch at once")
         self.optimizer = optimizer.make_optimizer(config.train, {})
 
@@ -121,10 +122,10 @@ class ArcFace(base.FromScratch):
 
     def init(self, key: Array, loaded: dict[str, Params] | None = None) -> tuple[Tree, Tree]:
         """Returns `(state, frozen)` of fresh parameters; `statistics` are those of batch norms."""
-        params = (loaded or {}).get("embedder") or self.network.init(jax.random.fold_in(key, 0))
-        embedder, statistics = split_statistics(params)
+        params = base.drawn(self.networks, key, loaded)
+        embedder, statistics = split_statistics(params["embedder"])
         picture = jnp.zeros((1, self.config.height, self.config.width, 3))
-        width = jax.eval_shape(self._embed, params, picture).shape[1]
+        width = jax.eval_shape(self._embed, params["embedder"], picture).shape[1]
         kernel = jax.random.normal(jax.random.fold_in(key, 1), (width, self.classes))
         trained = {"embedder": embedder, "classes": {"kernel": kernel}}
         state = {
@@ -136,7 +137,7 @@ class ArcFace(base.FromScratch):
         return state, {}
 
     def _embed(self, params: Params, faces: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        return self.network.bind(params)(faces)
+        return self.networks["embedder"].bind(params)(faces)
 
     def crop(self, faces: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w 3"]:
         """Returns the part of each face that the network sees, in [-1, 1]."""
@@ -155,7 +156,7 @@ class ArcFace(base.FromScratch):
         faces = disturb(key, self.crop(batch["face"]), m.disturb)
 
         def loss(params):
-            module = self.network.bind(params["embedder"] | state["statistics"])
+            module = self.networks["embedder"].bind(params["embedder"] | state["statistics"])
             module.train()
             vectors = base.unit_vectors(module(faces).astype(jnp.float32), 1)
             cosines = vectors @ base.unit_vectors(params["classes"]["kernel"], 0)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from cranio_jax.data import Batch
 from cranio_jax.errors import InputError
+from cranio_jax.models.functional import Network, Params
 
 Tree = Any
 Kind = Literal["generator", "embedder", "matcher"]
@@ -34,6 +35,7 @@ class Method(Protocol):
       needs_faces: whether a step reads the faces even if latents are cached.
       needs_subjects: whether a step reads `subject_index`.
       settings: by network, the fields of its config.json.
+      networks: by name, those whose parameters `init` draws as `drawn` does.
     """
 
     kind: ClassVar[Kind]
@@ -49,6 +51,9 @@ class Method(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def networks(self) -> Mapping[str, Network]: ...
 
     def count_people(self) -> None:
         """Reads from the records how many people there are, if `init` needs the number."""
@@ -104,6 +109,7 @@ class FromScratch:
     supports_remat: ClassVar[bool] = False
     remat = False
     settings: Mapping[str, Any] = {}
+    networks: Mapping[str, Network] = {}
 
     def count_people(self) -> None:
         """Does nothing: the networks' sizes do not depend on the records."""
@@ -131,6 +137,24 @@ class FromScratch:
     def parameter_count(self) -> dict[str, int]:
         """Returns the number of parameters by network, without the batch norms' statistics."""
         return count_parameters(jax.eval_shape(self.init, jax.random.key(0))[0]["params"])
+
+
+def key_of(name: str, networks: Mapping[str, Network], key: jax.Array) -> jax.Array:
+    """Returns the key with which a network is drawn."""
+    return jax.random.fold_in(key, sorted(networks).index(name))
+
+
+def drawn(
+    networks: Mapping[str, Network], key: jax.Array, loaded: Mapping[str, Params] | None
+) -> dict[str, Params]:
+    """Returns the parameters of all networks; those that `loaded` lacks are drawn."""
+    params = {}
+    for name, network in sorted(networks.items()):
+        part = (loaded or {}).get(name, {})
+        if part.keys() != network.shapes().keys():
+            part = network.init(key_of(name, networks, key)) | part
+        params[name] = part
+    return params
 
 
 def count_parameters(params: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """A method's state on the mesh: from a checkpoint, from published weights, or from scratch."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,8 @@ import ml_collections
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import Method, make_method
+from cranio_jax.methods.base import key_of
+from cranio_jax.models.functional import Params
 from cranio_jax.runs import initial
 from cranio_jax.runs.checkpoints import Checkpoints
 from cranio_jax.runs.workdir import check, read_identity
@@ -60,15 +63,12 @@ def restore_or_init(
             network = name.removesuffix("_lora")
             loaded[network] = loaded.get(network, {}) | params
 
-    # `init` runs once. A CPU compiles it in half the time with few optimisations, to the same
-    # numbers; it is most of a small network's start-up.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    quickly = {"xla_backend_optimization_level": 1} if on_cpu else None
+    # Weights that nothing holds.
     key = sharding.random_key(config.seed, mesh)
+    needed = method.networks.keys() if is_fresh else method.networks.keys() & shapes[1].keys()
+    loaded |= fresh_networks(method, key, sorted(needed - loaded.keys()), mesh)
     if is_fresh:
-        init = jax.jit(
-            method.init, out_shardings=shardings, donate_argnums=1, compiler_options=quickly
-        )
+        init = jax.jit(method.init, out_shardings=shardings, donate_argnums=1)
         state, frozen = init(key, loaded)
         return Restored(state, frozen, step=0, position=None)
 
@@ -76,10 +76,28 @@ def restore_or_init(
         return method.init(key, loaded)[1]
 
     step, state, position = checkpoints.restore(shapes[0], shardings[0])
-    init = jax.jit(
-        init_frozen, out_shardings=shardings[1], donate_argnums=1, compiler_options=quickly
-    )
+    init = jax.jit(init_frozen, out_shardings=shardings[1], donate_argnums=1)
     return Restored(state, init(key, loaded), step, position)
+
+
+def fresh_networks(
+    method: Method, key: jax.Array, names: Sequence[str], mesh: jax.sharding.Mesh
+) -> dict[str, Params]:
+    """Returns fresh parameters of some of a method's networks, on the mesh.
+
+    Each network has a program of its own: compiling them is most of a small network's start, and
+    the compilation cache then keeps them for other settings of the method, and for a restart.
+    """
+    # A CPU compiles them in half the time with few optimisations, to the same numbers.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    quickly = {"xla_backend_optimization_level": 1} if on_cpu else None
+    fresh = {}
+    for name in names:
+        draw = method.networks[name].init
+        key_here = key_of(name, method.networks, key)
+        places = sharding.state_sharding(jax.eval_shape(draw, key_here), mesh)
+        fresh[name] = jax.jit(draw, out_shardings=places, compiler_options=quickly)(key_here)
+    return fresh
 
 
 def restore(

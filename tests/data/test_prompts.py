@@ -3,7 +3,6 @@
 import json
 import pathlib
 
-import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from configs import common, demo, study_phantom
 from cranio_jax.data.prompts import make_prompt, make_tokenizer, pretrained_tokenizer
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
+from tests.fresh import fresh
 
 PROFILES = [
     (view, sex, age, change)
@@ -51,7 +51,7 @@ def test_all_profiles_reach_the_network():
     """The text encoder returns a different output for each profile."""
     config = demo.get_config("smoke")
     method = make_method(config)
-    state, frozen = jax.jit(method.init)(jax.random.key(0))
+    state, frozen = fresh(method)
     context = method._context(frozen | state["params"], ids_of(config))
     flat = np.asarray(context).reshape(len(PROFILES), -1)
     apart = np.abs(flat[:, None] - flat[None]).max(-1) + np.eye(len(PROFILES))

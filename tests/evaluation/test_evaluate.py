@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def run(config, trained):
+def run(config, trained, quick_steps):
     if not trained.exists():
         loop.train(config, trained)
     return config, trained
@@ -102,7 +102,7 @@ def test_a_diverged_checkpoint_gives_no_number(run, tmp_path, monkeypatch):
 
     def broken(config, workdir):
         method, mesh, state, frozen, step = restore(config, workdir)
-        state["ema"]["unet"]["conv_out.bias"] += np.nan
+        state["ema"]["controlnet"]["controlnet_mid_block.bias"] += np.nan
         return method, mesh, state, frozen, step
 
     monkeypatch.setattr(generation, "restore", broken)
@@ -149,7 +149,8 @@ def test_the_judge_is_not_the_teacher(config, weights):  # noqa: F811
     assert evaluate._features(config, who, (32, 32)).embedders
 
 
-def test_validation_while_training(config, weights, tmp_path):  # noqa: F811
+def test_validation_while_training(quick_config, weights, tmp_path):  # noqa: F811
+    config = quick_config
     config.data.validation_subjects = 3
     config.validation.update(every=2, num_steps=1, examples=9)
     config.evaluate.update(weights=f"{weights}/*.safetensors", kernel_subset=50)
@@ -165,7 +166,7 @@ def test_validation_while_training(config, weights, tmp_path):  # noqa: F811
     }
 
 
-def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path):
+def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path, quick_steps):
     from configs import arcface
 
     c = arcface.get_config("smoke")

@@ -13,6 +13,7 @@ from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method, optimizer
 from cranio_jax.methods.cyclegan import drawn_from
+from tests.fresh import fresh
 from tests.models.torch_translation import TorchPatches, TorchResnet, TorchUnet
 
 
@@ -262,7 +263,7 @@ def test_faces_of_pix2pix_have_their_own_noise(config):
     c = configured(config, "pix2pix")
     c.data.settings.size = 64  # with fewer pixels no block of the U-Net has dropout
     method = make_method(c)
-    state, frozen = jax.jit(method.init)(jax.random.key(0))
+    state, frozen = fresh(method)
     state["params"]["G"] = jax.tree.map(
         lambda p: 5.0 * p, state["params"]["G"]
     )  # small weights would let little noise through

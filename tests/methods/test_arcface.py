@@ -10,6 +10,7 @@ from cranio_jax import data
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 from cranio_jax.methods.arcface import angular_margin, disturb
+from tests.fresh import fresh
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_disturbance_keeps_the_picture_where_it_is_none(arcface):
 
 def test_a_step_updates_statistics_as_torch_does(arcface):
     method = make_method(arcface)
-    state, _ = jax.jit(method.init)(jax.random.key(0))
+    state, _ = fresh(method)
     arcface.method.disturb.update(shift=0.0, zoom=0.0, colour=0.0, grey=0.0)
     batch = {
         "face": np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8),
@@ -92,7 +93,7 @@ def test_it_learns_people(arcface):
     assert method.classes == len(people) == 20
     examples = data.Examples(builder, "train", arcface, ("face",), people)
     batches = data.TrainingBatches(examples, 32, 0, lambda example, rng: example)
-    state, _ = jax.jit(method.init)(jax.random.key(0))
+    state, _ = fresh(method)
     step, accuracy = jax.jit(method.train_step), []
     for _ in range(60):
         batch = next(batches)

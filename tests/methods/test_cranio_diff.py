@@ -10,6 +10,7 @@ import pytest
 from cranio_jax import data
 from cranio_jax.methods import make_method
 from cranio_jax.methods.cranio_diff import PatchCodec
+from tests.fresh import fresh
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def batch(config):
 def test_a_face_depends_on_xray_prompt_and_noise(config, batch):
     config.train.update(learning_rate=1e-2, warmup_steps=0, schedule="constant")
     method = make_method(config)
-    state, frozen = jax.jit(method.init)(jax.random.key(0))
+    state, frozen = fresh(method)
     generate = jax.jit(method.generate)
     seed = jax.random.key(2)
 
@@ -56,7 +57,7 @@ def test_a_face_depends_on_xray_prompt_and_noise(config, batch):
 def test_loss_weight_and_dropped_prompts(config, batch):
     config.method.prompt_dropout = 0.1
     method = make_method(config)
-    state, frozen = jax.jit(method.init)(jax.random.key(0))
+    state, frozen = fresh(method)
     side = config.data.settings.size // method.factor
     draws = {
         "timesteps": jnp.full((8,), 300),

@@ -13,6 +13,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 from cranio_jax.methods.cranio_diff import CranioDiff
 from cranio_jax.training import latent_cache, loop
+from tests.fresh import fresh
 
 
 @pytest.fixture
@@ -46,10 +47,10 @@ def cache(config, builder):
         file.unlink()
 
 
-def prepared(config, builder, evaluate=jax.jit):
+def prepared(config, builder, start=fresh):
     """`(method, state, frozen, examples, prepare)`."""
     mesh, method = sharding.make_mesh(), make_method(config)
-    state, frozen = evaluate(method.init)(jax.random.key(config.seed))
+    state, frozen = start(method, config.seed)
     return (
         method,
         state,
@@ -58,8 +59,8 @@ def prepared(config, builder, evaluate=jax.jit):
     )
 
 
-def shapes(f):
-    return lambda *args: jax.eval_shape(f, *args)  # where no value matters
+def shapes(method, seed):
+    return jax.eval_shape(method.init, jax.random.key(seed))  # where no value matters
 
 
 @pytest.fixture

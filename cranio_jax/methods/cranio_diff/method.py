@@ -216,13 +216,7 @@ class CranioDiff:
 
     def init(self, key: Array, loaded: dict[str, Params] | None = None) -> tuple[Tree, Tree]:
         """Returns `(state, frozen)`; parameters that `loaded` lacks are drawn."""
-        # Draw what is missing.
-        loaded = loaded or {}
-        params: dict[str, Params] = {}
-        for i, (name, network) in enumerate(sorted(self.networks.items())):
-            params[name] = loaded.get(name, {})
-            if params[name].keys() != network.shapes().keys():
-                params[name] = network.init(jax.random.fold_in(key, i)) | params[name]
+        params = base.drawn(self.networks, key, loaded)
 
         # Separate the trained parameters from the frozen ones.
         if "unet_lora" in self.trained:
