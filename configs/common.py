@@ -116,7 +116,7 @@ def get_config() -> ml_collections.ConfigDict:
         # A diffusers folder, a hub id, or a single .safetensors or .ckpt file; empty: from scratch.
         model="",
         controlnet="",  # a ControlNet to use in place of the model's own
-        vae="",  # an autoencoder to use in place of the model's own
+        vae="",  # an autoencoder to use in place of the model's own, or without a model
         # Folder or hub id of CLIP's tokenizer, for a single file; empty: OpenAI's, from the hub's
         # cache.
         tokenizer="",

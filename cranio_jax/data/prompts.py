@@ -205,12 +205,12 @@ def make_tokenizer(config: ml_collections.ConfigDict) -> PromptTokenizer:
     """
     name, length = config.prompt.tokenizer, config.prompt.length
     folder = None
-    if name == "pretrained" and config.pretrained.model:
+    if name == "pretrained" and (config.pretrained.model or config.pretrained.tokenizer):
         folder = open_pipeline(config.pretrained).folders["tokenizer"]
     elif name != "words":
         raise InputError(
             f"prompt.tokenizer={name!r}: expected 'words', or 'pretrained' with"
-            " pretrained.model set"
+            " pretrained.model or pretrained.tokenizer set"
         )
     p = config.prompt
     if foreign := set(p.omits) - set(_CONTRASTS):

@@ -50,7 +50,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
     the test subjects:
 
     - A generator's rows are one sample (the headline), the mean of `num_samples` samples, faces of
-      shuffled X-rays, and the mean face.
+      shuffled X-rays if it reads X-rays, and the mean face.
     - An embedder is scored by how well it tells real faces apart.
     - A matcher is scored by how well it finds a face by its X-ray.
 
@@ -85,7 +85,7 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
     examples = read_test_examples(config, builder, images=())
     who = who_of(examples)
     kind = method_class(config).kind
-    if kind != "embedder":
+    if kind != "embedder" and method_class(config).reads_xrays:
         shuffled_xrays([e | {"xray": None} for e in examples], config.seed)
     if kind != "generator":
         check_protocols(config, who)
@@ -146,7 +146,9 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
     examples = read_test_examples(config, builder)
     size = examples[0]["face"].shape[:2]
     features = _features(config, who_of(examples), size)
-    others = shuffled_xrays(examples, config.seed)
+    reads_xrays = generator.method.reads_xrays
+    others = shuffled_xrays(examples, config.seed) if reads_xrays else None
+    controls = (MEAN_FACE, SHUFFLED) if reads_xrays else (MEAN_FACE,)
     records = data.fingerprint(builder)
     headline = config.method.name
 
@@ -161,10 +163,13 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
             seconds = json.loads(timed.read_text())
     mean_face = mean_faces(data.Examples(builder, "train", config))
     ready[MEAN_FACE] = [mean_face(example) for example in examples]
-    fresh = () if c.keep_faces else (headline, SHUFFLED)
+    fresh = () if c.keep_faces else (headline, *controls[1:])
 
     def generate_both(given: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Returns faces from the person's own X-ray and from another's; one program for both."""
+        """Returns faces from the person's own X-ray and from another's; one program for both.
+
+        A method that reads no X-rays makes the first alone.
+        """
         params, frozen = given
 
         def generate(xray: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -173,7 +178,8 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
                 generator.method, config.seed, params, frozen, own, jnp.uint32(0)
             )
 
-        return jax.lax.map(generate, jnp.stack([batch["xray"], batch["other_xray"]]))
+        names = ("xray", "other_xray")
+        return jax.lax.map(generate, jnp.stack([batch[name] for name in names if name in batch]))
 
     # Score them.
     scorer = Scorer(
@@ -199,7 +205,7 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
         truth,
         scored,
         headline,
-        controls=(MEAN_FACE, SHUFFLED),
+        controls=controls,
         size=size,
         seconds_per_face=seconds,
         **origin_of(generator.method, generator.step, builder, records),
@@ -212,11 +218,14 @@ def _kept_faces(
     generator: generation.Generator,
     folder: pathlib.Path,
     examples: Sequence[dict[str, Any]],
-    others: Sequence[dict[str, Any]],
+    others: Sequence[dict[str, Any]] | None,
     headline: str,
     num_samples: int,
 ) -> dict[str, Sequence[Any]]:
-    """Returns files of the headline's samples and of faces from shuffled X-rays, by row."""
+    """Returns files of the headline's samples and of faces from shuffled X-rays, by row.
+
+    Without `others`, the examples with another person's X-ray, there are no such faces.
+    """
     samples = [
         generator.generate_missing(
             folder / f"sample_{draw}", examples, draw, f"faces, sample {draw + 1} of {num_samples}"
@@ -227,6 +236,8 @@ def _kept_faces(
     if num_samples > 1:
         means = [MeanOf(files) for files in zip(*samples, strict=True)]
         rows[f"{headline}, mean of {num_samples} samples"] = means
+    if others is None:
+        return rows
     # Which X-ray each person got is in the folder's name.
     names = zlib.crc32(" ".join(e["xray_of"] for e in others).encode())
     rows[SHUFFLED] = generator.generate_missing(

@@ -18,6 +18,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.evaluation.generation import Generator
 from cranio_jax.files.atomic import write_json
 from cranio_jax.files.pictures import write_png
+from cranio_jax.methods import method_class
 from cranio_jax.reporting.notice import NOTICE
 from data_builders.errors import UnreadableError
 from data_builders.images.prepare import PreparedXray, prepare_xray
@@ -106,6 +107,12 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
     """
     # Read all X-rays before anything is generated.
     r = config.reconstruct
+    method = method_class(config)
+    if method.kind != "generator" or not method.reads_xrays:
+        raise InputError(
+            f"job=reconstruct makes faces of X-rays, which {config.method.name} does not read or "
+            "make. Name the configuration of a method that does."
+        )
     check_profile(r.view, r.sex, r.age, r.bmi_change)
     if r.num_samples < 1:
         raise InputError(f"reconstruct.num_samples={r.num_samples} must be 1 or more")

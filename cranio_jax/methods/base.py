@@ -29,6 +29,7 @@ class Method(Protocol):
 
     Attributes:
       kind: 'generator' has `generate`; 'embedder' embeds faces, 'matcher' faces and X-rays.
+      reads_xrays: whether its faces depend on the X-ray; others have no row of shuffled X-rays.
       writes_pipeline: whether job=export can write it as a diffusers pipeline.
       supports_remat: whether train.remat=True is possible.
       remat: whether a step recomputes activations to save memory.
@@ -39,6 +40,7 @@ class Method(Protocol):
     """
 
     kind: ClassVar[Kind]
+    reads_xrays: ClassVar[bool]
     writes_pipeline: ClassVar[bool]
     supports_remat: ClassVar[bool]
     needs_subjects: ClassVar[bool]
@@ -105,6 +107,7 @@ class FromScratch:
     A subclass adds `kind`, `init`, `train_step`, `generation_params`, and `generate` or `embed`.
     """
 
+    reads_xrays: ClassVar[bool] = True
     writes_pipeline: ClassVar[bool] = False
     supports_remat: ClassVar[bool] = False
     remat = False

@@ -234,4 +234,8 @@ class AutoencoderKL(nnx.Module):
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         """Returns the picture, in about [-1, 1], of scaled latents."""
-        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+        return self.decode_raw(latents / self.config.scaling_factor)
+
+    def decode_raw(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+        """Returns the picture, in about [-1, 1], of latents that are not scaled."""
+        return self.decoder(self.post_quant_conv(latents))

@@ -252,14 +252,13 @@ def _open_pipeline(
     revision: str,
 ) -> Pipeline:
     if not model:
-        others = {"controlnet": controlnet, "vae": vae, "tokenizer": tokenizer, "lora": lora}
-        for field, value in others.items():
+        for field, value in {"controlnet": controlnet, "lora": lora}.items():
             if value:
                 raise InputError(
                     f"pretrained.{field} is set, but pretrained.model is not; "
                     f"{_ARTICLES[field]} belongs to a model"
                 )
-        return Pipeline()
+        return _lone_parts(vae, tokenizer)
     # The model, and what replaces parts of it.
     file = find_file(model, revision)
     if file:
@@ -297,12 +296,19 @@ def _open_pipeline(
     return Pipeline(folders, settings, name, _read_loras(folders), lora_scale)
 
 
-_ARTICLES = {
-    "controlnet": "a ControlNet",
-    "vae": "an autoencoder",
-    "tokenizer": "a tokenizer",
-    "lora": "a LoRA",
-}
+_ARTICLES = {"controlnet": "a ControlNet", "lora": "a LoRA"}
+
+
+def _lone_parts(vae: str, tokenizer: str) -> Pipeline:
+    """Returns an autoencoder and a tokenizer, if named, whose model is trained from scratch."""
+    folders: dict[str, pathlib.Path] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    if vae:
+        folders["vae"], settings["vae"] = _other_part("vae", vae, None)
+    if tokenizer:
+        folders["tokenizer"] = _tokenizer_folder(tokenizer)
+        check_tokenizer(folders["tokenizer"])
+    return Pipeline(folders, settings)
 
 
 def _folder(model: str, revision: str) -> tuple[dict[str, pathlib.Path], dict[str, dict[str, Any]]]:
@@ -357,9 +363,12 @@ def _single_file(
 
 
 def _other_part(
-    part: str, where: str, replaced: Mapping[str, Any]
+    part: str, where: str, replaced: Mapping[str, Any] | None
 ) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Returns the place and the settings of a ControlNet or autoencoder that the user names."""
+    """Returns the place and the settings of a ControlNet or autoencoder that the user names.
+
+    `replaced` are the settings of the part whose place it takes, if there is one.
+    """
     if file := find_file(where):
         settings = read_settings_of(file, (part,), f"pretrained.{part}={file.name}")[part]
         path = file
@@ -368,10 +377,10 @@ def _other_part(
         inner = path / part
         path = inner if not (path / "config.json").is_file() and inner.is_dir() else path
         settings = read_settings(path / "config.json")
-    scales = [s.get("scaling_factor", 0.18215) for s in (replaced, settings)]
-    if scales[0] != scales[1]:
+    scales = [s.get("scaling_factor", 0.18215) for s in (replaced, settings) if s is not None]
+    if scales[0] != scales[-1]:
         raise InputError(
-            f"pretrained.{part}={path.name}: its scaling_factor is {scales[1]}, the model's own "
+            f"pretrained.{part}={path.name}: its scaling_factor is {scales[-1]}, the model's own "
             f"has {scales[0]}, so its latents differ. Use an autoencoder of the same family."
         )
     return path, settings

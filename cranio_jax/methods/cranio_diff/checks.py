@@ -184,13 +184,3 @@ def check_losses(losses: ml_collections.ConfigDict) -> None:
     if losses.every < 1:
         raise InputError(f"method.losses.every={losses.every}: it must be positive. Raise it.")
     check_crop(losses.crop, "method.losses.crop")
-
-
-def check_trunk(losses: ml_collections.ConfigDict, size: int) -> None:
-    """Raises InputError if LPIPS's trunk is unknown, or too deep for pictures of `size` pixels."""
-    if losses.trunk not in models.TRUNKS:
-        trunks = ", ".join(models.TRUNKS)
-        raise InputError(
-            f"method.losses.trunk={losses.trunk!r}: it is unknown. Use one of {trunks}."
-        )
-    models.check_side(losses.trunk, size, size)

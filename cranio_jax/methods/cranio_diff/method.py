@@ -13,7 +13,7 @@ from cranio_jax import diffusion, models, pretrained
 from cranio_jax.data.prompts import make_tokenizer
 from cranio_jax.methods import base, optimizer
 from cranio_jax.methods.cranio_diff import checks, loading, losses
-from cranio_jax.methods.cranio_diff.loading import FeatureFile
+from cranio_jax.methods.loss_networks import FeatureFile, load_features, loss_file, lpips
 from cranio_jax.models import alignment
 from cranio_jax.models.functional import Network, Params
 
@@ -56,6 +56,7 @@ class CranioDiff:
     """
 
     kind: base.Kind = "generator"
+    reads_xrays = True
     writes_pipeline = True
     supports_remat = True
     needs_subjects = False
@@ -154,21 +155,10 @@ class CranioDiff:
         """Adds the networks of the decoded terms whose weight is not 0, and their files."""
         checks.check_losses(settings)
         if settings.lpips:
-            checks.check_trunk(settings, self.size)
-            self.networks["lpips"] = Network(
-                lambda rngs: models.LPIPS(settings.trunk, dtype=self.dtype, rngs=rngs)
-            )
-            self.feature_files["lpips"] = [
-                FeatureFile(
-                    prefix=prefix,
-                    part=part,
-                    network=settings.trunk,
-                    path=loading.loss_file(settings, f"{part}_file", "lpips"),
-                )
-                for prefix, part in (("features.", "trunk"), ("lin", "heads"))
-            ]
+            found = lpips(settings, self.size, self.dtype)
+            self.networks["lpips"], self.feature_files["lpips"] = found
         if settings.identity:
-            path = loading.loss_file(settings, "embedder_file", "embedder")
+            path = loss_file(settings, "embedder_file", "embedder")
             embedder = pretrained.open_embedder(path)
             self.networks["embedder"] = embedder.network(self.dtype)
             self.feature_files["embedder"] = [
@@ -183,7 +173,7 @@ class CranioDiff:
             self.networks["light_decoder"] = Network(
                 lambda rngs: models.TinyDecoder(decoder, dtype=self.dtype, rngs=rngs)
             )
-            path = loading.loss_file(settings, "decoder", "light_decoder")
+            path = loss_file(settings, "decoder", "light_decoder")
             self.feature_files["light_decoder"] = [FeatureFile("decoder.", "", "", path)]
 
     def count_people(self) -> None:
@@ -198,12 +188,17 @@ class CranioDiff:
         for name, network in sorted(self.networks.items()):
             if name in self.feature_files:
                 files = self.feature_files[name]
-                loaded[name] = loading.load_features(files, network, mesh, self.dtype)
-            elif self.pipeline.name and not (frozen_only and name in self.trained):
+                loaded[name] = load_features(files, network, mesh, self.dtype)
+            elif self._is_published(name) and not (frozen_only and name in self.trained):
                 loaded[name] = self._load_part(name, network, mesh)
         if "unet_lora" in self.pipeline.folders and not frozen_only:
             loaded["unet"] |= self._load_part("unet_lora", self.networks["unet"], mesh)
         return loaded
+
+    def _is_published(self, name: str) -> bool:
+        """Returns True if a network starts from a file; a ControlNet may grow from the U-Net's."""
+        folders = self.pipeline.folders
+        return name in folders or (name == "controlnet" and "unet" in folders)
 
     def _load_part(self, name: str, network: Network, mesh: jax.sharding.Mesh) -> Params:
         return loading.load_part(
@@ -266,7 +261,7 @@ class CranioDiff:
             if name not in self.networks or name in self.trained:
                 continue
             weights = f"drawn from seed {self.seed}"
-            if self.pipeline.name:
+            if name in self.pipeline.folders:
                 weights = self.pipeline.hash(name)
             settings = {
                 key: value for key, value in self.settings[name].items() if not key.startswith("_")

@@ -1,0 +1,59 @@
+"""Stable Diffusion's autoencoder, trained on faces, from scratch or from a published one.
+
+python -m cranio_jax.main --config=configs/autoencoder.py --workdir=DIR \
+    --config.method.losses.trunk_file=FILE --config.method.losses.heads_file=FILE
+
+`--config.pretrained.vae=FOLDER_OR_HUB_ID` starts from a published autoencoder. Evaluation scores
+how well it reconstructs the faces of test people. job=export writes it for diffusers.
+Variant 'smoke' runs every part in a minute and learns nothing.
+"""
+
+import ml_collections
+
+from configs import common
+
+# A small one of our own, which shrinks pictures by 8. A published one has its own fields.
+SMALL = dict(
+    block_out_channels=(32, 48, 64, 96),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=1,
+    latent_channels=4,
+    norm_num_groups=16,
+)
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns our own settings."""
+    c = common.get_config()
+    c.name = "autoencoder"
+    c.data.settings.size = 128
+    c.augment.update(rotation=0.0, brightness=0.0, contrast=0.0, erase=0.0)
+    c.method.update(
+        name="autoencoder",
+        kl=1e-5,  # weight of the latents' divergence from a standard Gaussian
+    )
+    c.method.vae = dict(SMALL)
+    c.method.losses.update(lpips=0.5, trunk="squeeze")
+    c.train.update(
+        batch_size=8,
+        num_steps=12_000,
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=200,
+        weight_decay=0.0,
+        ema_decay=0.999,
+    )
+    c.evaluate.num_samples = 1
+    common.apply_variant(c, variant, {"smoke": smoke})
+    return c
+
+
+def smoke(c: ml_collections.ConfigDict) -> None:
+    """Sets a run that passes through every part and learns nothing."""
+    c.data.cranio_phantom.subjects = 24
+    c.data.settings.size = 32
+    c.train.update(num_steps=6, log_every=2, checkpoint_every=3, warmup_steps=2)
+    c.evaluate.update(bootstrap=200, pictures=2)
+    c.method.losses.lpips = 0.0
+    c.method.vae.update(block_out_channels=(8, 8, 8, 8), norm_num_groups=4)
