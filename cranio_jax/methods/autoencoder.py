@@ -4,6 +4,7 @@ The loss is that of Rombach et al. (2022), appendix G, without its discriminator
 error, LPIPS, and the divergence of the latents from a standard Gaussian (KL) with a small weight.
 """
 
+import pathlib
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from cranio_jax import models, pretrained
 from cranio_jax.errors import InputError
+from cranio_jax.files.atomic import write_json
 from cranio_jax.methods import base, loss_networks, optimizer
 from cranio_jax.models.functional import Network, Params
 
@@ -82,7 +84,7 @@ class Autoencoder(base.FromScratch):
         }
         if "vae" in self.pipeline.folders and not frozen_only:
             shapes = self.networks["vae"].shapes()
-            places = loss_networks.shardings(shapes, mesh, jnp.float32)
+            places = loss_networks.shardings(shapes, mesh, jnp.dtype(jnp.float32))
             with self.pipeline.open("vae") as tensors:
                 loaded["vae"] = pretrained.load(shapes, tensors, places, "the autoencoder")
         return loaded
@@ -151,9 +153,22 @@ class Autoencoder(base.FromScratch):
             total += self.config.losses.lpips * terms["lpips"]
         return total, {"loss": total, "latent_square": (mean**2).mean()} | terms
 
-    def scaling_factor(self, state: Tree) -> float:
-        """Returns the factor that gives latents the standard deviation 1."""
-        return float(1.0 / jnp.sqrt(state["latent_square"]))
+    def write_pipeline(self, folder: pathlib.Path, params: Tree, state: Tree, dtype: str) -> None:
+        """Writes an AutoencoderKL whose scaled latents have the standard deviation 1.
+
+        One that started from a published autoencoder keeps its scaling factor, which U-Nets know.
+        """
+        fields = self.settings["vae"] | {"_class_name": "AutoencoderKL"}
+        if "vae" not in self.pipeline.folders:
+            fields["scaling_factor"] = round(float(state["latent_square"]) ** -0.5, 4)
+        write_json(folder / "config.json", fields)
+        pretrained.save(folder, "vae", pretrained.tensors_of(params["vae"]), dtype)
+
+    def describe(self) -> list[str]:
+        """Returns lines for an exported model's card."""
+        losses = self.config.losses
+        words = f", {losses.lpips:g} x LPIPS ({losses.trunk})" if losses.lpips else ""
+        return [f"- loss: absolute error{words}, {self.config.kl:g} x KL"]
 
     def generation_params(self, state: Tree) -> Tree:
         """Returns the moving average of the parameters."""

@@ -1,6 +1,7 @@
 """The interface of a method, and the parts that several methods share."""
 
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -89,6 +90,16 @@ class Method(Protocol):
     def generation_params(self, state: Tree) -> Tree:
         """Returns the part of the state that `generate` or `embed` takes."""
 
+    @staticmethod
+    def check_export(config: ml_collections.ConfigDict) -> None:
+        """Raises InputError if a method with `writes_pipeline` can't be exported so."""
+
+    def write_pipeline(self, folder: pathlib.Path, params: Tree, state: Tree, dtype: str) -> None:
+        """Writes `params` of all networks as diffusers reads them, if `writes_pipeline`."""
+
+    def describe(self) -> list[str]:
+        """Returns lines for an exported model's card, if `writes_pipeline`."""
+
     if TYPE_CHECKING:  # a method has one of the two, as its `kind` says
 
         def generate(self, params: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> jax.Array:
@@ -132,6 +143,18 @@ class FromScratch:
     def encode(self, frozen: Tree, batch: Batch) -> Batch:
         """Returns nothing, as `encodable` does."""
         return {}
+
+    @staticmethod
+    def check_export(config: ml_collections.ConfigDict) -> None:
+        """Accepts every configuration."""
+
+    def write_pipeline(self, folder: pathlib.Path, params: Any, state: Any, dtype: str) -> None:
+        """A method with `writes_pipeline` implements it."""
+        raise NotImplementedError
+
+    def describe(self) -> list[str]:
+        """Returns nothing."""
+        return []
 
     def weight_hashes(self) -> dict[str, str]:
         """Returns nothing: there are no published weights."""

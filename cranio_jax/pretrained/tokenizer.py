@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 from cranio_jax.errors import InputError
@@ -89,3 +90,50 @@ def fitted_tokenizer(folder: pathlib.Path, words: int, length: int, pad: str) ->
 def _scratch() -> tempfile.TemporaryDirectory:
     """Returns a folder that is removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="cranio_jax_")
+
+
+def learn_tokenizer(words: Iterable[str], folder: pathlib.Path, length: int) -> int:
+    """Writes CLIP's tokenizer with a small vocabulary, in which each of `words` is one token.
+
+    Other words are spelled with the tokens of their parts, down to bytes, as CLIP does.
+
+    Args:
+      words: lower case, without spaces.
+      folder: for vocab.json, merges.txt and the settings; made if there is none.
+      length: the most tokens that the text encoder takes.
+
+    Returns the number of tokens.
+    """
+    import tokenizers
+    from transformers import CLIPTokenizer
+
+    # Learn which bytes to merge; merging goes on until each word is whole.
+    splitter = tokenizers.pre_tokenizers
+    alphabet = sorted(splitter.ByteLevel.alphabet())
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = splitter.Sequence(
+        [splitter.Whitespace(), splitter.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=100_000,
+        min_frequency=1,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learner.train_from_iterator(sorted(set(words)), trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+
+    # Write it as CLIP's own vocabulary is laid out.
+    marks = ["<|startoftext|>", "<|endoftext|>"]
+    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *map("".join, merges), *marks]
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return len(tokenizer)

@@ -381,12 +381,12 @@ def test_files_appear_whole(bucket):
 
 def test_a_folder_appears_last_file_last(bucket, tmp_path):
     there = epath.Path(bucket) / "export"
-    with buckets.local_folder(there, last=export._INDEX) as folder:
+    with buckets.local_folder(there, last=export._CARD) as folder:
         (folder / "unet").mkdir()
-        for name in (export._INDEX, "unet/config.json", "z.txt"):
+        for name in (export._CARD, "unet/config.json", "z.txt"):
             (folder / name).write_text(name)
         assert not there.exists()
-    for name in (export._INDEX, "unet/config.json", "z.txt"):
+    for name in (export._CARD, "unet/config.json", "z.txt"):
         assert buckets.local_file(there / name).read_text() == name
     with buckets.local_folder(tmp_path) as folder:
         assert folder == tmp_path

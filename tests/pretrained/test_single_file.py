@@ -16,7 +16,6 @@ import transformers
 from cranio_jax.data.prompts import make_tokenizer
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
-from cranio_jax.jobs import export
 from cranio_jax.methods import make_method
 from cranio_jax.pretrained import open_pipeline
 from cranio_jax.pretrained.files import Tensor
@@ -458,7 +457,7 @@ def test_diffusers_opens_what_is_exported(pipelines, states, write, config, tmp_
     _, reference = pipelines("2.1-v")
     method = make_method(config(write(states("2.1-v")), "2.1-v"))
     loaded = method.load(sharding.make_mesh(1, 1), frozen_only=False)
-    export._write(tmp_path / "out", method, loaded, "float32")
+    method.write_pipeline(tmp_path / "out", loaded, {}, "float32")
     pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(tmp_path / "out")
     for part in PARTS:
         ours, theirs = (getattr(p, part).state_dict() for p in (pipeline, reference))

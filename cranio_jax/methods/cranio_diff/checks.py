@@ -44,12 +44,13 @@ class Codec(NamedTuple):
     channels: int
 
 
-def check_trained(settings: ml_collections.ConfigDict) -> None:
+def check_trained(settings: ml_collections.ConfigDict, has_controlnet: bool) -> None:
     """Raises InputError if `config.method` does not say clearly what is trained."""
     trained = set(settings.trained)
-    if unknown := trained - set(TRAINABLE):
+    known = [part for part in TRAINABLE if has_controlnet or part != "controlnet"]
+    if unknown := trained - set(known):
         raise InputError(
-            f"method.trained: {min(unknown)!r} is unknown. Use some of {', '.join(TRAINABLE)}."
+            f"method.trained: {min(unknown)!r} is unknown. Use some of {', '.join(known)}."
         )
     if {"unet", "unet_lora"} <= trained:
         raise InputError(
@@ -122,10 +123,9 @@ def read_codec(settings: ml_collections.ConfigDict, vae: models.AutoencoderKLCon
     raise InputError(f"method.codec={settings.codec!r}: it is unknown. Use 'patch' or 'vae'.")
 
 
-def check_codec(structure: Structure, codec: Codec, size: int) -> None:
-    """Raises InputError if pictures of `size` pixels, codec and networks do not fit each other."""
-    factor, channels = codec
-    hints = structure.controlnet.conditioning_embedding_out_channels
+def check_hints(controlnet: models.ControlNetConfig, factor: int) -> None:
+    """Raises InputError if the ControlNet does not shrink X-rays by the codec's `factor`."""
+    hints = controlnet.conditioning_embedding_out_channels
     shrinkage = 2 ** (len(hints) - 1)
     if shrinkage != factor:
         raise InputError(
@@ -133,6 +133,11 @@ def check_codec(structure: Structure, codec: Codec, size: int) -> None:
             f"the X-ray by {shrinkage}, the codec shrinks the face by {factor}. "
             "Each number after the first halves the X-ray."
         )
+
+
+def check_codec(structure: Structure, codec: Codec, size: int) -> None:
+    """Raises InputError if pictures of `size` pixels, codec and U-Net do not fit each other."""
+    factor, channels = codec
     unet = structure.unet
     if unet.in_channels != channels or unet.out_channels != channels:
         raise InputError(

@@ -1,6 +1,7 @@
 """Cranio-Diff as a method: its networks, its training step and its sampler."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from cranio_jax import diffusion, models, pretrained
 from cranio_jax.data.prompts import make_tokenizer
 from cranio_jax.methods import base, optimizer
-from cranio_jax.methods.cranio_diff import checks, loading, losses
+from cranio_jax.methods.cranio_diff import checks, export, loading, losses
 from cranio_jax.methods.loss_networks import FeatureFile, load_features, loss_file, lpips
 from cranio_jax.models import alignment
 from cranio_jax.models.functional import Network, Params
@@ -72,12 +73,13 @@ class CranioDiff:
         self.sampling = config.sampling
         self.size = config.data.settings.size
         self.seed = config.seed
+        self.template = config.prompt.template
         self.remat = config.train.remat
         self.dtype = jnp.dtype(config.compute_dtype)
         self.exact = jnp.promote_types(self.dtype, jnp.float32)  # trained parameters, noise, losses
 
         # Open published files.
-        checks.check_trained(m)
+        checks.check_trained(m, self.reads_xrays)
         self.trained = tuple(sorted(m.trained))
         rank = m.lora_rank if "unet_lora" in self.trained else 0
         self.pipeline = pretrained.open_pipeline(config.pretrained, rank)
@@ -98,7 +100,10 @@ class CranioDiff:
         self.pipeline.check(settings)
         structure = checks.read_structure(settings)
         self.schedule = structure.schedule
-        self.settings = settings | {"controlnet": _controlnet_settings(structure, settings)}
+        control = settings.pop("controlnet")
+        self.settings = settings
+        if self.reads_xrays:
+            self.settings["controlnet"] = _controlnet_settings(structure, control)
         self._make_sampler(structure, settings["scheduler"])
         checks.check_agreement(structure)
 
@@ -108,6 +113,8 @@ class CranioDiff:
         self.networks = self._make_networks(structure, rank)
         self.feature_files: dict[str, list[FeatureFile]] = {}
         self._add_feature_networks(m.losses)
+        if self.reads_xrays:
+            checks.check_hints(structure.controlnet, codec.factor)
         checks.check_codec(structure, codec, self.size)
         checks.check_tokens(config.prompt.length, tokenizer.size, structure.text_encoder)
         checks.check_learning_rates(m)
@@ -135,16 +142,17 @@ class CranioDiff:
             return models.add_lora(model, rank, rngs=rngs) if rank else model
 
         networks = {
-            "controlnet": Network(
-                lambda rngs: models.ControlNetModel(
-                    structure.controlnet, rngs=rngs, remat=remat, dtype=dtype
-                )
-            ),
             "unet": Network(unet),
             "text_encoder": Network(
                 lambda rngs: models.CLIPTextModel(structure.text_encoder, dtype=dtype, rngs=rngs)
             ),
         }
+        if self.reads_xrays:
+            networks["controlnet"] = Network(
+                lambda rngs: models.ControlNetModel(
+                    structure.controlnet, rngs=rngs, remat=remat, dtype=dtype
+                )
+            )
         if self.config.codec == "vae":
             networks["vae"] = Network(
                 lambda rngs: models.AutoencoderKL(structure.vae, dtype=dtype, rngs=rngs)
@@ -281,8 +289,12 @@ class CranioDiff:
     def _denoiser(
         self, params: Tree, xray: UInt8[Array, "b H W 1"], scale: float
     ) -> Callable[..., Array]:
-        """Returns the U-Net with the ControlNet on `xray`, its outputs times `scale`."""
+        """Returns the U-Net with the ControlNet, if any, on `xray`, its outputs times `scale`."""
         unet = self._bind("unet", params)
+        if not self.reads_xrays:
+            return lambda x, timesteps, context, _=1.0: unet(
+                x.astype(self.dtype), timesteps, context.astype(self.dtype)
+            ).astype(self.exact)
         control = self._bind("controlnet", params)
         picture = xray.astype(self.dtype) / 255.0
 
@@ -379,6 +391,24 @@ class CranioDiff:
         faces = self._codec(params).decode(latents.astype(self.dtype))
         return jnp.clip(faces.astype(jnp.float32), -1.0, 1.0)
 
+    @staticmethod
+    def check_export(config: ml_collections.ConfigDict) -> None:
+        """Raises InputError if parts of the pipeline are lacking."""
+        p = config.pretrained
+        if not p.model and not (p.vae and p.tokenizer):
+            raise InputError(
+                "job=export writes a diffusers pipeline, whose tokenizer and autoencoder come from"
+                " pretrained.model, or from pretrained.tokenizer and pretrained.vae; set them"
+            )
+
+    def write_pipeline(self, folder: pathlib.Path, params: Tree, state: Tree, dtype: str) -> None:
+        """Writes `params` of all networks as a StableDiffusionControlNetPipeline."""
+        export.write(folder, self, params, dtype)
+
+    def describe(self) -> list[str]:
+        """Returns lines for an exported pipeline's card."""
+        return export.describe(self, self.template)
+
     def weight_hashes(self) -> dict[str, str]:
         """Returns the SHA-256 of each published file, and of the tokenizer's vocabulary."""
         files = {
@@ -402,4 +432,4 @@ def _controlnet_settings(structure: checks.Structure, settings: Tree) -> Tree:
     fields = dataclasses.asdict(structure.controlnet)
     for name in ("out_channels", "up_block_types"):
         fields.pop(name, None)
-    return fields | settings["controlnet"]
+    return fields | settings

@@ -1,0 +1,90 @@
+"""A U-Net and a text encoder, trained on faces and prompts in an autoencoder's latents.
+
+python -m cranio_jax.main --config=configs/text_to_image.py --workdir=DIR \
+    --config.pretrained.vae=FOLDER --config.pretrained.tokenizer=FOLDER
+
+Both start from scratch; `--config.pretrained.model=FOLDER_OR_HUB_ID` starts from a published
+pipeline in their place. job=export writes a pipeline for diffusers, from which
+configs/cranio_diff.py starts. Variant 'smoke' runs every part in a minute and learns nothing.
+"""
+
+import ml_collections
+
+from configs import autoencoder, common
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns our own settings."""
+    c = common.get_config()
+    c.name = "text_to_image"
+    c.data.settings.size = 128
+    c.data.cached_variants = 1
+    c.prompt.update(tokenizer="pretrained", length=32, known_ages=(25, 45, 65))
+    c.augment.update(rotation=0.0, brightness=0.0, contrast=0.0, erase=0.0)
+
+    # These fields are explained in configs/demo.py.
+    c.method.update(
+        name="text_to_image",
+        trained=("unet", "text_encoder"),
+        codec="vae",
+        prompt_dropout=0.1,
+        loss_weight="min_snr",
+        min_snr_gamma=5.0,
+    )
+    c.method.vae = dict(autoencoder.SMALL)
+    c.method.scheduler = dict(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+    c.method.unet = dict(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 128, 192),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=8,
+        norm_num_groups=16,
+    )
+    c.method.text_encoder = dict(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=32,
+    )
+    c.train.update(
+        batch_size=32,
+        num_steps=30_000,
+        learning_rate=1e-3,
+        schedule="cosine",
+        warmup_steps=500,
+        weight_decay=1e-2,
+        ema_decay=0.9995,
+    )
+    c.sampling.update(num_steps=20, guidance_scale=2.0)
+    c.evaluate.num_samples = 1
+    common.apply_variant(c, variant, {"smoke": smoke})
+    return c
+
+
+def smoke(c: ml_collections.ConfigDict) -> None:
+    """Sets a run that passes through every part and learns nothing."""
+    c.data.cranio_phantom.subjects = 24
+    c.data.settings.size = 32
+    c.method.unet.update(
+        block_out_channels=(8,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    c.method.vae.update(block_out_channels=(8, 8, 8, 8), norm_num_groups=4)
+    c.train.update(batch_size=8, num_steps=6, log_every=2, checkpoint_every=3, warmup_steps=2)
+    c.sampling.num_steps = 2
+    c.evaluate.update(bootstrap=200, pictures=2)
