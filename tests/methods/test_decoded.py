@@ -117,6 +117,8 @@ def with_terms(config, tmp_path):
         pretrained.save(tmp_path / field, "features", pretrained.tensors_of(params), "float32")
         config.method.losses[field] = str(tmp_path / field / "diffusion_pytorch_model.safetensors")
     config.method.losses.update(trunk="squeeze")
+    # The networks of the loss alone are frozen.
+    config.method.trained = ("controlnet", "unet", "text_encoder")
 
     def make(**changes):
         config.method.losses.update(changes)
