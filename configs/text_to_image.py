@@ -3,9 +3,12 @@
 python -m cranio_jax.main --config=configs/text_to_image.py --workdir=DIR \
     --config.pretrained.vae=FOLDER --config.pretrained.tokenizer=FOLDER
 
-Both start from scratch; `--config.pretrained.model=FOLDER_OR_HUB_ID` starts from a published
-pipeline in their place. job=export writes a pipeline for diffusers, from which
-configs/cranio_diff.py starts. Variant 'smoke' runs every part in a minute and learns nothing.
+Both start from scratch. `python -m cranio_jax.data tokenizer FOLDER` learns a tokenizer, and
+configs/autoencoder.py trains an autoencoder. job=export writes a pipeline for diffusers, from which
+configs/cranio_diff.py starts.
+
+Variant 'published' starts from a pipeline, named by --config.pretrained.model=FOLDER_OR_HUB_ID.
+'smoke' runs every part in a minute and learns nothing.
 """
 
 import ml_collections
@@ -31,7 +34,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         loss_weight="min_snr",
         min_snr_gamma=5.0,
     )
-    c.method.vae = dict(autoencoder.SMALL)
     c.method.scheduler = dict(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -51,7 +53,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         norm_num_groups=16,
     )
     c.method.text_encoder = dict(
-        vocab_size=512,
+        vocab_size=640,
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=2,
@@ -69,8 +71,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     c.sampling.update(num_steps=20, guidance_scale=2.0)
     c.evaluate.num_samples = 1
-    common.apply_variant(c, variant, {"smoke": smoke})
+    common.apply_variant(c, variant, {"published": published, "smoke": smoke})
     return c
+
+
+def published(c: ml_collections.ConfigDict) -> None:
+    """Leaves the networks and the noise schedule to the files of a pipeline."""
+    c.prompt.length = 77
+    for part in ("unet", "text_encoder", "scheduler"):
+        c.method[part] = {}
+    c.train.update(learning_rate=1e-5)
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:
@@ -84,7 +94,8 @@ def smoke(c: ml_collections.ConfigDict) -> None:
         attention_head_dim=2,
         norm_num_groups=4,
     )
-    c.method.vae.update(block_out_channels=(8, 8, 8, 8), norm_num_groups=4)
+    c.method.vae = autoencoder.SMALL | dict(block_out_channels=(8, 8, 8, 8), norm_num_groups=4)
+    c.prompt.update(tokenizer="words", length=20)
     c.train.update(batch_size=8, num_steps=6, log_every=2, checkpoint_every=3, warmup_steps=2)
     c.sampling.num_steps = 2
     c.evaluate.update(bootstrap=200, pictures=2)

@@ -12,7 +12,7 @@ from cranio_jax.pretrained.kinds import Kind, check_hash
 from cranio_jax.pretrained.load import load, pick
 from cranio_jax.pretrained.pipeline import Pipeline, open_pipeline, read_settings
 from cranio_jax.pretrained.save import renamed, save, tensors_of
-from cranio_jax.pretrained.tokenizer import open_tokenizer
+from cranio_jax.pretrained.tokenizer import learn_tokenizer, open_tokenizer
 
 __all__ = [
     "Embedder",
@@ -20,6 +20,7 @@ __all__ = [
     "Pipeline",
     "check_hash",
     "kinds_of",
+    "learn_tokenizer",
     "load",
     "open_embedder",
     "open_part",

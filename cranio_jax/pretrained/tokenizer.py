@@ -99,11 +99,13 @@ def learn_tokenizer(words: Iterable[str], folder: pathlib.Path, length: int) -> 
 
     Args:
       words: lower case, without spaces.
-      folder: for vocab.json, merges.txt and the settings; made if there is none.
+      folder: for vocab.json, merges.txt and the settings.
       length: the most tokens that the text encoder takes.
 
-    Returns the number of tokens.
+    Returns the number of tokens. Raises InputError if the folder exists.
     """
+    if folder.exists():
+        raise InputError(f"{folder} exists; remove it, or name another folder")
     import tokenizers
     from transformers import CLIPTokenizer
 
@@ -127,7 +129,7 @@ def learn_tokenizer(words: Iterable[str], folder: pathlib.Path, length: int) -> 
     # Write it as CLIP's own vocabulary is laid out.
     marks = ["<|startoftext|>", "<|endoftext|>"]
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *map("".join, merges), *marks]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     lines = ["#version: 0.2", *map(" ".join, merges)]
