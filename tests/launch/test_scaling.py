@@ -37,6 +37,13 @@ def compiled(config, monkeypatch):
     """From a mesh to the collectives of a training step, and what scaling counts of it."""
     monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 2**11)
     monkeypatch.setattr(scaling, "MIN_SHARDED_SIZE", 2**11)
+    # Two levels, all of them trained, so that most parameters are large enough to be sharded.
+    config.method.trained = ("controlnet", "unet", "text_encoder")
+    config.method.unet.update(
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
     method, size = make_method(config), config.data.settings.size
 
     def array(dtype, *shape):
