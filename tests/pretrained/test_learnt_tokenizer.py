@@ -21,7 +21,7 @@ def folder(tmp_path, capsys):
 def test_each_word_is_one_token(folder):
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
     words = [word for word in WORDS if word.isalpha()]
-    assert len(words) > 50
+    assert len(words) > 30
     assert [word for word in words if len(tokenizer.tokenize(word)) != 1] == []
     # Both marks, and each digit and comma, are tokens too.
     ids = tokenizer(PROMPT)["input_ids"]

@@ -76,10 +76,11 @@ def describe(method: "CranioDiff", template: str) -> list[str]:
 def _sampling(method: "CranioDiff") -> str:
     """Returns how the scored faces were sampled."""
     s, scheduler = method.sampling, method.scheduler_config
+    control = f", weight of the ControlNet {s.controlnet_scale:g}" if method.reads_xrays else ""
     line = (
         f"- sampled with {s.num_steps} steps of {s.sampler} (`scheduler/`:"
-        f" {scheduler['_class_name']}), guidance {s.guidance_scale:g}, weight of the ControlNet"
-        f" {s.controlnet_scale:g}, temperature {s.temperature:g}"
+        f" {scheduler['_class_name']}), guidance {s.guidance_scale:g}{control}, temperature"
+        f" {s.temperature:g}"
     )
     changed = [f", {name} `{s[name]}`" for name, value in _USUAL.items() if s[name] != value]
     return line + "".join(changed)
