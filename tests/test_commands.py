@@ -29,6 +29,7 @@ from PIL import Image
 
 from configs import common
 from cranio_jax import main
+from cranio_jax.data import __main__ as learn
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.files import buckets
@@ -69,6 +70,9 @@ RUN_HERE = {
     "convert": r"python -m cranio_jax\.pretrained convert .*",
     "cranio_diff": rf"{PROGRAM}cranio_diff\.py .*FOLDER_OR_HUB_ID.*",
     "cranio_diff_robust": rf"{PROGRAM}cranio_diff_robust\.py .*",
+    "tokenizer": r"python -m cranio_jax\.data tokenizer .*",
+    "autoencoder": rf"{PROGRAM}autoencoder\.py .*",
+    "text_to_image": rf"{PROGRAM}text_to_image\.py .*",
     "export": rf"{PROGRAM}cranio_diff\.py .*job=export",
     "draft": r"python -m data_builders\.skull_face\.draft hospital > .*",
     "draft a folder": r"python -m data_builders\.skull_face\.draft FOLDER > .*",
@@ -319,6 +323,41 @@ def test_stable_diffusion(files, records, quick_steps, monkeypatch):
     assert isinstance(pipeline.controlnet, diffusers.ControlNetModel)
     workdir = run("cranio_diff_robust", *small, *ONE_STEP, DIR="ROBUST")
     assert len(quick_steps) == 2 and (workdir / "checkpoints" / "1").exists()
+
+
+SMALL_FACES = [
+    *settings("data.settings", size=32),
+    *settings("data.cranio_phantom", subjects=24),
+    *settings("train", batch_size=8),
+    *settings("sampling", num_steps=1),
+    *settings("evaluate", batch_size=16, bootstrap=20),
+]
+
+
+def test_a_stable_diffusion_of_ones_own(desk, records, quick_steps):
+    """A tokenizer, an autoencoder, and a U-Net with a text encoder for both."""
+    learn.main(shlex.split(command("tokenizer"))[3:])
+    small = [*SMALL_FACES, f"--config.data.data_dir={records}", *ONE_STEP]
+    vae = settings("method.vae", block_out_channels="(8,8,8,8)", norm_num_groups=4)
+    workdir = run("autoencoder", *small, *vae, "--config.method.losses.lpips=0.0")
+    run("autoencoder", *small, *vae, "--config.method.losses.lpips=0.0", "--config.job=export")
+    exported = workdir / "export" / "ema_float32"
+    diffusers.AutoencoderKL.from_pretrained(exported).save_pretrained(desk / "FOLDER")
+
+    unet = settings(
+        "method.unet",
+        block_out_channels="(8,)",
+        down_block_types="('DownBlock2D',)",
+        up_block_types="('UpBlock2D',)",
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    workdir = run("text_to_image", *small, *unet, DIR="PRIOR")
+    run("text_to_image", *small, *unet, "--config.job=export", DIR="PRIOR")
+    folder = workdir / "export" / "ema_float32"
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    picture = pipeline("a woman", height=32, width=32, num_inference_steps=1).images[0]
+    assert picture.size == (32, 32)
 
 
 # Your own data
