@@ -248,5 +248,5 @@ def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
 
 
 def test_nothing_of_stable_diffusion_to_export(config, tmp_path):
-    with pytest.raises(InputError, match="pretrained.model; set it"):
+    with pytest.raises(InputError, match="pretrained.model, or from .*; set them"):
         export(config, tmp_path)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from cranio_jax import diffusion, models, pretrained
 from cranio_jax.data.prompts import make_tokenizer
+from cranio_jax.errors import InputError
 from cranio_jax.methods import base, optimizer
 from cranio_jax.methods.cranio_diff import checks, export, loading, losses
 from cranio_jax.methods.loss_networks import FeatureFile, load_features, loss_file, lpips
