@@ -3,9 +3,11 @@
 python -m cranio_jax.main --config=configs/autoencoder.py --workdir=DIR \
     --config.method.losses.trunk_file=FILE --config.method.losses.heads_file=FILE
 
-`--config.pretrained.vae=FOLDER_OR_HUB_ID` starts from a published autoencoder. Evaluation scores
-how well it reconstructs the faces of test people. job=export writes it for diffusers.
-Variant 'smoke' runs every part in a minute and learns nothing.
+Evaluation scores how well it reconstructs the faces of test people. job=export writes it for
+diffusers.
+
+Variant 'published' starts from an autoencoder, named by --config.pretrained.vae=FOLDER_OR_HUB_ID.
+'smoke' runs every part in a minute and learns nothing.
 """
 
 import ml_collections
@@ -45,8 +47,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         ema_decay=0.999,
     )
     c.evaluate.num_samples = 1
-    common.apply_variant(c, variant, {"smoke": smoke})
+    common.apply_variant(c, variant, {"published": published, "smoke": smoke})
     return c
+
+
+def published(c: ml_collections.ConfigDict) -> None:
+    """Leaves the network's fields to the published files, and trains more slowly."""
+    c.method.vae = {}
+    c.train.learning_rate = 1e-5
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:

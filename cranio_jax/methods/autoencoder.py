@@ -45,8 +45,7 @@ class Autoencoder(base.FromScratch):
         self.train_config = config.train
         self.dtype = jnp.dtype(config.compute_dtype)
         size = config.data.settings.size
-        for name in ("kl", "lpips"):
-            value = m.kl if name == "kl" else m.losses.lpips
+        for name, value in (("kl", m.kl), ("losses.lpips", m.losses.lpips)):
             if value < 0:
                 raise InputError(f"method.{name}={value}: it is negative. Set it to 0 or more.")
 

@@ -159,6 +159,7 @@ def test_the_whole_recipe(autoencoder, tmp_path, quick_steps):
     [
         ("kl", -1.0, "method.kl=-1.0: it is negative"),
         ("vae", {"act_fn": "silu", "shift_factor": 3.0}, "method.vae: .*shift_factor=3.0 is not"),
+        ("losses", {"lpips": -0.5}, "method.losses.lpips=-0.5: it is negative"),
         ("losses", {"lpips": 0.5, "trunk": "squeeze"}, "method.losses.trunk_file is empty"),
     ],
 )
@@ -175,3 +176,13 @@ def test_a_size_that_does_not_divide(autoencoder):
     autoencoder.data.settings.size = 33
     with pytest.raises(InputError, match="the autoencoder shrinks pictures by 2"):
         make_method(autoencoder)
+
+
+def test_a_published_one_has_its_own_fields(written):
+    """The recipe's small network does not get in the way of another size."""
+    from configs import autoencoder as recipe
+
+    c = recipe.get_config("published")
+    c.pretrained.vae = str(written[-1])
+    c.method.losses.lpips = 0.0
+    assert make_method(c).networks["vae"].shapes() == written[0].networks["vae"].shapes()
