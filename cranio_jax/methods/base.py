@@ -201,7 +201,7 @@ def scaled(pictures: Array) -> Float[Array, "b h w c"]:
 
 def unit_vectors(vectors: Float[Array, "m n"], axis: int) -> Float[Array, "m n"]:
     """Returns vectors along `axis`, scaled to length 1."""
-    square = (vectors**2).sum(axis, keepdims=True)
+    square = (vectors * vectors).sum(axis, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 

@@ -16,7 +16,8 @@ from cranio_jax.training import loop
 CONFIGS = sorted(
     path.stem for path in pathlib.Path(checks.__file__).parents[2].joinpath("configs").glob("*.py")
 )
-WITHOUT_WEIGHTS = ("cranio_diff", "cranio_diff_robust")  # they need the user's files
+# These need files that the user has.
+WITHOUT_WEIGHTS = ("autoencoder", "cranio_diff", "cranio_diff_robust", "text_to_image")
 NAN = float("nan")
 
 

@@ -9,12 +9,15 @@ from cranio_jax.methods import Method, check_method, method_names
 
 KINDS = {
     "arcface": "embedder",
+    "autoencoder": "generator",
     "cranio_diff": "generator",
     "cut": "generator",
     "cyclegan": "generator",
     "pix2pix": "generator",
     "siamese": "matcher",
+    "text_to_image": "generator",
 }
+WRITE_PIPELINES = {"autoencoder", "cranio_diff", "text_to_image"}
 
 
 def smoke_config(name):
@@ -34,12 +37,14 @@ def test_a_method_has_the_whole_interface(name):
     assert method.kind == KINDS[name]
     assert hasattr(method, "generate") == (method.kind == "generator")
     assert hasattr(method, "embed") == (method.kind != "generator")
-    assert method.writes_pipeline == method.supports_remat == (name == "cranio_diff")
+    assert method.writes_pipeline == (name in WRITE_PIPELINES)
+    assert method.supports_remat == (name in ("cranio_diff", "text_to_image"))
+    assert method.reads_xrays == (name not in ("autoencoder", "text_to_image"))
 
 
 @pytest.mark.parametrize("name", ["base", "optimizer", "pix3pix", "cranio_diff.losses", ""])
 def test_other_modules_are_no_methods(name):
     config = smoke_config("pix2pix")
     config.method.name = name
-    with pytest.raises(InputError, match="there is no such method. Use one of arcface, cranio_d"):
+    with pytest.raises(InputError, match="there is no such method. Use one of arcface, autoenc"):
         check_method(config)
