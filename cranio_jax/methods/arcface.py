@@ -17,7 +17,7 @@ from cranio_jax import data, models
 from cranio_jax.errors import InputError
 from cranio_jax.methods import base, optimizer
 from cranio_jax.models import alignment
-from cranio_jax.models.functional import Network, Params, split_statistics, statistics_of
+from cranio_jax.models.functional import Params, shared_network, split_statistics, statistics_of
 
 Tree = dict[str, Any]
 
@@ -100,7 +100,7 @@ class ArcFace(base.FromScratch):
         }
         dtype = jnp.dtype(config.compute_dtype)
         try:
-            embedder = Network(models.make_embedder(self.settings, dtype=dtype))
+            embedder = shared_network(models.make_embedder(self.settings, dtype=dtype))
         except ValueError as error:
             raise InputError(f"method.{error}") from None
         self.networks = {"embedder": embedder}

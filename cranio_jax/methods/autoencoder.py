@@ -4,6 +4,7 @@ The loss is that of Rombach et al. (2022), appendix G, without its discriminator
 error, LPIPS, and the divergence of the latents from a standard Gaussian (KL) with a small weight.
 """
 
+import functools
 import pathlib
 from typing import Any
 
@@ -16,7 +17,7 @@ from cranio_jax import models, pretrained
 from cranio_jax.errors import InputError
 from cranio_jax.files.atomic import write_json
 from cranio_jax.methods import base, loss_networks, optimizer
-from cranio_jax.models.functional import Network, Params
+from cranio_jax.models.functional import Params, shared_network
 
 Tree = dict[str, Any]
 # A second moment of the latents is averaged over about this many steps.
@@ -65,7 +66,7 @@ class Autoencoder(base.FromScratch):
             )
         self.latent_shape = (size // factor, size // factor, vae.latent_channels)
         self.networks = {
-            "vae": Network(lambda rngs: models.AutoencoderKL(vae, dtype=self.dtype, rngs=rngs))
+            "vae": shared_network(functools.partial(models.AutoencoderKL, vae, dtype=self.dtype))
         }
 
         # The networks of the loss.

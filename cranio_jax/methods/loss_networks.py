@@ -1,5 +1,6 @@
 """Networks that only a loss uses, such as LPIPS, and the files of their weights."""
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import ml_collections
 from cranio_jax import models, pretrained
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
-from cranio_jax.models.functional import Network, Params
+from cranio_jax.models.functional import Network, Params, shared_network
 
 
 class FeatureFile(NamedTuple):
@@ -58,7 +59,7 @@ def lpips(
     Raises InputError if a file is not named, or the trunk does not fit pictures of `size` pixels.
     """
     check_trunk(losses, size)
-    network = Network(lambda rngs: models.LPIPS(losses.trunk, dtype=dtype, rngs=rngs))
+    network = shared_network(functools.partial(models.LPIPS, losses.trunk, dtype=dtype))
     files = [
         FeatureFile(prefix, part, losses.trunk, loss_file(losses, f"{part}_file", "lpips"))
         for prefix, part in (("features.", "trunk"), ("lin", "heads"))

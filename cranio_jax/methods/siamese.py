@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from cranio_jax import models
 from cranio_jax.errors import InputError
 from cranio_jax.methods import base, optimizer
-from cranio_jax.models.functional import Network, Params, split_statistics, statistics_of
+from cranio_jax.models.functional import Params, shared_network, split_statistics, statistics_of
 
 Tree = dict[str, Any]
 
@@ -55,7 +55,7 @@ class Siamese(base.FromScratch):
         settings = {"network": m.network, "channels": m.channels, "height": m.side, "width": m.side}
         dtype = jnp.dtype(config.compute_dtype)
         try:
-            self.network = Network(models.make_embedder(settings, dtype=dtype))
+            self.network = shared_network(models.make_embedder(settings, dtype=dtype))
         except ValueError as error:
             raise InputError(f"method.{error}") from None
         base.check_whole_batch(config.train, "the loss compares all pairs of the batch at once")

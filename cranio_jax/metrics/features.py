@@ -15,7 +15,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.metrics.pairs import Pairs
 from cranio_jax.metrics.registry import Metric, PairMetric, SetMetric, of_kind
 from cranio_jax.models import alignment
-from cranio_jax.models.functional import Network
+from cranio_jax.models.functional import Network, shared_network
 
 _UNPUBLISHED = " (unpublished heads)"
 
@@ -46,10 +46,6 @@ def find_weights(pattern: str) -> list[pathlib.Path]:
             raise InputError(f"evaluate.weights: {part}: no such file")
         files += [path for path in map(pathlib.Path, names) if path.is_file()]
     return files
-
-
-def _lpips(trunk: str, rngs: Any) -> models.LPIPS:
-    return models.LPIPS(trunk, rngs=rngs)
 
 
 class Features:
@@ -92,9 +88,9 @@ class Features:
         self.trunks = tuple(sorted(self._kinds("trunk")))
         self.heads = tuple(trunk for trunk in self.trunks if trunk in self._kinds("heads"))
         if self.has_inception:
-            self._networks["inception"] = Network(lambda rngs: models.FIDInception(rngs=rngs))
+            self._networks["inception"] = shared_network(models.FIDInception)
         for trunk in self.trunks:
-            self._networks[trunk] = Network(functools.partial(_lpips, trunk))
+            self._networks[trunk] = shared_network(functools.partial(models.LPIPS, trunk))
 
     def _add(self, file: pathlib.Path, kind: pretrained.Kind, digest: str) -> None:
         title, network = kind.title, kind.network

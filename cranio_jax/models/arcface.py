@@ -227,8 +227,8 @@ EMBEDDERS = {
 } | {"mobilefacenet": MobileFaceNet}
 
 
-def make_embedder(settings: Mapping[str, Any], dtype=None) -> Callable[[Any], nnx.Module]:
-    """Returns a function that builds a network from the `rngs` of its layers.
+def make_embedder(settings: Mapping[str, Any], dtype=None) -> Callable[..., nnx.Module]:
+    """Returns a function that builds a network from `rngs`, those of its layers.
 
     `settings` has its `network`, and its `channels`, `height` and `width` if they differ from the
     published ones. Raises ValueError if there is no such network.
@@ -240,4 +240,4 @@ def make_embedder(settings: Mapping[str, Any], dtype=None) -> Callable[[Any], nn
     for side in ("height", "width"):
         if (value := sizes.get(side, 112)) < 16 or value % 16:
             raise ValueError(f"{side}={value} is not a multiple of 16")
-    return lambda rngs: EMBEDDERS[name](**sizes, dtype=dtype, rngs=rngs)
+    return functools.partial(EMBEDDERS[name], **sizes, dtype=dtype)

@@ -1,5 +1,6 @@
 """NNX modules as a function and a flat dictionary of parameters, keyed like a checkpoint."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -81,3 +82,20 @@ class Network:
             )
         flat = [(path, param.replace(params[name])) for name, (path, param) in self._paths.items()]
         return nnx.merge(self._graph, nnx.from_flat_state(flat), self._rest)
+
+
+def shared_network(make: Callable[..., nnx.Module]) -> Network:
+    """Returns the network that `make` builds, the same object whenever `make` is the same.
+
+    It takes a second to find the structure of a U-Net, and a run makes its method more than once.
+
+    Args:
+      make: a module's class, or `functools.partial` of it with hashable arguments. It takes `rngs`.
+    """
+    part = functools.partial(make)
+    return _network(part.func, part.args, tuple(sorted(part.keywords.items())))
+
+
+@functools.lru_cache(maxsize=64)
+def _network(make: Callable[..., nnx.Module], args: tuple, settings: tuple) -> Network:
+    return Network(lambda rngs: make(*args, rngs=rngs, **dict(settings)))

@@ -13,7 +13,7 @@ import safetensors.numpy
 from cranio_jax import models
 from cranio_jax.errors import InputError
 from cranio_jax.files.atomic import whole_file
-from cranio_jax.models.functional import Network
+from cranio_jax.models.functional import Network, shared_network
 from cranio_jax.pretrained.files import Tensor, open_weights, sha256
 from cranio_jax.pretrained.kinds import Kind, recognise
 from cranio_jax.pretrained.save import tensors_of
@@ -48,7 +48,7 @@ class Embedder(NamedTuple):
 
     def network(self, dtype=None) -> Network:
         """Returns the network, without parameters."""
-        return Network(models.make_embedder(self.settings, dtype=dtype))
+        return shared_network(models.make_embedder(self.settings, dtype=dtype))
 
 
 def save_embedder(

@@ -42,6 +42,19 @@ def test_a_method_has_the_whole_interface(name):
     assert method.reads_xrays == (name not in ("autoencoder", "text_to_image"))
 
 
+@pytest.mark.parametrize("name", ["arcface", "autoencoder", "cranio_diff"])
+def test_networks_are_found_once(name):
+    """A second method of the same settings has the first one's networks; others have their own."""
+    config = smoke_config(name)
+    first, second = check_method(config).networks, check_method(config).networks
+    config.compute_dtype = "bfloat16"
+    third = check_method(config).networks
+    assert first
+    for part, network in first.items():
+        assert second[part] is network
+        assert third[part] is not network
+
+
 @pytest.mark.parametrize("name", ["base", "optimizer", "pix3pix", "cranio_diff.losses", ""])
 def test_other_modules_are_no_methods(name):
     config = smoke_config("pix2pix")

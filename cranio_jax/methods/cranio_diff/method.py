@@ -1,6 +1,7 @@
 """Cranio-Diff as a method: its networks, its training step and its sampler."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from cranio_jax.methods import base, optimizer
 from cranio_jax.methods.cranio_diff import checks, export, loading, losses
 from cranio_jax.methods.loss_networks import FeatureFile, load_features, loss_file, lpips
 from cranio_jax.models import alignment
-from cranio_jax.models.functional import Network, Params
+from cranio_jax.models.functional import Network, Params, shared_network
 
 Tree = dict[str, Any]
 
@@ -136,29 +137,19 @@ class CranioDiff:
 
     def _make_networks(self, structure: checks.Structure, rank: int) -> dict[str, Network]:
         """Returns the networks that generate; a positive `rank` adds LoRA to the U-Net."""
-        dtype, remat = self.dtype, self.remat
-
-        def unet(rngs):
-            model = models.UNet2DConditionModel(structure.unet, rngs=rngs, remat=remat, dtype=dtype)
-            return models.add_lora(model, rank, rngs=rngs) if rank else model
-
-        networks = {
-            "unet": Network(unet),
-            "text_encoder": Network(
-                lambda rngs: models.CLIPTextModel(structure.text_encoder, dtype=dtype, rngs=rngs)
-            ),
+        kinds: dict[str, tuple[Callable[..., Any], Any, dict[str, Any]]] = {
+            "unet": (_unet, structure.unet, dict(remat=self.remat, rank=rank)),
+            "text_encoder": (models.CLIPTextModel, structure.text_encoder, {}),
         }
         if self.reads_xrays:
-            networks["controlnet"] = Network(
-                lambda rngs: models.ControlNetModel(
-                    structure.controlnet, rngs=rngs, remat=remat, dtype=dtype
-                )
-            )
+            remat = dict(remat=self.remat)
+            kinds["controlnet"] = (models.ControlNetModel, structure.controlnet, remat)
         if self.config.codec == "vae":
-            networks["vae"] = Network(
-                lambda rngs: models.AutoencoderKL(structure.vae, dtype=dtype, rngs=rngs)
-            )
-        return networks
+            kinds["vae"] = (models.AutoencoderKL, structure.vae, {})
+        return {
+            part: shared_network(functools.partial(make, fields, dtype=self.dtype, **more))
+            for part, (make, fields, more) in kinds.items()
+        }
 
     def _add_feature_networks(self, settings: ml_collections.ConfigDict) -> None:
         """Adds the networks of the decoded terms whose weight is not 0, and their files."""
@@ -179,8 +170,8 @@ class CranioDiff:
             alignment.crop_box(self.crop, self.size, self.size)
         if self.feature_files and settings.decoder:
             decoder = loading.read_tiny_decoder(settings, self.config.codec)
-            self.networks["light_decoder"] = Network(
-                lambda rngs: models.TinyDecoder(decoder, dtype=self.dtype, rngs=rngs)
+            self.networks["light_decoder"] = shared_network(
+                functools.partial(models.TinyDecoder, decoder, dtype=self.dtype)
             )
             path = loss_file(settings, "decoder", "light_decoder")
             self.feature_files["light_decoder"] = [FeatureFile("decoder.", "", "", path)]
@@ -426,6 +417,14 @@ class CranioDiff:
         """Returns the number of parameters of each network."""
         state, frozen = jax.eval_shape(self.init, jax.random.key(0))
         return base.count_parameters(state["params"] | frozen)
+
+
+def _unet(
+    fields: models.UNet2DConditionConfig, *, rank: int, remat: bool, dtype: Any, rngs: Any
+) -> Any:
+    """Returns a U-Net; a positive `rank` adds LoRA to its attention."""
+    model = models.UNet2DConditionModel(fields, rngs=rngs, remat=remat, dtype=dtype)
+    return models.add_lora(model, rank, rngs=rngs) if rank else model
 
 
 def _controlnet_settings(structure: checks.Structure, settings: Tree) -> Tree:
