@@ -448,6 +448,7 @@ def rank_promotion():
         yield
 
 
+@pytest.mark.slow
 def test_a_head_to_look_at(desk, rank_promotion, monkeypatch):
     monkeypatch.setattr(ct, "voxel_for", lambda size: 4.0)  # as test_ct_heads.py has it
     nibabel.save(nibabel.Nifti1Image(*head_like()), desk / "HEAD.nii.gz")
@@ -470,6 +471,7 @@ def test_the_builder_in_python(config, records):
     assert eval(other, names).name == "matched_96-n40-seed1"
 
 
+@pytest.mark.slow
 def test_the_ceiling(monkeypatch, capsys, rank_promotion):
     monkeypatch.setattr(overview.ceiling, "__defaults__", (64, 3))
     monkeypatch.setattr(cohort, "AGES", (45,))

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import pathlib
+import shutil
 from functools import partial
 from unittest import mock
 
@@ -176,8 +177,9 @@ def _count_records(config):
 
 
 def test_records_built_with_other_settings_are_refused(config, tmp_path):
-    config.data.data_dir = str(tmp_path)
-    config.data.cranio_phantom.subjects = 6
+    data.make_builder(config.data)
+    shutil.copytree(config.data.data_dir, tmp_path / "records")
+    config.data.data_dir = str(tmp_path / "records")
     folder = pathlib.Path(str(data.make_builder(config.data).data_dir))
     metadata = json.loads((folder / "metadata.json").read_text())
     (folder / "metadata.json").write_text(json.dumps(metadata | {"skin_spread": 0.25}))

@@ -81,6 +81,7 @@ def test_a_step_updates_statistics_as_torch_does(arcface):
     assert np.isfinite(metrics["loss"]) and 0 <= metrics["accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_it_learns_people(arcface):
     arcface.train.update(
         num_steps=60, learning_rate=3e-3, warmup_steps=5, batch_size=32, weight_decay=0.0

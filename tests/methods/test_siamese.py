@@ -40,6 +40,7 @@ def test_loss_is_hadsells():
     assert np.isfinite(slope).all()
 
 
+@pytest.mark.slow
 def test_it_learns_to_match(siamese):
     siamese.train.update(learning_rate=3e-3, schedule="constant", warmup_steps=0)
     method = make_method(siamese)

@@ -113,6 +113,7 @@ def test_distances_of_features(fidelity, count):
     np.testing.assert_allclose(got, list(wanted.values()), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_folders_score_as_torch_fidelity_scores_them(networks, tmp_path):
     from configs import common
 

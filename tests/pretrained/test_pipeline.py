@@ -22,7 +22,6 @@ from cranio_jax.models.functional import Network
 from cranio_jax.pretrained import save, save_embedder, tensors_of
 from cranio_jax.pretrained.names import from_torch, torch_key
 from cranio_jax.runs import workdir
-from tests.pretrained.conftest import FAMILIES
 
 
 def loaded(config):
@@ -33,7 +32,14 @@ def loaded(config):
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        "1.5",
+        pytest.param("2.1-base", marks=pytest.mark.slow),
+        pytest.param("2.1-v", marks=pytest.mark.slow),
+    ],
+)
 def test_fifty_steps_with_guidance(pipelines, settings, family):
     folder, reference = pipelines(family)
     config = settings(folder)
@@ -178,7 +184,7 @@ def test_tokens_are_the_checkpoints(pipelines, settings):
     np.testing.assert_array_equal(make_tokenizer(settings(folder))(text), wanted)
 
 
-@pytest.mark.parametrize("family", ["1.5", "2.1-v"])
+@pytest.mark.parametrize("family", [pytest.param("1.5", marks=pytest.mark.slow), "2.1-v"])
 def test_gradients_of_the_controlnet(pipelines, settings, family):
     folder, reference = pipelines(family)
     method, state, frozen = loaded(settings(folder))

@@ -143,6 +143,7 @@ def test_killed_at_any_moment(config, tmp_path, undisturbed, moment):
     assert_as_undisturbed(config, workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_while_it_saves(config, tmp_path, undisturbed):
     workdir = tmp_path / "run"
     process = start(config, workdir)
@@ -230,6 +231,7 @@ def test_no_whole_checkpoint(config, tmp_path):
         loop.train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_records_with_flipped_bytes(config, tmp_path):
     config.data.data_dir = str(tmp_path / "records")
     file = next(pathlib.Path(str(data.make_builder(config.data).data_dir)).glob("*train*"))
@@ -251,6 +253,7 @@ def test_records_with_flipped_bytes(config, tmp_path):
     assert len(losses(tmp_path / "run")) == 60
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_of_numbers(config, tmp_path, undisturbed, monkeypatch):
     """The error names the step and its examples; the newest checkpoint is from an earlier step."""
     config.train.checkpoint_every = 1
@@ -306,6 +309,7 @@ def test_a_full_disk_keeps_what_was_there(config, tmp_path, undisturbed):
     assert_as_undisturbed(config, workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_metrics_are_written(config, tmp_path, undisturbed):
     """Half a line is left in the file; it is ignored, and the next start removes it."""
     workdir = tmp_path / "run"
@@ -326,6 +330,7 @@ def test_a_disk_that_fills_up_while_metrics_are_written(config, tmp_path, undist
     assert_as_undisturbed(config, workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_records_are_written(config, tmp_path):
     config.data.data_dir = str(tmp_path / "records")
     config.data.cranio_phantom.subjects = 6

@@ -188,6 +188,7 @@ def test_a_run_starts_from_another(config, tmp_path):
         started(config, tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_additions_and_embedders_start_from_another_run(config, tmp_path):
     config.method.trained = ("controlnet", "unet_lora")
     other = saved(config, tmp_path / "lora", seed=3)

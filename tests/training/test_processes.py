@@ -110,6 +110,7 @@ def two_processes(config, workdir):
             process.communicate()
 
 
+@pytest.mark.slow
 def test_two_stop_together_and_one_ends_when_the_other_dies(config, tmp_path, alone):
     """A signal to one process stops both after the same step.
 
