@@ -127,10 +127,12 @@ def quick_config(records):
 def quick_steps(monkeypatch):
     """Replaces training steps by ones that only count; returns the shapes of their batches.
 
-    Compiling real steps takes long. Tests of the loop and of the methods, `test_demo` and the
-    smallest study, which continuous integration runs, run real ones.
+    Networks are drawn on the host. Compiling real draws and steps takes long. Tests of the loop and
+    of the methods, and the smallest study, which continuous integration runs, run real ones.
     """
+    from cranio_jax.runs import state as runs_state
     from cranio_jax.training import loop
+    from tests.fresh import drawn_on_host
 
     seen = []
 
@@ -143,4 +145,5 @@ def quick_steps(monkeypatch):
         return counted(state)
 
     monkeypatch.setattr(loop, "jit_step", lambda method, mesh: step)
+    monkeypatch.setattr(runs_state, "fresh_networks", drawn_on_host)
     return seen

@@ -53,10 +53,10 @@ class KeySequence:
 class Network:
     """The structure of a module, without parameters, which are passed in at each use."""
 
-    def __init__(self, make: Callable[[Any], nnx.Module]):
+    def __init__(self, make: Callable[..., nnx.Module]):
         """Takes a function that builds the module from the `rngs` of its layers."""
         self._make = make
-        abstract = nnx.eval_shape(lambda: make(KeySequence(jax.random.key(0))))
+        abstract = nnx.eval_shape(lambda: make(rngs=KeySequence(jax.random.key(0))))
         parts: Any = nnx.split(abstract, STORED, ...)  # nnx declares a tuple of unknown length
         self._graph, state, self._rest = parts
         flat: Any = nnx.to_flat_state(state)
@@ -68,7 +68,7 @@ class Network:
 
     def init(self, key: jax.Array) -> Params:
         """Returns fresh parameters; call it inside jit."""
-        return params_of(self._make(KeySequence(key)))
+        return params_of(self._make(rngs=KeySequence(key)))
 
     def bind(self, params: Params) -> Any:
         """Returns the module with these parameters.
