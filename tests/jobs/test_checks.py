@@ -126,8 +126,7 @@ def test_every_configuration_passes(name):
 
 def test_too_few_test_people_are_noticed_before_training(config, tmp_path):
     """A single test subject has no other subject to exchange X-rays with."""
-    config.data.cranio_phantom.subjects = 6
-    config.data.data_dir = str(tmp_path / "records")
+    config.evaluate.max_subjects = 1
     with pytest.raises(InputError, match="X-rays can't be shuffled; more test subjects are needed"):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -81,6 +81,7 @@ def test_gradients_are_all_that_is_sent(compiled):
     assert scaling.link_bytes(need, 8, 1) == 2 * (4 * need.trained) * 7 / 8
 
 
+@pytest.mark.slow
 def test_sharded_parameters_are_gathered(compiled):
     found, need = compiled(1, 8)
     assert set(found) == {"all-gather", "all-reduce"}
