@@ -33,6 +33,9 @@ def records() -> dict:
         # The procedural cohort.
         cranio_phantom=dict(
             subjects=120,  # number of people
+            # 'cohort', or 'networks': people whom no cohort has, to train what others start from.
+            people="cohort",
+            appearances=9,  # at how many of the nine pairs of age and BMI each is portrayed
             skin_spread=0.06,  # relative standard deviation of the skin's luminance
             hair_spread=1.0,  # factor of the differences in hair and eyes
             depth_spread=1.0,  # factor of the published standard deviations of tissue depth

@@ -119,7 +119,7 @@ def published(c: ml_collections.ConfigDict) -> None:
 def smoke(c: ml_collections.ConfigDict) -> None:
     """Sets a study that runs every method in seconds and learns nothing."""
     c.bootstrap = 200
-    c.flags = ("data.validation_subjects=4",)
+    c.flags = ("data.validation_subjects=4", "data.cranio_phantom.appearances=3")
     c.method_flags = (
         "evaluate.weights={judge}",
         "evaluate.num_samples=1",

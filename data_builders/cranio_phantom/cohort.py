@@ -12,6 +12,8 @@ from data_builders.cranio_phantom.tissue import DEPTHS, Tissue
 
 AGES = (25, 45, 65)  # years
 BMI_CHANGES = (-10, 0, 10)  # percent of the subject's own BMI
+# Those of a seed's cohort, or others on whom only the shipped networks are trained.
+PEOPLE = ("cohort", "networks")
 # The one X-ray of each view is taken at these.
 REFERENCE_AGE = 45
 REFERENCE_BMI_CHANGE = 0
@@ -108,9 +110,14 @@ def _personal_traits(rng: np.random.Generator) -> _Traits:
     return _Traits(depth_noise, soft, look)
 
 
-def draw(seed: int, index: int) -> Subject:
-    """Returns subject `index` of the cohort `seed`, whatever the number of subjects."""
-    rng = np.random.default_rng([seed, index])
+def draw(seed: int, index: int, people: str = "cohort") -> Subject:
+    """Returns subject `index` of the seed, whatever the number of subjects.
+
+    The random generator of the people of `networks` starts from one number more, so that no seed
+    gives the same person to both.
+    """
+    entropy = {"cohort": [seed, index], "networks": [seed, index, 1]}[people]
+    rng = np.random.default_rng(entropy)
     sex = sex_of(seed, index)
     sign = 1.0 if sex == "male" else -1.0
     # Shape modes are correlated through the factors they share.
@@ -140,6 +147,13 @@ def with_other_traits(subject: Subject, seed: int) -> Subject:
     """Returns a subject with the same skull and sex, and new draws of all other traits."""
     traits = _personal_traits(np.random.default_rng([seed, 7919]))
     return subject._replace(**traits._asdict())
+
+
+def conditions(seed: int, index: int, count: int) -> list[tuple[int, int]]:
+    """Returns `count` of the nine pairs of age and change of BMI, drawn for this subject."""
+    every = [(age, change) for age in AGES for change in BMI_CHANGES]
+    chosen = np.random.default_rng([seed, index, 15485863]).permutation(len(every))[:count]
+    return [every[i] for i in sorted(chosen)]
 
 
 class Appearance(NamedTuple):

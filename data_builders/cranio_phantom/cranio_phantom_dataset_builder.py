@@ -41,6 +41,8 @@ FACE_LANDMARKS = {
 _TAGS = {
     "subjects": "n",
     "seed": "seed",
+    "people": "",
+    "appearances": "faces",
     "skin_spread": "skin",
     "hair_spread": "hair",
     "depth_spread": "depth",
@@ -57,6 +59,9 @@ class PhantomConfig(tfds.core.BuilderConfig):
         face).
       subjects: number of people.
       seed: of the draw of people.
+      people: 'cohort', or 'networks': people whom no cohort has, for networks that others start
+        from.
+      appearances: at how many of the nine pairs of age and BMI each person is portrayed.
       skin_spread: standard deviation of the skin's luminance between people, relative.
       hair_spread: scale of differences in hair and eyes.
       depth_spread: scale of the personal tissue depths, 1 for the published standard deviations.
@@ -67,6 +72,8 @@ class PhantomConfig(tfds.core.BuilderConfig):
     pairing: str = "matched"
     subjects: int = 120
     seed: int = 0
+    people: str = "cohort"
+    appearances: int = 9
     skin_spread: float = 0.06
     hair_spread: float = 1.0
     depth_spread: float = 1.0
@@ -76,10 +83,14 @@ class PhantomConfig(tfds.core.BuilderConfig):
             raise ValueError(f"pairing={self.pairing!r} is not one of {', '.join(PAIRINGS)}")
         if self.size < 16:
             raise ValueError(f"size={self.size} is below 16 pixels. Use 16 or more.")
+        if self.people not in cohort.PEOPLE:
+            raise ValueError(f"people={self.people!r} is not one of {', '.join(cohort.PEOPLE)}")
+        if not 1 <= self.appearances <= 9:
+            raise ValueError(f"appearances={self.appearances} is not in 1..9")
         cohort.split(self.seed, self.subjects)
         if not self.name:
             changed = [
-                f"{_TAGS[field.name]}{getattr(self, field.name):g}"
+                f"{_TAGS[field.name]}{_text(getattr(self, field.name))}"
                 for field in dataclasses.fields(self)
                 if field.name in _TAGS and getattr(self, field.name) != field.default
             ]
@@ -89,6 +100,10 @@ class PhantomConfig(tfds.core.BuilderConfig):
     def spread(self) -> cohort.Spread:
         """How much people differ in traits that the skull does not determine."""
         return cohort.Spread(self.skin_spread, self.hair_spread, self.depth_spread)
+
+
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _png(picture: np.ndarray | jax.Array) -> bytes:
@@ -156,7 +171,7 @@ class Builder(LocalBuilder):
     def _shard_iterators_per_split(self, dl_manager):
         del dl_manager
         config = self.builder_config
-        pairs = len(_view_pairs(config.pairing)) * len(cohort.AGES) * len(cohort.BMI_CHANGES)
+        pairs = len(_view_pairs(config.pairing)) * config.appearances
         return {
             name: shards(name, self._records(members), pairs * len(members), config.size)
             for name, members in cohort.split(config.seed, config.subjects).items()
@@ -171,7 +186,7 @@ class Builder(LocalBuilder):
                 yield from records
 
 
-_SETTINGS = ("size", "pairing", "subjects", "seed", "skin_spread", "hair_spread", "depth_spread")
+_SETTINGS = ("size", "pairing", *_TAGS)
 
 
 def _points(count: int) -> tfds.features.Tensor:
@@ -200,33 +215,33 @@ class _Xrays(NamedTuple):
 @jax.numpy_rank_promotion("allow")  # colours are broadcast over fields of places
 def subject_records(config: PhantomConfig, index: int) -> list[Record]:
     """Returns all pairs of one subject, as ids with records."""
-    subject = cohort.draw(config.seed, index)
-    name = f"p{config.seed:02d}{index:05d}"
+    subject = cohort.draw(config.seed, index, config.people)
+    letter = "p" if config.people == "cohort" else "n"
+    name = f"{letter}{config.seed:02d}{index:05d}"
     xrays = _xrays(config, subject)
     records = []
-    for age in cohort.AGES:
-        for change in cohort.BMI_CHANGES:
-            look = cohort.appearance(subject, age, change, config.spread)
-            portraits = head.portraits(*look, config.size)
-            faces = dict(zip(VIEWS, map(_png, portraits.faces), strict=True))
-            masks = dict(zip(VIEWS, map(_png, portraits.masks), strict=True))
-            for xray_view, face_view in _view_pairs(config.pairing):
-                key = f"{name}-{xray_view}-{face_view}-{age}-{change:+d}"
-                record = {
-                    "id": key,
-                    "subject": name,
-                    "xray": io.BytesIO(xrays.png[xray_view]),
-                    "face": io.BytesIO(faces[face_view]),
-                    "head_mask": io.BytesIO(masks[face_view]),
-                    "xray_view": xray_view,
-                    "face_view": face_view,
-                    "sex": subject.sex,
-                    "age": np.float32(age),
-                    "bmi_change": np.float32(change),
-                    "xray_landmarks": xrays.xray_landmarks[xray_view],
-                    "face_landmarks": xrays.face_landmarks[face_view],
-                }
-                records.append((key, record))
+    for age, change in cohort.conditions(config.seed, index, config.appearances):
+        look = cohort.appearance(subject, age, change, config.spread)
+        portraits = head.portraits(*look, config.size)
+        faces = dict(zip(VIEWS, map(_png, portraits.faces), strict=True))
+        masks = dict(zip(VIEWS, map(_png, portraits.masks), strict=True))
+        for xray_view, face_view in _view_pairs(config.pairing):
+            key = f"{name}-{xray_view}-{face_view}-{age}-{change:+d}"
+            record = {
+                "id": key,
+                "subject": name,
+                "xray": io.BytesIO(xrays.png[xray_view]),
+                "face": io.BytesIO(faces[face_view]),
+                "head_mask": io.BytesIO(masks[face_view]),
+                "xray_view": xray_view,
+                "face_view": face_view,
+                "sex": subject.sex,
+                "age": np.float32(age),
+                "bmi_change": np.float32(change),
+                "xray_landmarks": xrays.xray_landmarks[xray_view],
+                "face_landmarks": xrays.face_landmarks[face_view],
+            }
+            records.append((key, record))
     return records
 
 

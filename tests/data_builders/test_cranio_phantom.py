@@ -1,5 +1,7 @@
 """The procedural cohort: its subjects, what determines a face, and the files it writes."""
 
+import collections
+
 import jax
 import numpy as np
 import pytest
@@ -176,6 +178,31 @@ def test_records_are_reproducible_and_complete():
     assert len({r["face"].getvalue() for r in one.values()}) == 18
     matched = dict(subject_records(PhantomConfig(size=32, subjects=12), 2))
     assert len(matched) == 18 and all(r["xray_view"] == r["face_view"] for r in matched.values())
+    few = dict(subject_records(PhantomConfig(size=32, subjects=12, appearances=2), 2))
+    assert len(few) == 4
+    assert all(few[key]["face"].getvalue() == matched[key]["face"].getvalue() for key in few)
+
+
+def test_appearances_are_of_all_kinds():
+    """Each person has pairs of age and BMI of their own; all nine occur."""
+    drawn = [cohort.conditions(0, i, 3) for i in range(60)]
+    assert all(len(set(pairs)) == 3 for pairs in drawn)
+    counts = collections.Counter(pair for pairs in drawn for pair in pairs)
+    assert len(counts) == 9 and min(counts.values()) >= 10
+
+
+def test_people_of_networks_are_in_no_cohort():
+    """No skull of one is a skull of the other, whatever the seeds."""
+    skulls = {
+        people: {
+            cohort.draw(seed, index, people).skull.shape.tobytes()
+            for seed in range(8)
+            for index in range(60)
+        }
+        for people in cohort.PEOPLE
+    }
+    assert len(skulls["cohort"]) == len(skulls["networks"]) == 480
+    assert not skulls["cohort"] & skulls["networks"]
 
 
 def test_landmarks_lie_on_the_head():
@@ -196,6 +223,11 @@ def test_settings_make_the_name():
         PhantomConfig(size=128, pairing="all_views", subjects=24, seed=3).name
         == "all_views_128-n24-seed3"
     )
+    assert PhantomConfig(people="networks", appearances=3).name == "matched_64-networks-faces3"
+    with pytest.raises(ValueError, match="people='nobody' is not one of cohort, networks"):
+        PhantomConfig(people="nobody")
+    with pytest.raises(ValueError, match="appearances=10 is not in 1..9"):
+        PhantomConfig(appearances=10)
     assert {c.name for c in Builder.BUILDER_CONFIGS} == {
         f"{p}_{s}" for p in ("matched", "all_views") for s in (64, 128, 256)
     }
