@@ -68,7 +68,7 @@ class Kind:
     network: str
     title: str
     probe: str = ""
-    make: Callable[[Any], Any] | None = None
+    make: Callable[..., Any] | None = None
     prefix: str = ""
     published: bool = True
 
@@ -101,16 +101,16 @@ class Kind:
 @functools.cache
 def kinds() -> tuple[Kind, ...]:
     """Returns all that can be recognised."""
-    inception = functools.partial(_build, models.FIDInception)
     title = "the Inception of the FID"
-    all_kinds = [Kind("inception", "inception", title, "Conv2d_1a_3x3.conv.weight", inception)]
+    all_kinds = [
+        Kind("inception", "inception", title, "Conv2d_1a_3x3.conv.weight", models.FIDInception)
+    ]
     probes = {f"iresnet{n}": f"layer3.{c[2] - 1}.prelu.weight" for n, c in IRESNET_LAYERS.items()}
     for name, network in models.EMBEDDERS.items():
         probe = probes.get(name, "linear7.conv.weight")
-        make = functools.partial(_build, network)
-        all_kinds.append(Kind("embedder", name, f"an ArcFace network, {name}", probe, make))
+        all_kinds.append(Kind("embedder", name, f"an ArcFace network, {name}", probe, network))
     for trunk in models.TRUNKS:
-        make = functools.partial(_build, functools.partial(models.LPIPS, trunk))
+        make = functools.partial(models.LPIPS, trunk)
         probes = {"features.": "features.0.weight", "lin": "lin0.model.1.weight"}
         for part, title, prefix in (
             ("trunk", f"the trunk {trunk} of LPIPS", "features."),
@@ -118,10 +118,6 @@ def kinds() -> tuple[Kind, ...]:
         ):
             all_kinds.append(Kind(part, trunk, title, probes[prefix], make, prefix))
     return tuple(all_kinds)
-
-
-def _build(network: Callable[..., Any], rngs: Any) -> Any:
-    return network(rngs=rngs)
 
 
 def recognise(tensors: dict[str, Tensor], what: str) -> list[tuple[Kind, dict[str, Tensor]]]:
