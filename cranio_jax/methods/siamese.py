@@ -79,7 +79,7 @@ class Siamese(base.FromScratch):
         both = jnp.concatenate([jnp.repeat(batch["xray"], 3, -1), batch["face"]])
         pictures = jax.image.resize(base.scaled(both), (2 * count, side, side, 3), "linear")
         vectors = module(pictures).astype(jnp.float32)
-        # base.unit_vectors, but for the last bits of its gradient.
+        # Written out, since the gradient of base.unit_vectors differs in its last bits.
         square = (vectors**2).sum(1, keepdims=True)
         vectors = vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-12))
         return vectors[:count], vectors[count:]

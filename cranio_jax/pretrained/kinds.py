@@ -15,7 +15,7 @@ import numpy as np
 from cranio_jax import models
 from cranio_jax.errors import InputError
 from cranio_jax.models.arcface import IRESNET_LAYERS
-from cranio_jax.models.functional import Network
+from cranio_jax.models.functional import shared_network
 from cranio_jax.pretrained.files import Tensor, sha256
 from cranio_jax.pretrained.load import current_tensors
 from cranio_jax.pretrained.names import torch_key, torch_shape
@@ -75,7 +75,7 @@ class Kind:
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Returns the shapes of its tensors by torch's keys."""
-        shapes = Network(self.make).shapes() if self.make else {}
+        shapes = shared_network(self.make).shapes() if self.make else {}
         return {
             torch_key(path): torch_shape(path, shape)
             for path, shape in shapes.items()

@@ -12,7 +12,7 @@ from data_builders.cranio_phantom.tissue import DEPTHS, Tissue
 
 AGES = (25, 45, 65)  # years
 BMI_CHANGES = (-10, 0, 10)  # percent of the subject's own BMI
-# Those of a seed's cohort, or others on whom only the shipped networks are trained.
+# Those of a seed's cohort, or others, to train networks that users start from.
 PEOPLE = ("cohort", "networks")
 # The one X-ray of each view is taken at these.
 REFERENCE_AGE = 45
@@ -113,8 +113,8 @@ def _personal_traits(rng: np.random.Generator) -> _Traits:
 def draw(seed: int, index: int, people: str = "cohort") -> Subject:
     """Returns subject `index` of the seed, whatever the number of subjects.
 
-    The random generator of the people of `networks` starts from one number more, so that no seed
-    gives the same person to both.
+    The random generator of `networks` is seeded with one number more, so that its people are in no
+    cohort.
     """
     entropy = {"cohort": [seed, index], "networks": [seed, index, 1]}[people]
     rng = np.random.default_rng(entropy)

@@ -192,7 +192,7 @@ def test_appearances_are_of_all_kinds():
 
 
 def test_people_of_networks_are_in_no_cohort():
-    """No skull of one is a skull of the other, whatever the seeds."""
+    """No skull of one is a skull of the other, with the same seed or another."""
     skulls = {
         people: {
             cohort.draw(seed, index, people).skull.shape.tobytes()

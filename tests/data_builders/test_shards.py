@@ -7,7 +7,6 @@ from cranio_jax import data
 from data_builders import shards
 
 
-@pytest.mark.slow
 def test_more_than_fits_in_memory_is_written_without_tensorflow(config, tmp_path, monkeypatch):
     """TFDS shuffles what is more than this through TensorFlow, which nobody has installed here."""
     with pytest.raises(ModuleNotFoundError):

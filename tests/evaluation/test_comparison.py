@@ -171,7 +171,6 @@ def test_a_failed_cell_is_told_and_stops_nothing(tmp_path):
     )
 
 
-@pytest.mark.slow
 def test_flags_of_a_study(tmp_path):
     listed = study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--list")
     assert "  2  cranio_diff, seed 0" in listed.stdout

@@ -26,7 +26,6 @@ def hospital(config, tmp_path):
     return config, cohort
 
 
-@pytest.mark.slow
 def test_a_cohort_of_ones_own(hospital, tmp_path, capsys):
     config, cohort = hospital
     # The fourth person's lateral X-ray is a mirrored copy of the third's; the fifth's is inverted.

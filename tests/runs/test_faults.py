@@ -231,7 +231,6 @@ def test_no_whole_checkpoint(config, tmp_path):
         loop.train(config, tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_records_with_flipped_bytes(config, tmp_path):
     config.data.data_dir = str(tmp_path / "records")
     file = next(pathlib.Path(str(data.make_builder(config.data).data_dir)).glob("*train*"))

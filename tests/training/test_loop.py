@@ -276,7 +276,6 @@ def like_an_accelerator(monkeypatch):
     return read
 
 
-@pytest.mark.slow
 def test_nothing_is_read_unasked(config, tmp_path, like_an_accelerator):
     """Training reads nothing implicitly while it logs, evaluates held-out faces and saves."""
     config.data.validation_subjects = 4
