@@ -86,8 +86,8 @@ def _shrink(config, records):
     config.data.cranio_phantom.subjects = 24
     config.data.settings.size = 32
     config.evaluate.update(batch_size=16, num_samples=1)
-    # Of the eight devices; the tests of meshes use more.
-    config.mesh.data = min(2, jax.device_count())
+    # Programs of one device compile a third faster; the tests of meshes use more.
+    config.mesh.data = 1
     return config
 
 

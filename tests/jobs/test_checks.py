@@ -124,8 +124,9 @@ def test_every_configuration_passes(name):
         checks.check(config)
 
 
-def test_too_few_test_people_are_noticed_before_training(config, tmp_path):
+def test_too_few_test_people_are_noticed_before_training(quick_config, tmp_path):
     """A single test subject has no other subject to exchange X-rays with."""
+    config = quick_config
     config.evaluate.max_subjects = 1
     with pytest.raises(InputError, match="X-rays can't be shuffled; more test subjects are needed"):
         loop.train(config, tmp_path / "run")

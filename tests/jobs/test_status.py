@@ -115,13 +115,12 @@ main.cli()
 """
 
 
-@pytest.mark.eight_devices
 def test_a_second_start_compiles_nothing_anew(quick_config, tmp_path):
     """The second start uses the cache in the workdir, in less than a third of the time."""
     config = quick_config
     config.job = "train"
     config.train.update(num_steps=2, checkpoint_every=0)
-    own = environment(devices=2) | {"PYTHONPATH": str(ROOT)}
+    own = environment() | {"PYTHONPATH": str(ROOT)}
     own.pop("JAX_COMPILATION_CACHE_DIR")
     spent = []
     for stop_at in (1, 2):

@@ -23,7 +23,7 @@ def autoencoder(records):
     c = recipe.get_config("smoke")
     c.data.data_dir = str(records)
     c.evaluate.batch_size = 16
-    c.mesh.data = 2
+    c.mesh.data = 1
     c.method.vae.update(
         block_out_channels=(4, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,

@@ -21,7 +21,7 @@ def prior(records):
     c = text_to_image.get_config("smoke")
     c.data.data_dir = str(records)
     c.evaluate.update(batch_size=16, num_samples=1)
-    c.mesh.data = 2
+    c.mesh.data = 1
     return c
 
 

@@ -36,7 +36,6 @@ def config(quick_config):
     config.job = "train"
     config.augment.flip = 0.5  # so that the data's own random stream matters
     config.train.update(num_steps=STEPS, checkpoint_every=EVERY, log_every=1)
-    config.mesh.data = 1
     return config
 
 

@@ -24,7 +24,6 @@ def config(quick_config):
     quick_config.method.update(
         channels=1, discriminator_layers=3, dropout=True, discriminator_dropout=0.3
     )
-    quick_config.mesh.data = 1
     quick_config.train.update(num_steps=2, checkpoint_every=0, log_every=1)
     quick_config.evaluate.pictures = 0
     return quick_config

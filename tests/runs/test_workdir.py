@@ -28,7 +28,6 @@ def history(folder):
 
 def test_a_run_goes_on_longer_slower_and_in_larger_batches(quick_config, tmp_path, capsys):
     config = quick_config
-    config.mesh.data = 1
     config.train.update(num_steps=3, log_every=1)
     loop.train(config, tmp_path)
     config.train.update(num_steps=5, learning_rate=1e-4, batch_size=16)
