@@ -181,7 +181,8 @@ def usage() -> str:
 usage: python -m cranio_jax.main --config=FILE[:VARIANT] --workdir=DIR [--config.FIELD=VALUE ...]
 
 --config is one of configs/, such as configs/demo.py or configs/demo.py:smoke. --workdir is the
-folder for checkpoints, results and pages; it may be gs://BUCKET/FOLDER.
+folder for checkpoints, results and pages; it may be gs://BUCKET/FOLDER. Without it, `reconstruct`
+uses published weights as they are, and writes to the current folder.
 
 Jobs, --config.job=
 {jobs}
@@ -192,11 +193,26 @@ Fields that matter most, --config.FIELD=VALUE (configs/common.py explains all of
 --version prints the version, --helpfull all flags of all libraries."""
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Runs `config.job`. Raises InputError if a setting is wrong, before anything is built."""
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> None:
+    """Runs `config.job`; only `reconstruct` needs no workdir.
+
+    Raises InputError if a setting is wrong, before anything is built.
+    """
     if config.job not in JOBS:
         raise InputError(f"job={config.job!r} is not one of {', '.join(JOBS)}")
+    if workdir is None and config.job != "reconstruct":
+        raise InputError(f"--workdir is missing. Name the folder of the run for job={config.job}.")
     checks.check(config)
+    if config.job == "reconstruct":
+        for folder in reconstruct.reconstruct(config, workdir):
+            print(folder / "sheet.png")
+        print(NOTICE)
+    elif workdir is not None:
+        _run_in(config, workdir)
+
+
+def _run_in(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Runs a job that needs a workdir."""
     if config.job in ("train_and_evaluate", "train"):
         loop.train(config, workdir)
     if config.job in ("train_and_evaluate", "evaluate"):
@@ -212,10 +228,6 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         print(f"page: {workdir / 'inspect.html'}")
     if config.job == "export":
         print(export.export(config, workdir))
-    if config.job == "reconstruct":
-        for folder in reconstruct.reconstruct(config, workdir):
-            print(folder / "sheet.png")
-        print(NOTICE)
     if config.job in ("train_and_evaluate", "evaluate", "report"):
         print(f"page: {pages.report(config, workdir)}")
 
@@ -224,16 +236,17 @@ def main(_) -> None:
     """Runs the job that the flags ask for."""
     # Orbax and TFDS log pages. The progress line is enough, and failures are raised too.
     logging.set_verbosity(logging.FATAL)
-    workdir = buckets.open_folder(_WORKDIR.value or "", "--workdir")
+    workdir = buckets.open_folder(_WORKDIR.value, "--workdir") if _WORKDIR.value else None
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         # The next start then compiles little. By default JAX caches compilations of a second, which
         # leaves out many small programs.
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        compiled = (workdir or buckets.usual_cache()) / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     if _CONFIG.value.job in TOGETHER:
         cluster.join()
     try:
-        with buckets.sentences(f"--workdir={workdir}"):
+        with buckets.sentences(f"--workdir={workdir or '.'}"):
             run(_CONFIG.value, workdir)
     except Exception as error:
         if not jax.distributed.is_initialized() or jax.process_count() == 1:
@@ -291,7 +304,7 @@ def cli() -> None:
         print(f"cranio_jax {__version__}")
         return
     sys.path.append(str(CHECKOUT))  # a configuration may import its neighbours in configs/
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["config"])
     try:
         app.run(main, flags_parser=parse)
     except EXPECTED as error:

@@ -47,8 +47,7 @@ def local_root(data_dir: str, cache_dir: str) -> pathlib.Path:
             f"data.cache_dir={cache_dir}: it must be a folder on a disk of this machine. Name a "
             "local folder."
         )
-    usual = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cranio_jax"
-    folder = pathlib.Path(cache_dir or usual).expanduser().absolute()
+    folder = pathlib.Path(cache_dir or buckets.usual_cache()).expanduser().absolute()
     return folder / data_dir.removeprefix("gs://")
 
 

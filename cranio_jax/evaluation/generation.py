@@ -21,7 +21,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.files.atomic import write_json
 from cranio_jax.files.pictures import write_png
 from cranio_jax.methods import Batch, Method
-from cranio_jax.runs.state import restore
+from cranio_jax.runs.state import published, restore
 
 
 def quantised(
@@ -71,24 +71,28 @@ def digests(tree: Any) -> list[UInt32[Array, "2"]]:
 
 
 class Generator:
-    """Generates faces with the newest whole checkpoint.
+    """Generates faces with the newest whole checkpoint, or with published weights as they are.
 
     Attributes:
       method, mesh, params, frozen: what it generates with.
-      step: of the checkpoint.
+      step: of the checkpoint; 0 for published weights.
       batch_size: of the job, rounded up to divide over the devices.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path, job: str):
-        """Restores the newest whole checkpoint of `workdir`.
+    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path | None, job: str):
+        """Restores the newest whole checkpoint of `workdir`; without one, loads published weights.
 
         The batch size is that of the section of `config` with the job's name. Raises InputError if
-        there is no checkpoint, or a batch holds nothing.
+        there is no checkpoint, a network is not published, or a batch holds nothing.
         """
         mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
         self.batch_size = sharding.padded_batch(config[job].batch_size, mesh, f"{job}.batch_size")
-        self.method, self.mesh, state, self.frozen, self.step = restore(config, workdir)
-        self.params = self.method.generation_params(state)
+        self.step = 0
+        if workdir is None:
+            self.method, self.mesh, self.params, self.frozen = published(config)
+        else:
+            self.method, self.mesh, state, self.frozen, self.step = restore(config, workdir)
+            self.params = self.method.generation_params(state)
         self._config = config
 
         def generate(params: Any, frozen: Any, batch: Batch, draw: Array):

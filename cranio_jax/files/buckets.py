@@ -6,6 +6,7 @@ import errno
 import functools
 import importlib.util
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -29,6 +30,13 @@ LOGIN = (
 def is_remote(path: str | pathlib.PurePath) -> bool:
     """Returns True for a URL; paths on this machine's disks have no scheme."""
     return _SCHEME.match(str(path)) is not None
+
+
+def usual_cache() -> pathlib.Path:
+    """Returns the user's own folder for what can be made again."""
+    return (
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cranio_jax"
+    ).expanduser()
 
 
 def open_folder(name: str, field: str) -> pathlib.Path:

@@ -95,10 +95,13 @@ def heat(spread: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     return np.round(255 * np.clip(colours, 0, 1)).astype(np.uint8)
 
 
-def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[pathlib.Path]:
+def reconstruct(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path | None
+) -> list[pathlib.Path]:
     """Reconstructs faces from `config.reconstruct.xrays`.
 
-    Returns a folder for each X-ray, under workdir/reconstructions. It holds `face_K.png`,
+    Without a workdir, published weights are used as they are, and the current folder takes its
+    place. Returns a folder for each X-ray, under workdir/reconstructions. It holds `face_K.png`,
     `mean.png`, `spread.png` (the standard deviation of each pixel over the samples), `sheet.png`
     and `record.json`. It is named by the profile and the pixels, not by the file, whose name may be
     a patient's. The same job writes the same folder again, any other job a folder of its own.
@@ -128,7 +131,17 @@ def reconstruct(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> lis
     folders = []
     for number, xray in enumerate(prepared):
         title = f"X-ray {number + 1} of {len(prepared)}"
-        folders.append(_one(config, workdir, generator, xray.square[..., None], prompt, ids, title))
+        folders.append(
+            _one(
+                config,
+                workdir or pathlib.Path(),
+                generator,
+                xray.square[..., None],
+                prompt,
+                ids,
+                title,
+            )
+        )
     return folders
 
 

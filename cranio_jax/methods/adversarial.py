@@ -174,14 +174,23 @@ class Adversarial(base.FromScratch):
         """Returns X-rays in [-1, 1], in three equal channels."""
         return jnp.repeat(scaled(batch["xray"]), 3, -1)
 
+    def untrained(self) -> list[str]:
+        """Returns the generator of faces, unless `method.files` names its file."""
+        return [] if self.generator in self.files else [self.generator]
+
     def weight_hashes(self) -> dict[str, str]:
         """Returns the SHA-256 of each file that training started from."""
         return {name: pretrained.sha256(file) for name, file in self.files.items()}
 
     def generation_params(self, state: Tree) -> Params:
         """Returns the generator of faces, with the statistics of its batch norms."""
-        name = "G" if "G" in self.networks else "G_A"
+        name = self.generator
         return state["params"][name] | state["statistics"][name]
+
+    @property
+    def generator(self) -> str:
+        """The name of the network that makes faces of X-rays."""
+        return "G" if "G" in self.networks else "G_A"
 
 
 def in_float32(output: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:

@@ -81,6 +81,9 @@ class Method(Protocol):
     ) -> tuple[Tree, Metrics]:
         """Returns the state after one update on a global batch, and scalars to log with `loss`."""
 
+    def untrained(self) -> list[str]:
+        """Returns the networks that `generate` uses and that no published file gives."""
+
     def weight_hashes(self) -> dict[str, str]:
         """Returns the SHA-256 of each file that `load` reads, by name."""
 
@@ -155,6 +158,10 @@ class FromScratch:
     def describe(self) -> list[str]:
         """Returns nothing."""
         return []
+
+    def untrained(self) -> list[str]:
+        """Returns all networks."""
+        return sorted(self.networks) or ["network"]
 
     def weight_hashes(self) -> dict[str, str]:
         """Returns nothing: there are no published weights."""

@@ -100,6 +100,34 @@ def fresh_networks(
     return fresh
 
 
+def published(
+    config: ml_collections.ConfigDict,
+) -> tuple[Method, jax.sharding.Mesh, Any, Any]:
+    """Returns `(method, mesh, params, frozen)`, to generate with published weights as they are.
+
+    Raises InputError if a network that generates is not published, or does not fit.
+    """
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    method = make_method(config)
+    if untrained := method.untrained():
+        raise InputError(
+            f"--workdir is missing, and no published file gives {' and '.join(untrained)} of "
+            f"{config.method.name}. Name the workdir of a trained run, or published weights."
+        )
+
+    def ready(key: jax.Array, loaded: Any) -> tuple[Any, Any]:
+        state, frozen = method.init(key, loaded)
+        return method.generation_params(state), frozen
+
+    key = sharding.random_key(config.seed, mesh)
+    loaded = method.load(mesh, frozen_only=False)
+    loaded |= fresh_networks(method, key, sorted(method.networks.keys() - loaded.keys()), mesh)
+    shapes = jax.eval_shape(ready, key, loaded)
+    places = sharding.state_sharding(shapes, mesh)
+    params, frozen = jax.jit(ready, out_shardings=places, donate_argnums=1)(key, loaded)
+    return method, mesh, params, frozen
+
+
 def restore(
     config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> tuple[Method, jax.sharding.Mesh, Any, Any, int]:

@@ -200,6 +200,11 @@ class CranioDiff:
         folders = self.pipeline.folders
         return name in folders or (name == "controlnet" and "unet" in folders)
 
+    def untrained(self) -> list[str]:
+        """Returns the networks that no file gives, a ControlNet that grows from a U-Net's too."""
+        given = {*self.pipeline.folders, *self.feature_files}
+        return sorted(self.networks.keys() - given)
+
     def _load_part(self, name: str, network: Network, mesh: jax.sharding.Mesh) -> Params:
         return loading.load_part(
             self.pipeline, name, network=network, mesh=mesh, dtype=self._stored_dtype(name)
