@@ -45,7 +45,7 @@ setuptools.setup(
         "msgspec",
         "nibabel",
         "openpyxl",
-        "pillow",
+        "pillow>=10.1",
         "pydicom>=3",
         "pylibjpeg",
         "pylibjpeg-libjpeg",

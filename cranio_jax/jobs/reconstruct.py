@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Int32, UInt8
 
 from cranio_jax.data.prompts import check_profile, make_prompt, make_tokenizer
 from cranio_jax.errors import InputError
@@ -19,6 +19,7 @@ from cranio_jax.evaluation.generation import Generator
 from cranio_jax.files.atomic import write_json
 from cranio_jax.files.pictures import write_png
 from cranio_jax.methods import method_class
+from cranio_jax.reporting import sheets
 from cranio_jax.reporting.notice import NOTICE
 from data_builders.errors import UnreadableError
 from data_builders.images.prepare import PreparedXray, prepare_xray
@@ -86,13 +87,6 @@ def _matches(pattern: str) -> list[pathlib.Path]:
     if not files:
         raise InputError(f"reconstruct.xrays={pattern}: no such file")
     return files
-
-
-def heat(spread: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns a spread in [0, 1] as black-red-yellow-white; white is a quarter of the range."""
-    level = np.clip(spread * 4.0, 0.0, 1.0)[..., None]
-    colours = level * np.array([3.0, 3.0, 3.0]) - np.array([0.0, 1.0, 2.0])
-    return np.round(255 * np.clip(colours, 0, 1)).astype(np.uint8)
 
 
 def reconstruct(
@@ -186,11 +180,16 @@ def _one(
     mean = faces.mean(0, dtype=np.float64)
     spread = (faces / 255.0).std(0).mean(-1)
     pictures = {f"face_{k}": face for k, face in enumerate(faces)}
-    order = ["xray", "mean", "spread", *pictures]
     pictures["xray"] = np.repeat(xray, 3, -1)
     pictures["mean"] = np.round(mean).astype(np.uint8)
-    pictures["spread"] = heat(spread)
-    pictures["sheet"] = np.concatenate([pictures[name] for name in order], 1)
+    pictures["spread"] = sheets.heat(spread)
+    pictures["sheet"] = sheets.sheet(
+        prompt,
+        xray=pictures["xray"],
+        mean=pictures["mean"],
+        spread=pictures["spread"],
+        faces=list(faces),
+    )
     name = f"{r.view}_{r.sex}_{r.age:g}_{r.bmi_change:+g}_{digest:08x}"
     folder = workdir / "reconstructions" / name
     for name, picture in pictures.items():
@@ -210,7 +209,6 @@ def _one(
         "step": generator.step,
         "seed": config.seed,
         "mean_spread": float(spread.mean()),
-        "sheet": order,
     }
     write_json(folder / "record.json", record)
     return folder

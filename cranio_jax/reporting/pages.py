@@ -168,11 +168,8 @@ def _reconstructions(folder: pathlib.Path) -> str:
     parts = []
     for path in sorted(folder.glob("*/record.json")):
         record = json.loads(path.read_text())
-        picture = data_uri(read_face(path.parent / "sheet.png"), 2)
-        caption = html.escape(
-            f"X-ray {record['xray_crc32']}, prompt “{record['prompt']}”; left to right: X-ray, "
-            "mean, spread, samples"
-        )
+        picture = data_uri(read_face(path.parent / "sheet.png"))
+        caption = html.escape(f"X-ray {record['xray_crc32']}, prompt “{record['prompt']}”")
         parts.append(f'<figure class=sheets><img class=sheet src="{picture}" ')
         parts.append(f'alt="reconstruction"><figcaption>{caption}</figcaption></figure>')
     return "<h2>Reconstructions</h2>" + "".join(parts) if parts else ""
