@@ -31,7 +31,7 @@ def heat(spread: Float[np.ndarray, "h w"]) -> Picture:
 
 def sheet(
     title: str, xray: Picture, mean: Picture, spread: Picture, faces: list[Picture]
-) -> Picture:
+) -> UInt8[np.ndarray, "H W 3"]:
     """Returns a sheet with captions: X-ray, mean, spread and legend, then the faces below.
 
     Small pictures are enlarged.
