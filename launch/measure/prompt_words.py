@@ -1,12 +1,14 @@
 """Measures what each word of the prompt does to a face.
 
-python launch/prompt_words.py --config=CONFIG [--workdir=DIR] [--people=N]
+python launch/prompt_words.py --config=CONFIG [--workdir=DIR] [--people=N] [--sheet=FILE]
 
 View, sex, age and BMI change are read from faces by ridge regressions on their pixels. They are
 fitted to the faces of training people; all but that of the view are fitted to each view alone. Each
 test person's X-ray and noise then give a face for every profile of the procedural cohort, and the
 regressions read these. The real faces of test people are read too, and printed beside them: a
 regression draws its readings towards the mean, in both alike.
+
+--sheet writes the faces of the first person for all profiles into a picture.
 """
 
 import pathlib
@@ -19,6 +21,7 @@ import numpy as np
 from absl import app, flags
 from jaxtyping import Float, UInt8
 from numpy import ndarray as Array
+from PIL import Image, ImageDraw, ImageFont
 
 from cranio_jax import data
 from cranio_jax.evaluation.generation import Generator
@@ -28,6 +31,7 @@ from data_builders.conditions import SEXES, VIEWS
 SIDE = 32  # pixels; the faces that regressions read
 _STRENGTH = 30.0  # of the ridge, in pictures
 _ROUNDS = 2000  # of the bootstrap
+_LINE = 20  # pixels; the height of a sheet's captions
 
 
 class Word(NamedTuple):
@@ -155,29 +159,56 @@ def profiles(source: data.Examples, people: int) -> Iterator[dict[str, Any]]:
                     yield example | wanted
 
 
-def measure(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path | None, people: int
-) -> dict[str, dict[Word, Estimate]]:
-    """Returns the readings of real and of generated faces, by word."""
+class Found(NamedTuple):
+    """What `measure` finds: the generated faces, and the readings by word."""
+
+    made: Faces
+    real: dict[Word, Estimate]
+    generated: dict[Word, Estimate]
+
+
+def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path | None, people: int) -> Found:
+    """Returns the generated faces, and the readings of real and of generated faces."""
     weights = fitted(real_faces(config, "train"))
     real = real_faces(config, "test")
     test = data.Examples(data.make_builder(config.data), "test", config, images=("xray", "face"))
     examples = list(profiles(test, people))
     generator = Generator(config, workdir, "evaluate")
     made = _known(examples, generator.draw(examples, title="faces of all profiles"))
-    return {
-        "real": by_word(real, readings(weights, real)),
-        "generated": by_word(made, readings(weights, made)),
-    }
+    return Found(
+        made,
+        real=by_word(real, readings(weights, real)),
+        generated=by_word(made, readings(weights, made)),
+    )
 
 
-def text(found: dict[str, dict[Word, Estimate]]) -> str:
+def text(real: dict[Word, Estimate], generated: dict[Word, Estimate]) -> str:
     """Returns the readings as a table in Markdown."""
     lines = ["| word | real faces | generated faces |", "| --- | --- | --- |"]
-    for word in found["generated"]:
-        cells = [_cell(found[which].get(word)) for which in ("real", "generated")]
+    for word in generated:
+        cells = [_cell(which.get(word)) for which in (real, generated)]
         lines.append(f"| {word.attribute} {word.value:g} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def sheet(made: Faces) -> Image.Image:
+    """Returns the first person's faces: a row for each view and sex, with all ages and BMIs."""
+    first = made.subjects == made.subjects[0]
+    ages = np.unique(made.attributes["age"])
+    columns = [(age, change) for age in ages for change in np.unique(made.attributes["bmi_change"])]
+    side = made.pictures.shape[1]
+    page = Image.new("RGB", (len(columns) * side, 4 * side + _LINE), "white")
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(13)
+    for column, (age, change) in enumerate(columns):
+        draw.text((column * side + 4, 3), f"{age:g} years, {change:+g} %", "black", font)
+        for row, (view, sex) in enumerate((v, s) for v in VIEWS for s in (-1, 1)):
+            wanted = first & (made.views == view) & (made.attributes["sex"] == sex)
+            wanted &= made.attributes["age"] == age
+            wanted &= made.attributes["bmi_change"] == change
+            face = Image.fromarray(made.pictures[wanted][0])
+            page.paste(face, (column * side, _LINE + row * side))
+    return page
 
 
 def _cell(estimate: Estimate | None) -> str:
@@ -193,12 +224,16 @@ def main() -> None:
 
     people = flags.DEFINE_integer("people", 20, "Test people whose X-rays are used.")
 
+    sheet_file = flags.DEFINE_string("sheet", None, "Picture of all profiles of one person.")
+
     def run(_: list[str]) -> None:
         workdir = program._WORKDIR.value
         found = measure(
             program._CONFIG.value, pathlib.Path(workdir) if workdir else None, people.value
         )
-        print(text(found))
+        print(text(found.real, found.generated))
+        if sheet_file.value:
+            sheet(found.made).save(sheet_file.value)
 
     sys.path.append(str(program.CHECKOUT))
     app.run(run, flags_parser=program.parse)

@@ -31,5 +31,5 @@ def test_words_are_read(obedient):
     if obedient:
         assert ages[0].mean == pytest.approx(25, abs=4) and ages[2].mean == pytest.approx(65, abs=4)
     assert found[prompt_words.Word("sex", 1.0)].low > 0.5
-    table = prompt_words.text({"real": {}, "generated": found})
+    table = prompt_words.text({}, found)
     assert len(table.splitlines()) == 2 + 5 and "| age 25 |  | " in table
