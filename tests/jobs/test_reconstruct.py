@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cranio_jax import data
+from cranio_jax import data, main
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import generation
@@ -55,6 +55,18 @@ def test_default_batches_give_the_same_faces_on_any_devices(untrained, tmp_path)
     for other in faces[1:]:
         assert other.shape == faces[0].shape
         assert np.abs(other - faces[0]).max() <= 1  # a value may round to its neighbour
+
+
+def test_untrained_networks_need_a_workdir(config, tmp_path):
+    Image.linear_gradient("L").save(tmp_path / "xray.png")
+    config.job = "reconstruct"
+    config.reconstruct.xrays = str(tmp_path / "xray.png")
+    words = "--workdir is missing, and no published file gives controlnet and text_encoder and unet"
+    with pytest.raises(InputError, match=words):
+        main.run(config, None)
+    config.job = "evaluate"
+    with pytest.raises(InputError, match="--workdir is missing. Name the folder of the run"):
+        main.run(config, None)
 
 
 def test_a_batch_of_nothing_names_its_setting(untrained, tmp_path):

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import shutil
+import zlib
 
 import diffusers
 import jax
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from cranio_jax import models
+from cranio_jax import main, models
 from cranio_jax.data.prompts import make_tokenizer
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
@@ -63,6 +65,36 @@ def test_fifty_steps_with_guidance(pipelines, settings, family):
         ).images.permute(0, 2, 3, 1).numpy()  # fmt: skip
     assert wanted.std() > 0.02
     np.testing.assert_allclose(np.asarray(faces) / 2 + 0.5, wanted, atol=1e-3)
+
+
+def test_published_weights_make_faces_of_an_xray(pipelines, settings, tmp_path, monkeypatch):
+    """Without a workdir there is no training run; the faces are diffusers'."""
+    monkeypatch.chdir(tmp_path)
+    folder, reference = pipelines()
+    config = settings(folder)
+    config.job = "reconstruct"
+    config.sampling.update(num_steps=4, guidance_scale=2.0)
+    xray = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    Image.fromarray(xray).save("xray.png")
+    config.reconstruct.update(xrays="xray.png", num_samples=2, batch_size=2)
+    main.run(config, None)
+
+    (made,) = (tmp_path / "reconstructions").iterdir()
+    faces = np.stack([np.asarray(Image.open(made / f"face_{k}.png")) for k in range(2)])
+    key = jax.random.fold_in(jax.random.key(config.seed + 2), 0)
+    seen = np.asarray(Image.open(made / "xray.png"))
+    first = zlib.crc32(np.ascontiguousarray(seen[..., :1]).tobytes())
+    ids = [np.uint32((first + k) % 2**32) for k in range(2)]
+    noise = np.stack([jax.random.normal(jax.random.fold_in(key, i), (8, 8, 4)) for i in ids])
+    prompt = json.loads((made / "record.json").read_text())["prompt"]
+    picture = torch.from_numpy(np.stack([seen.transpose(2, 0, 1) / 255.0] * 2)).float()
+    with torch.no_grad():
+        wanted = reference(
+            [prompt] * 2, picture, num_inference_steps=4, guidance_scale=2.0,
+            latents=torch.from_numpy(noise.transpose(0, 3, 1, 2)), output_type="np",
+        ).images  # fmt: skip
+    assert wanted.std() > 0.02
+    np.testing.assert_allclose(faces / 255.0, wanted, atol=1 / 255)
 
 
 @pytest.mark.parametrize(
