@@ -61,7 +61,7 @@ def changed(config, name, value):
         ("train.log_every", 0, "train.log_every=0.*at least 1"),
         ("train.keep", 0, "train.keep=0"),
         ("train.accumulate", 0, "train.accumulate=0"),
-        ("train.accumulate", 3, "train.accumulate=3: it does not divide the 4 examples"),
+        ("train.accumulate", 3, "train.accumulate=3: it does not divide the 8 examples"),
         ("train.ema_decay", 1.0, "train.ema_decay=1.0.*less than 1"),
         ("train.b1", 1.0, "train.b1=1.0"),
         ("train.schedule", "sawtooth", "train.schedule='sawtooth'"),
