@@ -122,20 +122,12 @@ def reconstruct(
     profile = (r.view, r.sex, r.age, r.bmi_change)
     prompt = make_prompt(config.prompt.template, *profile, config.prompt.known_ages)
     ids = make_tokenizer(config)([prompt])[0]
+    home = workdir or pathlib.Path()
     folders = []
     for number, xray in enumerate(prepared):
         title = f"X-ray {number + 1} of {len(prepared)}"
-        folders.append(
-            _one(
-                config,
-                workdir or pathlib.Path(),
-                generator,
-                xray.square[..., None],
-                prompt,
-                ids,
-                title,
-            )
-        )
+        square = xray.square[..., None]
+        folders.append(_one(config, home, generator, square, prompt, ids, title))
     return folders
 
 
