@@ -94,6 +94,8 @@ _BELOW_MOST = {"train.b1", "train.b2", "train.ema_decay", "method.discriminator_
 _BELOW_MOST |= {"method.disturb.zoom"}
 _NAMES: dict[str, tuple[str, ...]] = {
     "compute_dtype": ("float32", "bfloat16", "float64"),
+    "export.dtype": ("float32", "float16"),
+    "export.weights": ("ema", "raw"),
     "train.schedule": SCHEDULES,
     "method.loss_weight": WEIGHTS,
 }

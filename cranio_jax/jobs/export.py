@@ -17,17 +17,11 @@ from cranio_jax.reporting import tables
 from cranio_jax.reporting.notice import NOTICE
 from cranio_jax.runs.state import restore
 
-TYPES = ("float32", "float16")
-WEIGHTS = ("ema", "raw")
 _CARD = "README.md"  # written last
 
 
 def check_export(config: ml_collections.ConfigDict) -> None:
-    """Raises InputError if `config.export` is wrong, or the model isn't Stable Diffusion's."""
-    e = config.export
-    for name, value, known in (("weights", e.weights, WEIGHTS), ("dtype", e.dtype, TYPES)):
-        if value not in known:
-            raise InputError(f"export.{name}={value!r} is not one of {', '.join(known)}")
+    """Raises InputError if the model isn't Stable Diffusion's."""
     if not method_class(config).writes_pipeline:
         raise InputError(
             f"job=export writes a diffusers pipeline, which {config.method.name} is not; an"

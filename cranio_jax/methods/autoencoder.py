@@ -22,6 +22,8 @@ from cranio_jax.models.functional import Params, shared_network
 Tree = dict[str, Any]
 # A second moment of the latents is averaged over about this many steps.
 _STEPS = 100
+# The first names of the parameters of both parts.
+_PARTS = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
 
 
 class Autoencoder(base.FromScratch):
@@ -49,9 +51,10 @@ class Autoencoder(base.FromScratch):
         for name, value in (("kl", m.kl), ("losses.lpips", m.losses.lpips)):
             if value < 0:
                 raise InputError(f"method.{name}={value}: it is negative. Set it to 0 or more.")
+        self.pipeline = pretrained.open_pipeline(config.pretrained)
+        self.keeps_encoder = self._check_trained(config)
 
         # The autoencoder.
-        self.pipeline = pretrained.open_pipeline(config.pretrained)
         fields = self.pipeline.settings.get("vae", {}) | dict(m.vae)
         try:
             vae = models.AutoencoderKLConfig.from_mapping(fields)
@@ -75,6 +78,25 @@ class Autoencoder(base.FromScratch):
             found = loss_networks.lpips(m.losses, size, self.dtype)
             self.networks["lpips"], self.loss_files["lpips"] = found
         self.optimizer = optimizer.make_optimizer(config.train, {})
+
+    def _check_trained(self, config: ml_collections.ConfigDict) -> bool:
+        """Returns whether only the decoder is trained."""
+        trained = tuple(config.method.trained)
+        if unknown := set(trained) - _PARTS.keys():
+            raise InputError(
+                f"method.trained: {min(unknown)!r} is unknown. Use some of {', '.join(_PARTS)}."
+            )
+        if "decoder" not in trained:
+            raise InputError(
+                "method.trained: it lacks 'decoder', which has to follow the encoder. Add it."
+            )
+        only_decoder = "encoder" not in trained
+        if only_decoder and "vae" not in self.pipeline.folders and not config.train.init_from:
+            raise InputError(
+                "method.trained: the encoder is not trained and would stay random. "
+                "Set pretrained.vae, or train both."
+            )
+        return only_decoder
 
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> dict[str, Params]:
         """Returns the weights of LPIPS, and of the published autoencoder to start from."""
@@ -120,12 +142,22 @@ class Autoencoder(base.FromScratch):
             parts=self.train_config.accumulate,
         )
         square = metrics.pop("latent_square")
+        encoder = self._encoder(state["params"])
         state, metrics = base.finish_step(self.optimizer, state, gradients, metrics)
         decay = self.train_config.ema_decay
         ema = base.moving_average(state["ema"], state["params"], state["step"], decay)
         moved = base.moving_average(state["latent_square"], square, state["step"], 1 - 1 / _STEPS)
         metrics["latent_std"] = jnp.sqrt(moved)
-        return state | {"ema": ema, "latent_square": moved}, metrics
+        # Neither weight decay nor the average's rounding moves an encoder that is not trained.
+        params, ema = ({"vae": part["vae"] | encoder} for part in (state["params"], ema))
+        return state | {"params": params, "ema": ema, "latent_square": moved}, metrics
+
+    def _encoder(self, params: Tree) -> Params:
+        """Returns the encoder's parameters if they are not trained; else none."""
+        if not self.keeps_encoder:
+            return {}
+        first = _PARTS["encoder"]
+        return {path: value for path, value in params["vae"].items() if path.split(".")[0] in first}
 
     def loss(
         self, params: Tree, frozen: Tree, batch: Tree, noise: Float[Array, "b h w d"]
@@ -136,7 +168,8 @@ class Autoencoder(base.FromScratch):
         """
         # Encode and decode.
         faces = base.scaled(batch["face"])
-        vae = self.networks["vae"].bind(params["vae"])
+        kept = jax.lax.stop_gradient(self._encoder(params))
+        vae = self.networks["vae"].bind(params["vae"] | kept)
         mean, log_variance = vae.moments(faces.astype(self.dtype))
         mean, log_variance = mean.astype(jnp.float32), log_variance.astype(jnp.float32)
         latents = mean + jnp.exp(0.5 * log_variance) * noise
@@ -168,7 +201,11 @@ class Autoencoder(base.FromScratch):
         """Returns lines for an exported model's card."""
         losses = self.config.losses
         words = f", {losses.lpips:g} x LPIPS ({losses.trunk})" if losses.lpips else ""
-        return [f"- loss: absolute error{words}, {self.config.kl:g} x KL"]
+        trained = " and ".join(self.config.trained)
+        return [
+            f"- loss: absolute error{words}, {self.config.kl:g} x KL",
+            f"- trained parts: {trained}",
+        ]
 
     def generation_params(self, state: Tree) -> Tree:
         """Returns the moving average of the parameters."""

@@ -57,10 +57,11 @@ def save_embedder(
     settings: dict[str, Any],
     crop: tuple[float, ...],
     seed: int,
+    dtype: str = "float32",
 ) -> None:
-    """Writes a trained embedder with all that is needed to use it."""
+    """Writes a trained embedder with all that is needed to use it, in numbers of `dtype`."""
     note = {"settings": settings, "crop": list(crop), "seed": seed}
-    content = {key: np.ascontiguousarray(value, np.float32) for key, value in tensors_of(params)}
+    content = {key: np.ascontiguousarray(value, dtype) for key, value in tensors_of(params)}
     with whole_file(path, "wb") as file:
         file.write(safetensors.numpy.save(content, {"format": "pt", _FIELD: json.dumps(note)}))
 

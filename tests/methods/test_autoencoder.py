@@ -120,6 +120,33 @@ def test_it_starts_from_a_published_one(written, autoencoder, batch):
     assert reference.config.scaling_factor == 0.5
 
 
+def test_a_decoder_alone(written, autoencoder, batch):
+    """Only the decoder moves, even with weight decay, so a U-Net's latents stay."""
+    *_, folder = written
+    autoencoder.method.trained = ("decoder",)
+    with pytest.raises(InputError, match="the encoder is not trained and would stay random"):
+        make_method(autoencoder)
+    autoencoder.pretrained.vae = str(folder)
+    autoencoder.train.update(weight_decay=0.1, ema_decay=0.9)
+    method = make_method(autoencoder)
+    loaded = method.load(jax.make_mesh((1, 1), ("data", "fsdp")), frozen_only=False)
+    before, frozen = method.init(jax.random.key(5), loaded)
+    step = jax.jit(method.train_step)
+    after = before
+    for _ in range(3):
+        after, _ = step(after, frozen, batch, jax.random.key(2))
+    for part in ("params", "ema"):
+        moved = {
+            path.split(".")[0]
+            for path, value in after[part]["vae"].items()
+            if (value != before[part]["vae"][path]).any()
+        }
+        assert moved == {"decoder", "post_quant_conv"}, part
+    autoencoder.method.trained = ("encoder",)
+    with pytest.raises(InputError, match="it lacks 'decoder'"):
+        make_method(autoencoder)
+
+
 def test_a_diffusion_model_is_trained_in_its_latents(written, config):
     """A model from scratch takes the autoencoder, its fields and its scaling factor."""
     _, state, _, folder = written
