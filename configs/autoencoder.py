@@ -33,6 +33,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.augment.update(rotation=0.0, brightness=0.0, contrast=0.0, erase=0.0)
     c.method.update(
         name="autoencoder",
+        # 'encoder' and 'decoder'. Training the decoder alone keeps the latents that a U-Net knows.
+        trained=("encoder", "decoder"),
         kl=1e-5,  # weight of the latents' divergence from a standard Gaussian
     )
     c.method.vae = dict(SMALL)

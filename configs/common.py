@@ -253,7 +253,7 @@ def get_config() -> ml_collections.ConfigDict:
     # job=export writes a diffusers pipeline.
     c.export = dict(
         weights="ema",  # 'ema' (the moving average), or 'raw'
-        dtype="float32",  # 'float32' or 'float16'
+        dtype="float32",  # 'float32' or 'float16'; also of the file of a trained embedder
     )
 
     # job=reconstruct generates faces of X-ray files.

@@ -291,7 +291,9 @@ def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resul
     crop = config.method.crop
     params = multihost_utils.process_allgather(method.generation_params(state), tiled=True)
     if cluster.is_first():
-        pretrained.save_embedder(path, params, dict(method.settings), crop, config.seed)
+        pretrained.save_embedder(
+            path, params, dict(method.settings), crop, config.seed, config.export.dtype
+        )
     cluster.wait_for_all("embedder")
 
     # Score it like any other weights file.

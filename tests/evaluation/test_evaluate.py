@@ -175,6 +175,7 @@ def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path, 
     c.train.update(num_steps=2, checkpoint_every=0)
     c.evaluate.update(batch_size=16, bootstrap=100)
     c.evaluate.retrieval.ks = (1, 3)
+    c.export.dtype = "float16"
     loop.train(c, tmp_path)
     results = evaluated(c, tmp_path)
     assert not results["rows"] and list(results["retrieval"]) == ["identity/iresnet18"]
@@ -188,7 +189,8 @@ def test_an_embedder_scores_itself_and_leaves_a_file(records, config, tmp_path, 
         and embedder.seed == 0
     )
     assert embedder.crop == tuple(c.method.crop)
-    assert "conv1.weight" in safetensors.numpy.load_file(embedder.file)
+    tensors = safetensors.numpy.load_file(embedder.file)
+    assert "conv1.weight" in tensors and {str(t.dtype) for t in tensors.values()} == {"float16"}
     assert "Retrieval, identity/iresnet18" in pages.report(c, tmp_path).read_text()
     assert str(tmp_path) not in (tmp_path / "results.json").read_text()
     with pytest.raises(InputError, match="which arcface is not"):
