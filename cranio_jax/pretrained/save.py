@@ -40,4 +40,9 @@ def save(
     file, prefix = _FILES.get(part, ("diffusion_pytorch_model", ""))
     content = {prefix + key: np.ascontiguousarray(value, dtype) for key, value in tensors}
     folder.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(content, folder / f"{file}.safetensors", {"format": "pt"})
+    path = folder / f"{file}.safetensors"
+    # The library writes a private temporary file. A new file's mode is what the user wants.
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.numpy.save_file(content, path, {"format": "pt"})
+    path.chmod(mode)

@@ -55,6 +55,13 @@ def nchw(pictures):
     return torch.from_numpy(np.array(pictures, np.float32).transpose(0, 3, 1, 2))
 
 
+def test_others_may_read_what_it_writes(written):
+    """All files have the mode that the user's files have."""
+    _, _, _, folder = written
+    (folder / "new").touch()
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_its_loss_is_torchs(written, batch):
     method, state, frozen, folder = written
     noise = jax.random.normal(jax.random.key(1), (4, *method.latent_shape))
