@@ -22,15 +22,16 @@ from cranio_jax.models.functional import Params, shared_network
 Tree = dict[str, Any]
 # A second moment of the latents is averaged over about this many steps.
 _STEPS = 100
-# The first names of the parameters of both parts.
-_PARTS = {"encoder": ("encoder", "quant_conv"), "decoder": ("decoder", "post_quant_conv")}
+_PARTS = ("encoder", "decoder")
+# How the names of the encoder's parameters start.
+_ENCODER = ("encoder.", "quant_conv.")
 
 
 class Autoencoder(base.FromScratch):
     """Reconstructs faces; see `methods.base.Method`.
 
     Attributes:
-      trained: names of the trained parts.
+      trained: the trained parts: the decoder, and the encoder or not.
       pipeline: the published autoencoder that training starts from, if any.
     """
 
@@ -39,7 +40,6 @@ class Autoencoder(base.FromScratch):
     writes_pipeline = True
     needs_faces = True
     needs_subjects = False
-    trained = ("vae",)
 
     def __init__(self, config: ml_collections.ConfigDict):
         """Raises InputError on impossible settings."""
@@ -52,7 +52,8 @@ class Autoencoder(base.FromScratch):
             if value < 0:
                 raise InputError(f"method.{name}={value}: it is negative. Set it to 0 or more.")
         self.pipeline = pretrained.open_pipeline(config.pretrained)
-        self.keeps_encoder = self._check_trained(config)
+        self.trained = tuple(m.trained)
+        self._check_trained()
 
         # The autoencoder.
         fields = self.pipeline.settings.get("vae", {}) | dict(m.vae)
@@ -79,24 +80,22 @@ class Autoencoder(base.FromScratch):
             self.networks["lpips"], self.loss_files["lpips"] = found
         self.optimizer = optimizer.make_optimizer(config.train, {})
 
-    def _check_trained(self, config: ml_collections.ConfigDict) -> bool:
-        """Returns whether only the decoder is trained."""
-        trained = tuple(config.method.trained)
-        if unknown := set(trained) - _PARTS.keys():
+    def _check_trained(self) -> None:
+        """Raises InputError if the decoder is not trained, or only it and from scratch."""
+        if unknown := set(self.trained) - set(_PARTS):
             raise InputError(
                 f"method.trained: {min(unknown)!r} is unknown. Use some of {', '.join(_PARTS)}."
             )
-        if "decoder" not in trained:
+        if "decoder" not in self.trained:
             raise InputError(
                 "method.trained: it lacks 'decoder', which has to follow the encoder. Add it."
             )
-        only_decoder = "encoder" not in trained
-        if only_decoder and "vae" not in self.pipeline.folders and not config.train.init_from:
+        # A published file also has the scaling factor of the latents, which has to stay.
+        if "encoder" not in self.trained and "vae" not in self.pipeline.folders:
             raise InputError(
-                "method.trained: the encoder is not trained and would stay random. "
+                "method.trained: the encoder is not trained, so it has to be a published one. "
                 "Set pretrained.vae, or train both."
             )
-        return only_decoder
 
     def load(self, mesh: jax.sharding.Mesh, frozen_only: bool) -> dict[str, Params]:
         """Returns the weights of LPIPS, and of the published autoencoder to start from."""
@@ -154,10 +153,9 @@ class Autoencoder(base.FromScratch):
 
     def _encoder(self, params: Tree) -> Params:
         """Returns the encoder's parameters if they are not trained; else none."""
-        if not self.keeps_encoder:
+        if "encoder" in self.trained:
             return {}
-        first = _PARTS["encoder"]
-        return {path: value for path, value in params["vae"].items() if path.split(".")[0] in first}
+        return {path: value for path, value in params["vae"].items() if path.startswith(_ENCODER)}
 
     def loss(
         self, params: Tree, frozen: Tree, batch: Tree, noise: Float[Array, "b h w d"]
@@ -201,11 +199,7 @@ class Autoencoder(base.FromScratch):
         """Returns lines for an exported model's card."""
         losses = self.config.losses
         words = f", {losses.lpips:g} x LPIPS ({losses.trunk})" if losses.lpips else ""
-        trained = " and ".join(self.config.trained)
-        return [
-            f"- loss: absolute error{words}, {self.config.kl:g} x KL",
-            f"- trained parts: {trained}",
-        ]
+        return [f"- loss: absolute error{words}, {self.config.kl:g} x KL"]
 
     def generation_params(self, state: Tree) -> Tree:
         """Returns the moving average of the parameters."""
