@@ -19,6 +19,7 @@ setuptools.setup(
     packages=setuptools.find_packages(
         include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]
     ),
+    package_data={"cranio_jax.assets": ["*", "*/*", "*/*/*"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

@@ -5,6 +5,9 @@ python -m cranio_jax.main --config=configs/arcface.py --workdir=/tmp/arcface
 Then --config.evaluate.weights=/tmp/arcface/embedder.safetensors scores faces with it. Variant
 'loss' has another seed, network and augmentation. Use it in a method's loss: an embedder must not
 score a method that was trained with it.
+
+'phantom_judge' and 'phantom_embedder' are the recipes of those that ship: the first scores faces,
+the second is part of the demo's loss. They have other people, seeds and networks.
 """
 
 import ml_collections
@@ -13,7 +16,7 @@ from configs import common
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """Returns our own settings, for the cohort of configs/demo.py."""
+    """Returns our own settings, for the cohort of configs/from_scratch.py."""
     c = common.get_config()
     c.name = "arcface"
     c.augment.update(flip=0.0, rotation=5.0)
@@ -46,7 +49,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         weight_decay=5e-2,
         clip_norm=5.0,
     )
-    common.apply_variant(c, variant, {"loss": loss, "smoke": smoke})
+    common.apply_variant(
+        c,
+        variant,
+        {
+            "loss": loss,
+            "phantom_judge": phantom_judge,
+            "phantom_embedder": phantom_embedder,
+            "smoke": smoke,
+        },
+    )
     return c
 
 
@@ -55,6 +67,24 @@ def loss(c: ml_collections.ConfigDict) -> None:
     c.seed = 1
     c.method.update(network="mobilefacenet", crop=(0.15, 0.1, 0.8, 0.8))
     c.method.disturb.update(shift=0.08, zoom=0.1, colour=0.2, grey=0.2)
+
+
+def phantom_judge(c: ml_collections.ConfigDict) -> None:
+    """Sets the people on whom the network that scores faces was trained."""
+    common.network_people(c, seed=1, subjects=600)
+    c.train.num_steps = 1_500
+    c.export.dtype = "float16"
+
+
+def phantom_embedder(c: ml_collections.ConfigDict) -> None:
+    """Sets the people on whom the network in the demo's loss was trained."""
+    loss(c)
+    common.network_people(c, seed=0)
+    # This small network did not learn to tell all 1,000 people apart, nor with a margin.
+    c.data.validation_subjects = 600
+    c.method.margin = 0.0
+    c.train.num_steps = 1_500
+    c.export.dtype = "float16"
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:

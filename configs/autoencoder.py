@@ -7,6 +7,8 @@ Evaluation scores how well it reconstructs the faces of test people. job=export 
 diffusers.
 
 Variant 'published' starts from an autoencoder, named by --config.pretrained.vae=FOLDER_OR_HUB_ID.
+'phantom_sd' is the recipe of the one that ships, and 'phantom_decoder' of its last steps, which
+train the decoder alone.
 'smoke' runs every part in a minute and learns nothing.
 """
 
@@ -16,12 +18,12 @@ from configs import common
 
 # A small one of our own, which shrinks pictures by 8. A published one has its own fields.
 SMALL = dict(
-    block_out_channels=(32, 48, 64, 96),
+    block_out_channels=(16, 32, 64, 96),
     down_block_types=("DownEncoderBlock2D",) * 4,
     up_block_types=("UpDecoderBlock2D",) * 4,
     layers_per_block=1,
     latent_channels=4,
-    norm_num_groups=16,
+    norm_num_groups=8,
 )
 
 
@@ -41,7 +43,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.method.losses.update(lpips=0.5, trunk="squeeze")
     c.train.update(
         batch_size=8,
-        num_steps=12_000,
+        num_steps=3_000,
+        checkpoint_every=200,
         learning_rate=1e-3,
         schedule="cosine",
         warmup_steps=200,
@@ -49,7 +52,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         ema_decay=0.999,
     )
     c.evaluate.num_samples = 1
-    common.apply_variant(c, variant, {"published": published, "smoke": smoke})
+    common.apply_variant(
+        c,
+        variant,
+        {
+            "published": published,
+            "phantom_sd": phantom_sd,
+            "phantom_decoder": phantom_decoder,
+            "smoke": smoke,
+        },
+    )
     return c
 
 
@@ -57,6 +69,20 @@ def published(c: ml_collections.ConfigDict) -> None:
     """Leaves the network's fields to the published files, and trains more slowly."""
     c.method.vae = {}
     c.train.learning_rate = 1e-5
+
+
+def phantom_sd(c: ml_collections.ConfigDict) -> None:
+    """Sets the procedural people on whom the shipped autoencoder was trained."""
+    common.network_people(c, seed=0)
+
+
+def phantom_decoder(c: ml_collections.ConfigDict) -> None:
+    """Sets the decoder's last steps, with less weight on LPIPS, which leaves a fine grid."""
+    published(c)
+    phantom_sd(c)
+    c.method.trained = ("decoder",)
+    c.method.losses.lpips = 0.1
+    c.train.update(num_steps=1_000, learning_rate=5e-4, warmup_steps=50, ema_decay=0.99)
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:

@@ -231,7 +231,7 @@ def get_config() -> ml_collections.ConfigDict:
         gate="quadratic",
         gate_limit=200,  # timestep, for gate='below'
         warmup_steps=0,  # steps in which the weights rise linearly
-        every=1,  # steps between computations of the terms
+        every=1,  # steps between computations of the terms; train.log_every is a multiple of it
         decode_batch=0,  # examples of a batch that are decoded; 0: all
         trunk="vgg",  # of LPIPS: 'vgg', 'alex' or 'squeeze'
         trunk_file="",  # file of the trunk's weights
@@ -328,11 +328,23 @@ def check_variant(name: str, variant: str, known: list[str]) -> None:
 
 
 def phantom(c: ml_collections.ConfigDict) -> None:
-    """Sets the procedural cohort at 64 pixels, as in configs/demo.py, for two cores."""
+    """Sets the procedural cohort at 64 pixels, as in configs/from_scratch.py, for two cores."""
     c.data.settings.update(size=64, pairing="matched")
     c.augment.update(flip=0.0, rotation=3.0, erase=0.02)
     c.prompt.known_ages = (25, 45, 65)
     c.train.update(checkpoint_every=400)
+
+
+def network_people(c: ml_collections.ConfigDict, seed: int, subjects: int = 1200) -> None:
+    """Sets people on whom a network that ships is trained: five in six of `subjects`.
+
+    No cohort has them, so nobody is both in a shipped network and among a study's test people. Each
+    network that is judged by another has a seed, and thus people, of its own.
+    """
+    c.data.settings.update(size=128, pairing="matched", seed=seed)
+    c.data.cranio_phantom.update(people="networks", subjects=subjects, appearances=3)
+    c.prompt.known_ages = (25, 45, 65)
+    c.evaluate.max_subjects = 20
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:

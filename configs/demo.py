@@ -1,9 +1,18 @@
-"""Cranio-Diff on two cores: 120 procedural heads at 64 pixels, trained from scratch.
+"""The paper's workflow in miniature: 120 procedural heads at 128 pixels, on two cores.
 
 python -m cranio_jax.main --config=configs/demo.py --workdir=/tmp/cranio
 
-Variant 'fine' has codec blocks of a quarter of the area: it learns more slowly at first, and is
-better in the end. 'smoke' runs every part in a minute or two and learns nothing.
+It starts from `phantom_sd`, the small Stable Diffusion that ships with the program, and from its
+ControlNet, and trains ControlNet and U-Net on 100 people whom neither has seen. The networks that
+ship are described in cranio_jax/assets/README.md.
+
+Without any training, the ControlNet that ships makes a face of an X-ray:
+
+python -m cranio_jax.main --config=configs/demo.py --config.job=reconstruct \
+    --config.reconstruct.xrays=docs/xray_frontal.png
+
+Variant 'phantom_controlnet' is the recipe of the ControlNet that ships: it grows from the U-Net, as
+the paper's does. 'smoke' runs every part in a minute or two.
 """
 
 import ml_collections
@@ -15,81 +24,77 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Returns our own settings."""
     c = common.get_config()
     c.name = "demo"
-    c.prompt.known_ages = (25, 45, 65)
-    c.augment.update(flip=0.0, rotation=3.0, erase=0.02)
+    c.data.settings.size = 128
+    c.data.cranio_phantom.appearances = 2
+    c.data.cached_variants = 2
+    c.pretrained.update(model="shipped:phantom_sd", controlnet="shipped:phantom_controlnet")
+    c.prompt.update(tokenizer="pretrained", length=32, known_ages=(25, 45, 65))
+    c.augment.update(flip=0.0, rotation=3.0, erase=0.02, bend=0.015)
 
     c.method.update(
         name="cranio_diff",
         # Trained parts: any of controlnet, unet, unet_lora and text_encoder.
-        trained=("controlnet", "unet", "text_encoder"),
-        codec="patch",  # from pictures to latents: 'patch' (rearranges pixels), or 'vae'
-        patch=4,  # side of the codec's blocks, in pixels
-        prompt_dropout=0.0,  # probability of an empty prompt in training
+        trained=("controlnet", "unet"),
+        codec="vae",  # from pictures to latents: 'vae', or 'patch' (rearranges pixels)
+        prompt_dropout=0.1,  # probability of an empty prompt in training
         # Weight of each timestep: 'none', 'epsilon', 'v_prediction', 'sample' or 'min_snr'.
         loss_weight="none",
         min_snr_gamma=5.0,  # for loss_weight='min_snr'
     )
-    c.method.scheduler = dict(
-        beta_schedule="squaredcos_cap_v2", prediction_type="sample", rescale_betas_zero_snr=True
+    c.method.losses.update(
+        identity=0.05,
+        embedder_file="shipped:phantom_embedder.safetensors",
+        lateral_identity=True,
+        every=4,
+        decode_batch=2,
     )
-    c.method.unet = dict(
-        in_channels=48,
-        out_channels=48,
-        block_out_channels=(64, 128),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=64,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-    c.method.controlnet = dict(conditioning_embedding_out_channels=(16, 32, 64))
-    c.method.text_encoder = dict(
-        vocab_size=256,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        max_position_embeddings=20,
-    )
-
     c.train.update(
-        batch_size=8,
-        num_steps=800,
-        checkpoint_every=400,
-        learning_rate=2e-3,
+        batch_size=16,
+        num_steps=120,
+        checkpoint_every=60,
+        learning_rate=2e-4,
         schedule="cosine",
-        warmup_steps=50,
+        warmup_steps=20,
         weight_decay=1e-2,
         ema_decay=0.99,
     )
-    c.sampling.update(num_steps=5, guidance_scale=1.0, clip=1.0)
-    c.evaluate.num_samples = 3
-    common.apply_variant(c, variant, {"fine": fine, "smoke": smoke})
+    c.sampling.update(num_steps=10, guidance_scale=1.5)
+    c.evaluate.update(num_samples=1, kernel_subset=40)
+    c.evaluate.weights = "shipped:phantom_judge.safetensors"
+    common.apply_variant(
+        c,
+        variant,
+        {"phantom_controlnet": phantom_controlnet, "smoke": smoke},
+    )
     return c
 
 
-def fine(c: ml_collections.ConfigDict) -> None:
-    """Sets codec blocks of 2 x 2, and three levels.
-
-    The finest level has half the channels, so that it costs as little as the demo's.
-    """
-    c.method.patch = 2
-    c.method.unet.update(
-        in_channels=12,
-        out_channels=12,
-        block_out_channels=(32, 64, 128),
-        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+def phantom_controlnet(c: ml_collections.ConfigDict) -> None:
+    """Sets the people and the length with which the ControlNet that ships was trained."""
+    # A ControlNet that starts as a copy of the U-Net's encoder.
+    c.pretrained.controlnet = ""
+    c.method.controlnet = dict(conditioning_embedding_out_channels=(8, 16, 48, 96))
+    common.network_people(c, seed=0)
+    c.data.cranio_phantom.appearances = 3
+    c.data.cached_variants = 1
+    c.method.trained = ("controlnet",)
+    c.method.losses.identity = 0.0
+    c.train.update(
+        batch_size=32,
+        num_steps=2_500,
+        checkpoint_every=250,
+        learning_rate=6e-4,
+        warmup_steps=100,
+        ema_decay=0.999,
     )
-    c.method.controlnet.conditioning_embedding_out_channels = (16, 32)
-    c.train.num_steps = 12_000
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:
     """Sets a run that passes through every part and learns nothing."""
-    c.data.cranio_phantom.subjects = 24
-    c.train.update(num_steps=6, log_every=2, checkpoint_every=3, warmup_steps=2)
+    c.data.cranio_phantom.update(subjects=24, appearances=1)
+    c.data.cached_variants = 1
+    c.method.losses.every = 2
+    c.train.update(batch_size=8, num_steps=4, log_every=2, checkpoint_every=2, warmup_steps=2)
     c.sampling.num_steps = 2
-    c.evaluate.update(num_samples=2, bootstrap=200, pictures=2)
+    c.evaluate.update(bootstrap=200, pictures=2, batch_size=8)
     c.evaluate.retrieval.ks = (1, 3)

@@ -66,13 +66,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     c.methods = (
         dict(
             name="cranio_diff",
-            config="configs/demo.py:fine",
+            config="configs/from_scratch.py:fine",
             flags=(*_DIFFUSION, *_IDENTITY),
             smoke=_IDENTITY,
         ),
         dict(
             name="cranio_diff without identity",
-            config="configs/demo.py:fine",
+            config="configs/from_scratch.py:fine",
             flags=_DIFFUSION,
             smoke=(),
         ),
@@ -80,7 +80,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         # converges early.
         dict(
             name="prompt alone",
-            config="configs/demo.py:fine",
+            config="configs/from_scratch.py:fine",
             flags=(*_DIFFUSION, _PROMPT_ALONE, "train.num_steps=3000"),
             smoke=(_PROMPT_ALONE,),
         ),
@@ -96,7 +96,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         ),
         dict(
             name="cranio_diff longer",
-            config="configs/demo.py:fine",
+            config="configs/from_scratch.py:fine",
             flags=(*_LONGER, *_IDENTITY),
         ),
         dict(

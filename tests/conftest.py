@@ -96,11 +96,11 @@ def config(records):
     """The smallest Cranio-Diff: one level of width 8, whose middle block reads the prompt.
 
     It trains the ControlNet. The smallest study, which continuous integration runs, trains all of
-    the demo's networks.
+    its networks.
     """
-    from configs import demo
+    from configs import from_scratch
 
-    c = _shrink(demo.get_config("smoke"), records)
+    c = _shrink(from_scratch.get_config("smoke"), records)
     c.method.trained = ("controlnet",)
     c.method.unet.update(
         block_out_channels=(8,),

@@ -6,7 +6,14 @@ import re
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-MARKDOWN = ("*.md", "docs/**/*.md", "launch/*.md", "data_builders/**/*.md", "results/*.md")
+MARKDOWN = (
+    "*.md",
+    "docs/**/*.md",
+    "cranio_jax/**/*.md",
+    "launch/*.md",
+    "data_builders/**/*.md",
+    "results/*.md",
+)
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`([^`]+)`")

@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from concurrent import futures
 from inspect import signature
 
@@ -28,19 +29,24 @@ import torch
 from PIL import Image
 
 from configs import common
-from cranio_jax import main
+from cranio_jax import assets, main
 from cranio_jax.data import __main__ as learn
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.files import buckets
 from cranio_jax.methods import make_method
+from cranio_jax.metrics.features import Features
 from cranio_jax.models import make_embedder
 from cranio_jax.models.functional import Network
 from cranio_jax.pretrained import __main__ as pretrained
-from cranio_jax.pretrained.embedder import save_embedder
+from cranio_jax.pretrained.embedder import open_embedder, save_embedder
 from cranio_jax.pretrained.kinds import kinds
 from cranio_jax.pretrained.save import tensors_of
 from data_builders.cranio_phantom import cohort, overview
+from data_builders.cranio_phantom.cranio_phantom_dataset_builder import (
+    make_config,
+    subject_records,
+)
 from data_builders.images import staging
 from data_builders.rendering import ct
 from data_builders.skull_face import draft
@@ -60,10 +66,13 @@ STUDY = r"python launch/study\.py --study=configs/"
 # Commands that are run below, by the name that they have there. Each expression matches one command
 # as a whole.
 RUN_HERE = {
+    "first picture": rf"{PROGRAM}demo\.py --config\.job=reconstruct .*",
     "demo": rf"{PROGRAM}demo\.py --workdir=/tmp/cranio",
-    "embedder": rf"{PROGRAM}arcface\.py .*",
+    "from scratch": rf"{PROGRAM}from_scratch\.py --workdir=DIR",
+    "prompt words": r"python launch/prompt_words\.py .*",
+    "embedder": rf"{PROGRAM}arcface\.py --.*",
     "score again": rf"{PROGRAM}demo\.py .*job=evaluate .*embedder\.safetensors",
-    "reconstruct": rf"{PROGRAM}demo\.py .*job=reconstruct .*",
+    "reconstruct": rf"{PROGRAM}demo\.py --workdir=/tmp/cranio .*job=reconstruct .*",
     "folders": rf"{PROGRAM}common\.py .*evaluate\.generated=.*",
     "processes": r"python launch/local_processes\.py .*",
     "status": rf"{PROGRAM}demo\.py.*job=status",
@@ -71,8 +80,8 @@ RUN_HERE = {
     "cranio_diff": rf"{PROGRAM}cranio_diff\.py .*FOLDER_OR_HUB_ID.*",
     "cranio_diff_robust": rf"{PROGRAM}cranio_diff_robust\.py .*",
     "tokenizer": r"python -m cranio_jax\.data tokenizer .*",
-    "autoencoder": rf"{PROGRAM}autoencoder\.py .*",
-    "text_to_image": rf"{PROGRAM}text_to_image\.py .*",
+    "autoencoder": rf"{PROGRAM}autoencoder\.py --.*",
+    "text_to_image": rf"{PROGRAM}text_to_image\.py --.*",
     "export": rf"{PROGRAM}cranio_diff\.py .*job=export",
     "draft": r"python -m data_builders\.skull_face\.draft hospital > .*",
     "draft a folder": r"python -m data_builders\.skull_face\.draft FOLDER > .*",
@@ -84,6 +93,7 @@ RUN_HERE = {
     "siamese": rf"{PROGRAM}siamese\.py .*",
     "public set": rf"{PROGRAM}common\.py .*iit_mandi_s2f.*",
     "ct": r"python -m data_builders\.rendering\.ct .*",
+    "diffusers": r"import diffusers.*",
     "builder": r"import tensorflow_datasets.*",
     "ceiling": r"python -m data_builders\.cranio_phantom\.overview ceiling",
     "text pictures": r"python -m tests\.data_builders\.text_pictures .*",
@@ -105,6 +115,7 @@ RUN_HERE = {
 KINDS = {
     "more text pictures": r"\.\.\. FOLDER \d+ \d+",
     "cells": r"\.\.\. --cell=\d+",
+    "recipes": rf"{PROGRAM}\w+\.py:phantom_\w+ .*",
     "install": r"pip install .*",
     "slurm dry": r"DRY_RUN=1 bash launch/slurm\.sbatch \.\.\.",
 }
@@ -173,7 +184,7 @@ def run(name, *tiny, **places):
     names = "|".join(sorted(places, key=len, reverse=True))
     text = re.sub(f"=({names})", lambda match: f"={places[match[1]]}", text)
     config, workdir = parse(*shlex.split(text), *tiny)
-    folder = buckets.open_folder(workdir, "--workdir")
+    folder = buckets.open_folder(workdir, "--workdir") if workdir else None
     main.run(config, folder)
     return folder
 
@@ -197,8 +208,9 @@ def tiny(config, name, **changes):
     Programs that those tests compiled are then not compiled again.
     """
     module = importlib.import_module(f"configs.{name}")
-    smallest = config if name == "demo" else module.get_config("smoke")
+    smallest = config if name == "from_scratch" else module.get_config("smoke")
     smallest.data = config.data
+    smallest.mesh = config.mesh
     smallest.method.update(changes)
     return list(differences(module.get_config(), smallest))
 
@@ -226,17 +238,18 @@ def test_demo(config, desk, capsys, quick_steps):
     workdir = run("demo", *demo)
     names = {"results.json", "table.md", "table.tex", "report.html", "checkpoints", "faces"}
     assert names <= {path.name for path in workdir.iterdir()}
-    assert not json.loads((workdir / "results.json").read_text())["retrieval"]
+    shipped = json.loads((workdir / "results.json").read_text())["retrieval"]
 
     # Score again with an embedder.
     embedder = run("embedder", *tiny(config, "arcface", channels=4, height=16, width=16))
     run("score again", *demo)
-    assert json.loads((workdir / "results.json").read_text())["retrieval"]
+    again = json.loads((workdir / "results.json").read_text())["retrieval"]
+    assert shipped and again and shipped != again
 
     # Read the state of the run.
     capsys.readouterr()
     run("status", **{"/tmp/two": "cranio"})
-    assert "step 6 of 6" in capsys.readouterr().out
+    assert "step 4 of 4" in capsys.readouterr().out
 
     # Reconstruct faces from X-rays.
     (desk / "xrays").mkdir()
@@ -259,6 +272,50 @@ def test_demo(config, desk, capsys, quick_steps):
     )
     results = json.loads((scores / "results.json").read_text())
     assert results["subjects"] == 3 and results["retrieval"] and (scores / "table.md").exists()
+
+
+def test_first_picture(desk):
+    """A fresh install draws the person of the X-ray: to the judge it looks like nobody else."""
+    run("first picture", "--config.mesh.data=1", **{"docs/": f"{ROOT}/docs/"})
+    (folder,) = (desk / "reconstructions").iterdir()
+    assert (folder / "sheet.png").exists()
+    made = [np.asarray(Image.open(path)) for path in sorted(folder.glob("face_*.png"))]
+
+    # The X-ray in docs/ is that of the second person of seed 7.
+    cohort = make_config(size=128, seed=7, appearances=1)
+    frontal = [subject_records(cohort, index)[0][1]["face"] for index in range(6)]
+    real = [np.asarray(Image.open(face)) for face in frontal]
+
+    judge = Features(str(assets.located("shipped:phantom_judge.safetensors")), (0, 0, 1, 1))
+    params = judge.load(sharding.make_mesh(1, 1))
+    (vectors,) = judge.embed(params, jnp.asarray(np.stack([*made, *real]))).values()
+    vectors /= jnp.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = vectors[: len(made)] @ vectors[len(made) :].T
+    assert cosines.mean(0).argmax() == 1
+
+
+def test_diffusers_opens_what_ships(desk):
+    """The prompt alone gives a face whose hair and skin are darker than the wall behind."""
+    (desk / "cranio_jax").symlink_to(ROOT / "cranio_jax")
+    exec(command("diffusers"), {})
+    face = np.asarray(Image.open(desk / "face.png")).mean(-1)
+    assert face.shape == (128, 128)
+    assert face[40:90, 45:85].mean() < face[:10, :10].mean() - 30
+
+
+def test_prompt_words(config, desk):
+    words = shlex.split(command("prompt words"))
+    small = [*tiny(config, "demo"), "--people=1"]
+    done = subprocess.run(
+        [sys.executable, ROOT / words[1], *words[2:], *small], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| bmi_change 10 |" in done.stdout and (desk / "PICTURE.png").exists()
+
+
+def test_from_scratch(config, desk, quick_steps):
+    workdir = run("from scratch", *tiny(config, "from_scratch"), DIR="scratch")
+    assert (workdir / "table.md").exists()
 
 
 def test_processes(monkeypatch, capsys):
@@ -323,6 +380,27 @@ def test_stable_diffusion(files, records, quick_steps, monkeypatch):
     assert isinstance(pipeline.controlnet, diffusers.ControlNetModel)
     workdir = run("cranio_diff_robust", *small, *ONE_STEP, DIR="ROBUST")
     assert len(quick_steps) == 2 and (workdir / "checkpoints" / "1").exists()
+
+
+def test_recipes_of_what_ships():
+    """Each network that ships has the fields that its recipe sets."""
+    for text in covered_by(KINDS["recipes"]):
+        config, _ = parse(*shlex.split(text)[3:])
+        people = config.data.cranio_phantom
+        assert people.people == "networks" and people.appearances == 3
+        if config.method.name == "arcface":
+            name = config.name.partition(":")[2]
+            embedder = open_embedder(assets.located(f"shipped:{name}.safetensors"))
+            assert embedder.settings.items() <= config.method.to_dict().items()
+            assert (embedder.crop, embedder.seed) == (tuple(config.method.crop), config.seed)
+            continue
+        for part in ("vae", "unet", "text_encoder", "scheduler", "controlnet"):
+            folder = assets.located("shipped:phantom_sd") / part
+            if part == "controlnet":
+                folder = assets.located("shipped:phantom_controlnet")
+            stated = json.loads(next(folder.glob("*config.json")).read_text())
+            for field, value in config.method.get(part, {}).items():
+                assert stated[field] == (list(value) if isinstance(value, tuple) else value), field
 
 
 SMALL_FACES = [
@@ -656,7 +734,7 @@ def test_flags_in_the_text_are_known():
             ours = [word for word in words if word.startswith("--config.")]
             if not words[0].startswith("--"):
                 continue
-            if not any(accepts(name, ours) for name in ("cranio_diff", "pix2pix", "demo")):
+            if not any(accepts(name, ours) for name in ("cranio_diff", "pix2pix", "from_scratch")):
                 unknown.append((page, code))
             rest = [word.partition("=")[0] for word in words if word not in ours]
             unknown += [(page, word) for word in rest if word.strip("-") not in others]
@@ -709,7 +787,7 @@ def scheduled(config):
     ],
 )
 def test_a_schedule_from_flags(words, prediction, no_signal):
-    assert scheduled(read("demo", *words)) == (prediction, no_signal)
+    assert scheduled(read("from_scratch", *words)) == (prediction, no_signal)
 
 
 def test_a_rate_of_its_own():
@@ -719,7 +797,10 @@ def test_a_rate_of_its_own():
         ["--config.method.learning_rates.unet", "2e-4"],
     ):
         config = read(
-            "demo", *words, "--config.train.schedule=constant", "--config.train.warmup_steps=0"
+            "from_scratch",
+            *words,
+            "--config.train.schedule=constant",
+            "--config.train.warmup_steps=0",
         )
         method = make_method(config)
         params = {name: {"w": jnp.ones(3)} for name in ("controlnet", "unet")}
@@ -732,27 +813,35 @@ def test_a_rate_of_its_own():
     ("name", "words", "message"),
     [
         (
-            "demo",
+            "from_scratch",
             ["method.files.G=a.pth"],
             "method.files.G: cranio_diff has no method.files. Remove",
         ),
         ("arcface", ["method.learning_rates.D=1"], "arcface has no method.learning_rates"),
         ("pix2pix", ["method.unet.layers_per_block=1"], "pix2pix has no method.unet"),
         (
-            "demo",
+            "from_scratch",
             ["method.learning_rates.unet=fast"],
             "unet=fast: wrong type of value. Use a number",
         ),
         (
-            "demo",
+            "from_scratch",
             ["method.learning_rates.unet", "--config.seed=1"],
             "it has no value. Write --config",
         ),
         ("pix2pix", ["method.files.G"], "method.files.G: it has no value"),
-        ("demo", ["method.unet.layers_per_block=x"], "=x: wrong type of value. Use one like 1."),
-        ("demo", ["method.unet.block_out_channels=8"], "Use one like \\(64, 128\\)"),
-        ("demo", ["method.unet.block_out_channels[0]=8"], "--config: 0 is not a valid index"),
-        ("demo", ["method.unet.inner.width=8"], "--config: 'inner'"),
+        (
+            "from_scratch",
+            ["method.unet.layers_per_block=x"],
+            "=x: wrong type of value. Use one like 1.",
+        ),
+        ("from_scratch", ["method.unet.block_out_channels=8"], "Use one like \\(64, 128\\)"),
+        (
+            "from_scratch",
+            ["method.unet.block_out_channels[0]=8"],
+            "--config: 0 is not a valid index",
+        ),
+        ("from_scratch", ["method.unet.inner.width=8"], "--config: 'inner'"),
     ],
 )
 def test_fields_that_can_not_be_set(name, words, message):
@@ -770,8 +859,8 @@ def test_fields_that_can_not_be_set(name, words, message):
         ("cranio_diff", "method.unet.only_cross_attention=[False,True]", (False, True)),
         ("cranio_diff", "method.vae.scaling_factor=0.2", 0.2),
         ("cranio_diff", "method.text_encoder.hidden_act=gelu", "gelu"),
-        ("demo", "method.unet.block_out_channels=8,16", (8, 16)),
-        ("demo", "method.unet.attention_head_dim=(2,4)", (2, 4)),
+        ("from_scratch", "method.unet.block_out_channels=8,16", (8, 16)),
+        ("from_scratch", "method.unet.attention_head_dim=(2,4)", (2, 4)),
     ],
 )
 def test_fields_that_can_be_set(name, word, value):

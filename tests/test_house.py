@@ -6,7 +6,17 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A room uses those above it in this list, never those below.
 ROOMS = (
-    *("errors", "distributed", "files", "models", "diffusion", "pretrained", "metrics", "data"),
+    *(
+        "errors",
+        "assets",
+        "distributed",
+        "files",
+        "models",
+        "diffusion",
+        "pretrained",
+        "metrics",
+        "data",
+    ),
     *("methods", "runs", "evaluation", "reporting", "training", "jobs", "main"),
 )
 

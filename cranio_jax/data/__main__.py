@@ -1,4 +1,4 @@
-"""python -m cranio_jax.data tokenizer FOLDER: learns CLIP's tokenizer for our prompts' words."""
+"""python -m cranio_jax.data tokenizer WORDS: learns CLIP's tokenizer for our prompts' words."""
 
 import argparse
 import pathlib

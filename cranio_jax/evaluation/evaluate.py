@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.experimental import multihost_utils
 
-from cranio_jax import data, pretrained
+from cranio_jax import assets, data, pretrained
 from cranio_jax.distributed import cluster, sharding
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import generation, unpaired
@@ -123,7 +123,7 @@ def _features(
     # An embedder in a method's loss can't be its judge.
     in_loss = config.method.get("losses", {}).get("embedder_file", "")
     if in_loss and config.method.losses.identity:
-        trained = pretrained.open_embedder(pathlib.Path(in_loss).expanduser())
+        trained = pretrained.open_embedder(assets.located(in_loss))
         for embedder in features.embedders.values():
             alike = (
                 embedder.seed is not None

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from cranio_jax import models, pretrained
+from cranio_jax import assets, models, pretrained
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.models.functional import Network, Params, shared_network
@@ -38,7 +38,7 @@ def loss_file(losses: ml_collections.ConfigDict, field: str, term: str) -> pathl
             f"method.losses.{field} is empty: the {term} term needs it. Name the file of weights, "
             "or set the weight of the term to 0."
         )
-    return pathlib.Path(losses[field]).expanduser()
+    return assets.located(losses[field])
 
 
 def check_trunk(losses: ml_collections.ConfigDict, size: int) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from cranio_jax import models, pretrained
+from cranio_jax import assets, models, pretrained
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.metrics.pairs import Pairs
@@ -41,7 +41,7 @@ def find_weights(pattern: str) -> list[pathlib.Path]:
     """
     files = []
     for part in filter(None, (p.strip() for p in pattern.split(","))):
-        names = sorted(glob.glob(str(pathlib.Path(part).expanduser())))
+        names = sorted(glob.glob(str(assets.located(part))))
         if not names:
             raise InputError(f"evaluate.weights: {part}: no such file")
         files += [path for path in map(pathlib.Path, names) if path.is_file()]

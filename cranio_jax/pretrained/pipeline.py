@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_collections
 
+from cranio_jax import assets
 from cranio_jax.errors import InputError
 from cranio_jax.pretrained.files import Tensor, choose, open_weights, sha256, shard_patterns
 from cranio_jax.pretrained.load import current_tensors
@@ -166,13 +167,13 @@ def find(
     parts: tuple[str, ...] = (),
     patterns: list[str] | None = None,
 ) -> pathlib.Path:
-    """Returns the folder that `where` names: local, else a hub id, fetched unless it is cached.
+    """Returns the folder that `where` names: local, shipped, or a hub id, fetched unless cached.
 
     Of a hub's many formats the one that `files.choose` prefers is fetched for each of `parts`, or,
     without parts, for the repository's top folder; with `patterns`, what these name. Raises
     InputError where there is neither.
     """
-    folder = pathlib.Path(where).expanduser()
+    folder = assets.located(where)
     if folder.is_dir():
         return folder
     import huggingface_hub

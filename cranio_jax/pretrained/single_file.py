@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
+from cranio_jax import assets
 from cranio_jax.diffusion import make_schedule
 from cranio_jax.errors import InputError
 from cranio_jax.pretrained.files import Tensor, open_weights
@@ -72,7 +73,7 @@ def find_file(where: str, revision: str = "") -> pathlib.Path | None:
     It is a file here, or owner/name/file on the hub, fetched unless the cache has it. Raises
     InputError if the hub doesn't have it, or can't be reached.
     """
-    path = pathlib.Path(where).expanduser()
+    path = assets.located(where)
     if path.is_file():
         return path
     if path.suffix not in SUFFIXES or path.is_dir():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import transformers
 
-from configs import common, demo, study_phantom
+from configs import common, demo, from_scratch, study_phantom
 from cranio_jax.data.prompts import make_prompt, make_tokenizer, pretrained_tokenizer
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
@@ -29,6 +29,9 @@ def prompt_settings(**changes):
     return config
 
 
+VARIANTS = ("", "smoke", "fine")  # of the study's recipe
+
+
 def ids_of(config):
     """The token ids of the study's 36 profiles, as the run makes them."""
     p = config.prompt
@@ -36,20 +39,22 @@ def ids_of(config):
     return make_tokenizer(config)(texts)
 
 
-@pytest.mark.parametrize("variant", ["", "smoke", "fine"])
-def test_the_demo_tells_all_profiles_apart(variant):
-    """The token ids of all profiles differ in every variant of the demo.
+@pytest.mark.parametrize(
+    "config", [*(from_scratch.get_config(variant) for variant in VARIANTS), demo.get_config()]
+)
+def test_all_profiles_are_told_apart(config):
+    """The token ids of all profiles differ.
 
-    The study's cells are such variants. Their prompts were once cut before the sign of the BMI.
+    The study's prompts were once cut before the sign of the BMI.
     """
-    ids = ids_of(demo.get_config(variant))
+    ids = ids_of(config)
     assert len({tuple(row) for row in ids}) == len(PROFILES) == 36
     assert "prompt." not in str(study_phantom.get_config().to_dict())  # no cell changes the prompt
 
 
 def test_all_profiles_reach_the_network():
     """The text encoder returns a different output for each profile."""
-    config = demo.get_config("smoke")
+    config = from_scratch.get_config("smoke")
     method = make_method(config)
     params = {"text_encoder": method.networks["text_encoder"].init(jax.random.key(0))}
     context = method._context(params, ids_of(config))
@@ -180,7 +185,7 @@ def test_texts_that_the_tokenizer_takes_for_one_are_refused(tmp_path, monkeypatc
 def test_a_run_refuses_before_it_builds_anything(tmp_path):
     from cranio_jax import main
 
-    config: ml_collections.ConfigDict = demo.get_config("smoke")
+    config: ml_collections.ConfigDict = from_scratch.get_config("smoke")
     config.prompt.length = 16
     config.data.data_dir = str(tmp_path / "records")
     with pytest.raises(InputError, match="needs 18 tokens"):

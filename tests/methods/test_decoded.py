@@ -225,6 +225,17 @@ def test_total_is_the_weighted_sum(with_terms):
     np.testing.assert_allclose(other["identity"], metrics["identity"], rtol=1e-5)
 
 
+def test_logged_steps_have_the_terms(config, with_terms):
+    config.train.log_every = 4
+    method, _ = with_terms(identity=0.2, every=2)
+    strength = [
+        float(method._draw(step, 1, jax.random.key(0))["decoded"][0]) for step in jnp.arange(8)
+    ]
+    assert strength == [0, 1, 0, 1, 0, 1, 0, 1]  # step 3, counted from 0, is the fourth
+    with pytest.raises(InputError, match="train.log_every=4.*method.losses.every=3"):
+        with_terms(every=3)
+
+
 def test_a_weight_of_zero_leaves_nothing_in_the_step(with_terms):
     def convolutions(**weights):
         method, frozen = with_terms(**weights)

@@ -39,9 +39,9 @@ def published(pipelines, tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(published, records, tmp_path_factory):
     """`(config, workdir, state)` after two steps, with a schedule of zero terminal SNR."""
-    from configs import common, demo
+    from configs import common, from_scratch
 
-    c = demo.get_config("smoke")
+    c = from_scratch.get_config("smoke")
     c.data.data_dir = str(records)
     c.data.settings.size = 32
     c.pretrained.model = str(published)
@@ -112,6 +112,7 @@ def test_whole_pipeline_and_card(trained, exported, pipelines):
         "a man", torch.rand(1, 3, 32, 32), num_inference_steps=2, output_type="np"
     ).images
     assert images.shape == (1, 32, 32, 3) and np.isfinite(images).all()
+    assert pipeline.unet.config.sample_size * pipeline.vae_scale_factor == 32
     card = (folder / "README.md").read_text()
     assert (
         "sd-2.1-v; trained: controlnet" in card
@@ -173,20 +174,24 @@ def test_each_sampler_has_its_class(trained, sampler, spacing):
 def test_half_precision(trained):
     config, workdir, state = trained
     config.export.update(weights="ema", dtype="float16")
+    folder = export(config, workdir)
     tensors = safetensors.numpy.load_file(
-        export(config, workdir) / "controlnet" / "diffusion_pytorch_model.safetensors"
+        folder / "controlnet" / "diffusion_pytorch_model.safetensors"
     )
     assert {t.dtype for t in tensors.values()} == {np.dtype(np.float16)}
     np.testing.assert_array_equal(
         tensors["conv_in.bias"], np.asarray(state["ema"]["controlnet"]["conv_in.bias"], np.float16)
     )
+    # Without a word on precision, all parts are opened in the same.
+    pipeline = diffusers.StableDiffusionControlNetPipeline.from_pretrained(folder)
+    assert {pipeline.unet.dtype, pipeline.text_encoder.dtype} == {torch.float32}
 
 
 @pytest.mark.slow
 def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
-    from configs import common, demo
+    from configs import common, from_scratch
 
-    c = demo.get_config("smoke")
+    c = from_scratch.get_config("smoke")
     c.data.data_dir = str(records)
     c.data.settings.size = 32
     folder, reference = pipelines("1.5")

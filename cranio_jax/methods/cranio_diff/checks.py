@@ -175,8 +175,13 @@ def check_learning_rates(settings: ml_collections.ConfigDict) -> None:
         )
 
 
-def check_losses(losses: ml_collections.ConfigDict) -> None:
-    """Raises InputError if a setting of `config.method.losses` is out of its range."""
+def check_losses(losses: ml_collections.ConfigDict, log_every: int) -> None:
+    """Raises InputError if a setting of `config.method.losses` is out of its range.
+
+    Args:
+      losses: the settings.
+      log_every: steps between log lines.
+    """
     if losses.gate not in GATES:
         raise InputError(
             f"method.losses.gate={losses.gate!r}: it is unknown. Use one of {', '.join(GATES)}."
@@ -188,4 +193,9 @@ def check_losses(losses: ml_collections.ConfigDict) -> None:
             )
     if losses.every < 1:
         raise InputError(f"method.losses.every={losses.every}: it must be positive. Raise it.")
+    if (losses.lpips or losses.identity) and log_every % losses.every:
+        raise InputError(
+            f"train.log_every={log_every}: the loss terms of these steps are not computed. "
+            f"Set it to a multiple of method.losses.every={losses.every}."
+        )
     check_crop(losses.crop, "method.losses.crop")

@@ -16,10 +16,16 @@ def write(folder: pathlib.Path, method: "CranioDiff", params: dict[str, Any], dt
 
     What was not trained is copied from the published files, tensor for tensor.
     """
+    # The size of pictures where none is asked for, and the precision of the opened weights:
+    # transformers would take that of the file, diffusers float32.
+    fields: dict[str, dict[str, Any]] = {
+        "unet": {"sample_size": method.size // method.factor},
+        "text_encoder": {"torch_dtype": "float32"},
+    }
     # Networks: trained ones from the state, others from the published files.
     published = method.pipeline.folders
     for part in (name for name in method.networks if name in method.settings):
-        write_json(folder / part / "config.json", method.settings[part])
+        write_json(folder / part / "config.json", {**method.settings[part], **fields.get(part, {})})
         if part in published and part not in method.trained:
             with method.pipeline.open(part) as tensors:
                 pretrained.save(folder / part, part, pretrained.renamed(tensors), dtype)

@@ -153,7 +153,7 @@ class CranioDiff:
 
     def _add_feature_networks(self, settings: ml_collections.ConfigDict) -> None:
         """Adds the networks of the decoded terms whose weight is not 0, and their files."""
-        checks.check_losses(settings)
+        checks.check_losses(settings, self.train_config.log_every)
         if settings.lpips:
             found = lpips(settings, self.size, self.dtype)
             self.networks["lpips"], self.feature_files["lpips"] = found
@@ -344,7 +344,8 @@ class CranioDiff:
         }
         if self.feature_files:
             warm = jnp.minimum((step + 1.0) / max(m.losses.warmup_steps, 1), 1.0)
-            strength = jnp.where(step % m.losses.every == 0, warm, 0.0)
+            # A logged step is a multiple of `every` too, so that logs show the terms.
+            strength = jnp.where((step + 1) % m.losses.every == 0, warm, 0.0)
             draws["decoded"] = jnp.full((count,), strength)
         return draws
 
