@@ -45,7 +45,11 @@ def records() -> dict:
             manifest="",  # CSV, Excel or Parquet file that lists the pairs
             root="",  # folder from which its paths start; empty: the list's own
             salt="",  # file of the secret behind the pseudonyms; empty: beside the list
-            align=False,  # turn, scale and crop frontal faces by their landmarks
+            # Frame faces: frontal ones by their landmarks (the list's, or found), lateral ones by
+            # the box that is found around them.
+            align=False,
+            # YuNet, which finds faces: its .onnx file, or its hub id.
+            detector="opencv/face_detection_yunet",
             text="paint_over",  # text in X-rays: 'paint_over', 'refuse' such X-rays, or 'keep'
             split="seed",  # 'seed', 'column' of the list, or a file that names the test subjects
             test_fraction=1 / 6,  # fraction of the subjects that is held out for the test

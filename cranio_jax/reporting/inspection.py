@@ -134,8 +134,12 @@ def _pairs(entries: Sequence[Entry]) -> str:
         pictures.append((_thumbnail(entry.xray()), ", ".join(words)))
         if entry.face:
             caption = f"{told['face_view']}, BMI {told.get('bmi_change', 0):+.0f} %"
-            pictures.append((_thumbnail(entry.face()), caption))
-    return _section("Pairs", f"{len(chosen)} of {len(entries)}.", pictures)
+            boxes = [entry.found] if entry.found else []
+            pictures.append((_thumbnail(entry.face(), boxes, entry.landmarks), caption))
+    words = f"{len(chosen)} of {len(entries)}."
+    if any(entry.found or entry.landmarks for entry in chosen):
+        words += " Boxes and dots show the face and the landmarks that it is framed by."
+    return _section("Pairs", words, pictures)
 
 
 def _section(title: str, words: str, pictures: Iterable[tuple[str, str]]) -> str:
@@ -152,8 +156,12 @@ def _section(title: str, words: str, pictures: Iterable[tuple[str, str]]) -> str
     )
 
 
-def _thumbnail(png: bytes, boxes: Sequence[Sequence[float]] = ()) -> str:
-    """Returns a small picture as a data URI, with boxes outlined."""
+def _thumbnail(
+    png: bytes,
+    boxes: Sequence[Sequence[float]] = (),
+    points: Sequence[Sequence[float]] = (),
+) -> str:
+    """Returns a small picture as a data URI, with boxes outlined and points marked."""
     picture = decoded(png)
     scale = _THUMBNAIL / max(picture.shape)
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
@@ -162,6 +170,10 @@ def _thumbnail(png: bytes, boxes: Sequence[Sequence[float]] = ()) -> str:
     for left, top, right, bottom in boxes:
         corners = (scale * left - 1, scale * top - 1, scale * right, scale * bottom)
         draw.rectangle(corners, outline=_OUTLINE)
+    for column, row in points:
+        x = scale * (column + 0.5)
+        y = scale * (row + 0.5)
+        draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=_OUTLINE)
     content = io.BytesIO()
     image.save(content, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()

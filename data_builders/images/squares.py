@@ -10,6 +10,14 @@ from numpy import ndarray as Array
 # fifths of the picture, with room for hair, chin and neck; the margin is our choice.
 PLACES = np.array([[0.405, 0.477], [0.594, 0.476], [0.5, 0.584], [0.423, 0.695], [0.579, 0.694]])
 
+# The height of a profile's box, from forehead to chin, as a share of the picture's side. Profiles
+# then have about the size of frontal faces. Our choice, as are the other two.
+_BOX_HEIGHT = 0.5
+# How far the middle of a profile's box is before and below the picture's middle, as shares of the
+# side: the back of the head and the hair need room.
+_BEFORE = 0.16
+_BELOW = 0.06
+
 # `source = transform @ (column, row, 1)`, both counted from the middle of the first pixel.
 Transform = Float[Array, "2 3"]
 
@@ -39,6 +47,25 @@ def fitting(landmarks: Float[Array, "5 2"], size: int) -> Transform:
     sine = (x * v - y * u).sum() / spread
     turn = np.array([[cosine, -sine], [sine, cosine]])
     return np.concatenate([turn, (middle - turn @ goal_middle)[:, None]], 1)
+
+
+def framing(box: Float[Array, "4"], looks_right: bool, size: int) -> Transform:
+    """Returns the transform that frames a profile with room for the rest of its head.
+
+    It scales and moves the picture, and neither turns nor mirrors it.
+
+    Args:
+      box: left, top, right, bottom of the face from forehead to chin, in pixels.
+      looks_right: the side that the nose is on.
+      size: pixels of the square.
+    """
+    left, top, right, bottom = box
+    side = (bottom - top) / _BOX_HEIGHT
+    step = side / size
+    before = _BEFORE if looks_right else -_BEFORE
+    middle = np.array([(left + right) / 2 - before * side, (top + bottom) / 2 - _BELOW * side])
+    corner = middle - step * (size - 1) / 2
+    return np.array([[step, 0.0, corner[0]], [0.0, step, corner[1]]])
 
 
 def moved(points: Float[Array, "n 2"], transform: Transform) -> Float[Array, "n 2"]:

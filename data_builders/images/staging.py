@@ -20,9 +20,10 @@ import tqdm
 from jaxtyping import Float
 
 from data_builders.errors import InputError, UnreadableError
+from data_builders.images.faces import only_face
 from data_builders.images.photograph import read_photograph
 from data_builders.images.prepare import TEXT, prepare_xray
-from data_builders.images.squares import Transform, fitting, padding, take
+from data_builders.images.squares import Transform, fitting, framing, moved, padding, take
 
 __all__ = ["TEXT", "Job", "Ready", "UnreadableError", "stage"]
 
@@ -40,8 +41,10 @@ class Job:
       inverted: for an X-ray, whether bone is dark in the file.
       text: for an X-ray, what happens to text burned in: 'paint_over' it, 'refuse' the X-ray, or
         'keep' it.
-      landmarks: for a face to be aligned, LANDMARKS' ten numbers in pixels of the upright
-        photograph.
+      view: of a face to be aligned; empty where the photograph is kept whole.
+      landmarks: of a face to be aligned, LANDMARKS' ten numbers in pixels of the upright
+        photograph; empty where they are to be found.
+      detector: the file of the network that finds faces; needed where landmarks are.
     """
 
     kind: str
@@ -49,7 +52,9 @@ class Job:
     size: int
     inverted: bool = False
     text: str = "paint_over"
+    view: str = ""
     landmarks: tuple[float, ...] = ()
+    detector: pathlib.Path | None = None
 
     def key(self, salt: bytes) -> str:
         """Returns a name for the result, which changes with the file and with each setting.
@@ -72,6 +77,10 @@ class Ready(NamedTuple):
       boxes: where text was painted over, `(left, top, right, bottom)` in the square.
       masked: the share of the picture that was painted over.
       remarks: what was corrected while reading it, in constant words.
+      landmarks: LANDMARKS' ten numbers in pixels of the upright photograph, given or found; empty
+        where the photograph is kept whole, and in profiles.
+      found: the box of a face that was found, `(left, top, right, bottom)` in the square; empty
+        where none was looked for.
     """
 
     png: pathlib.Path
@@ -81,6 +90,8 @@ class Ready(NamedTuple):
     boxes: list[list[float]]
     masked: float
     remarks: tuple[str, ...] = ()
+    landmarks: tuple[float, ...] = ()
+    found: tuple[float, ...] = ()
 
 
 def stage(jobs: Sequence[Job], folder: pathlib.Path, salt: bytes, label: str) -> list[Ready | str]:
@@ -179,7 +190,8 @@ def _read(name: pathlib.Path) -> Ready:
     """Returns a picture that has been prepared."""
     fields = json.loads(name.with_suffix(".json").read_text())
     fields["transform"] = np.array(fields["transform"])
-    fields["remarks"] = tuple(fields["remarks"])
+    for field in ("remarks", "landmarks", "found"):
+        fields[field] = tuple(fields.get(field, ()))
     return Ready(png=name.with_suffix(".png"), **fields)
 
 
@@ -228,15 +240,24 @@ def _xray(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
 
 def _face(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns a face's square in BGR, and the fields of Ready for a JSON file."""
-    picture, step = read_photograph(job.path, 0 if job.landmarks else job.size)
+    picture, step = read_photograph(job.path, 0 if job.view else job.size)
     height, width = picture.shape[:2]
-    if job.landmarks:
-        landmarks = np.array(job.landmarks).reshape(5, 2)
+    found = None
+    landmarks = np.array(job.landmarks).reshape(-1, 2)
+    if job.view and not job.landmarks:
+        assert job.detector is not None
+        found = only_face(picture, job.view, job.detector)
+        # In a profile they are guesses.
+        landmarks = found.landmarks if job.view == "frontal" else landmarks
+    if len(landmarks):
         _check_landmarks(landmarks, height, width)
         transform = fitting(landmarks, job.size)
+    elif found:
+        transform = framing(found.box, found.looks_right, job.size)
     else:
         transform = padding(height, width, job.size)
     square = take(picture, transform, job.size)
+    box = moved(found.box.reshape(2, 2), transform).ravel().round(1).tolist() if found else []
     # The decoder may have made one pixel of `step` pixels of the file.
     in_file = transform * step + np.array([[0, 0, (step - 1) / 2]] * 2)
     fields = {
@@ -246,6 +267,8 @@ def _face(job: Job) -> tuple[np.ndarray, dict[str, Any]]:
         "boxes": [],
         "masked": 0.0,
         "remarks": (),
+        "landmarks": landmarks.ravel().tolist(),
+        "found": box,
     }
     return cv2.cvtColor(square, cv2.COLOR_RGB2BGR), fields
 

@@ -23,6 +23,8 @@ class Entry(NamedTuple):
       boxes: where text was painted over in the X-ray, `(left, top, right, bottom)` in its pixels.
       masked: share of the X-ray that was painted over; None where it is not known.
       remarks: what was corrected when the X-ray was read.
+      found: where a face was found, `(left, top, right, bottom)` in the face's pixels, or empty.
+      landmarks: `(column, row)` of landmarks by which the face is aligned, in its pixels, or empty.
     """
 
     where: str
@@ -36,6 +38,8 @@ class Entry(NamedTuple):
     boxes: Sequence[Sequence[float]] = ()
     masked: float | None = None
     remarks: Sequence[str] = ()
+    found: Sequence[float] = ()
+    landmarks: Sequence[Sequence[float]] = ()
 
 
 TOLD = ("sex", "age", "bmi_change", "xray_view", "face_view")

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Float
 
 from data_builders.errors import InputError
+from data_builders.images.faces import HUB_ID, check_detector, detector_file
 from data_builders.images.squares import moved
 from data_builders.images.staging import TEXT, Job, Ready, stage
 from data_builders.lists.entries import Entry
@@ -33,8 +35,10 @@ class SkullFaceConfig(ListedConfig):
     Attributes:
       pairing: 'matched' pairs each X-ray of a subject with each face of the same view, 'all_views'
         with each face, and 'listed' makes the manifest's pairs only.
-      align: whether frontal faces are turned, scaled and cropped by their landmarks; otherwise
-        photographs are kept whole.
+      align: whether faces are framed alike: frontal ones are turned, scaled and cropped by their
+        landmarks, the list's or those found, and lateral ones scaled and cropped by the box found
+        around them. Otherwise photographs are kept whole.
+      detector: YuNet's .onnx file, or its hub id.
       text: what to do with text burned into X-rays: 'paint_over' it, 'refuse' X-rays with text, or
         'keep' it.
     """
@@ -43,12 +47,19 @@ class SkullFaceConfig(ListedConfig):
     PAIRINGS = ("matched", "all_views", "listed")
 
     align: bool = False
+    detector: str = HUB_ID
     text: str = "paint_over"
 
     def __post_init__(self):
         if self.text not in TEXT:
             raise ValueError(f"text={self.text!r} is not one of {', '.join(TEXT)}")
         super().__post_init__()
+
+    def told(self) -> dict[str, Any]:
+        """Returns the settings that determine the data; the detector by its name, if it is used."""
+        settings = super().told()
+        where = settings.pop("detector")
+        return settings | ({"detector": pathlib.Path(where).name} if self.align else {})
 
     def read(self) -> Manifest:
         """Returns the manifest. Raises InputError where it is unusable as a whole."""
@@ -184,6 +195,8 @@ class Builder(LocalBuilder):
                 boxes=pair.ready_xray.boxes,
                 masked=pair.ready_xray.masked,
                 remarks=pair.ready_xray.remarks,
+                found=pair.ready_face.found,
+                landmarks=_landmarks(pair.ready_face).tolist(),
             )
 
     def pairs(self) -> Pairs:
@@ -219,7 +232,7 @@ class Builder(LocalBuilder):
         config = self.builder_config
         jobs: dict[Xray | Face, Job] = {row.xray: _xray_job(config, row.xray) for row in rows}
         xrays = list(jobs)
-        jobs |= {row.face: _face_job(config, row.face) for row in rows}
+        jobs |= dict(_face_jobs(config, [row.face for row in rows]))
         folder = pathlib.Path(self._data_dir_root) / "skull_face_staged"
         staged = stage(list(jobs.values()), folder, config.secret, "pictures")
         results = dict(zip(jobs, staged, strict=True))
@@ -242,13 +255,6 @@ def _missing_values(config: SkullFaceConfig, rows: list[Row]) -> list[tuple[int,
     problems = []
     if config.split == "column":
         problems += [(row.number, "split is empty") for row in rows if not row.split]
-    if config.align:
-        words = "a frontal face without landmarks, which data.skull_face.align needs"
-        problems += [
-            (row.number, words)
-            for row in rows
-            if row.face.view == "frontal" and not row.face.landmarks
-        ]
     return problems
 
 
@@ -256,9 +262,30 @@ def _xray_job(config: SkullFaceConfig, xray: Xray) -> Job:
     return Job("xray", xray.path, config.size, inverted=xray.inverted, text=config.text)
 
 
-def _face_job(config: SkullFaceConfig, face: Face) -> Job:
-    aligned = config.align and face.view == "frontal"
-    return Job("face", face.path, config.size, landmarks=face.landmarks if aligned else ())
+def _face_jobs(config: SkullFaceConfig, faces: list[Face]) -> Iterator[tuple[Face, Job]]:
+    """Yields each face with its job. Raises InputError where a detector is needed and absent."""
+    if not config.align:
+        yield from ((face, Job("face", face.path, config.size)) for face in faces)
+        return
+    # The five landmarks of a list say nothing about the frame of a profile.
+    given = {face: face.landmarks if face.view == "frontal" else () for face in faces}
+    detector = None
+    if not all(given.values()):
+        field = "data.skull_face.detector"
+        detector = detector_file(config.detector, field)
+        check_detector(detector, field)
+    for face in faces:
+        yield (
+            face,
+            Job(
+                "face",
+                face.path,
+                config.size,
+                view=face.view,
+                landmarks=given[face],
+                detector=None if given[face] else detector,
+            ),
+        )
 
 
 def _print_remarks(xrays: list[Ready], count: int) -> None:
@@ -348,11 +375,19 @@ def _matches(rows: list[Row], pairing: str) -> list[_Match]:
     ]
 
 
+def _landmarks(face: Ready) -> Float[np.ndarray, "n 2"]:
+    """Returns a photograph's landmarks in the square's pixels; none where they are not known."""
+    points = np.array(face.landmarks).reshape(-1, 2)
+    return moved(points, face.transform) if len(points) else points
+
+
 def _record(pair: Pair) -> dict[str, Any]:
     """Returns the record of a pair."""
-    landmarks = np.full((5, 2), np.nan)
-    if pair.face.landmarks:
-        landmarks = moved(np.array(pair.face.landmarks).reshape(5, 2), pair.ready_face.transform)
+    # The list's are kept of photographs that are not aligned, too.
+    face = pair.ready_face
+    landmarks = _landmarks(face._replace(landmarks=face.landmarks or pair.face.landmarks))
+    if not len(landmarks):
+        landmarks = np.full((5, 2), np.nan)
     return {
         "id": pair.key,
         "subject": pair.subject,
