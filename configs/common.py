@@ -22,6 +22,9 @@ def records() -> dict:
         data_dir="",
         # Folder for these local copies; empty: ~/.cache/cranio_jax.
         cache_dir="",
+        # Splits whose synthetic faces are used, of records that tell them apart. In others, only
+        # photographs are.
+        synthetic=("train",),
         # For all builders.
         settings=dict(
             size=64,  # side of the square X-rays and faces, in pixels
@@ -79,7 +82,8 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns a complete configuration; experiments change what they need."""
     c = ml_collections.ConfigDict()
     c.name = "unnamed"  # of the experiment, in tables and reports
-    # train_and_evaluate, train, evaluate, reconstruct, report, status, export or inspect.
+    # train_and_evaluate, train, evaluate, reconstruct, report, status, export, inspect or
+    # synthesize.
     c.job = "train_and_evaluate"
     c.seed = 0  # of all random draws but those of the records (data.settings.seed)
     c.profile_steps = 0  # number of training steps to trace for TensorBoard; 0: none
@@ -258,6 +262,21 @@ def get_config() -> ml_collections.ConfigDict:
     c.export = dict(
         weights="ema",  # 'ema' (the moving average), or 'raw'
         dtype="float32",  # 'float32' or 'float16'; also of the file of a trained embedder
+    )
+
+    # job=synthesize makes faces at other ages and weights of a list's photographs.
+    c.synthesize = dict(
+        ages=(25.0, 45.0, 65.0),  # years
+        bmi_changes=(-10.0, 0.0, 10.0),  # percent of the person's own body mass index
+        # From the photograph to a noise level: 'noise' adds noise, 'inversion' follows DDIM back.
+        way="inversion",
+        strength=1.0,  # share of the sampling steps that are run from there, up to 1
+        iterations=10,  # evaluations of the network for each step of an inversion, at most
+        num_candidates=1,  # faces drawn for each wanted one, with way='noise'
+        embedder_file="",  # face-recognition network that chooses among them
+        least_cosine=0.3,  # similarity to the photograph below which no face is kept
+        folder="synthesized",  # of the pictures, in the list's root
+        batch_size=16,
     )
 
     # job=reconstruct generates faces of X-ray files.

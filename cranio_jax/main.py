@@ -21,7 +21,7 @@ from cranio_jax.distributed import cluster
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import evaluate
 from cranio_jax.files import buckets
-from cranio_jax.jobs import checks, export, inspect, reconstruct, status
+from cranio_jax.jobs import checks, export, inspect, reconstruct, status, synthesize
 from cranio_jax.reporting import pages, tables
 from cranio_jax.reporting.notice import NOTICE
 from cranio_jax.training import loop
@@ -36,6 +36,7 @@ JOBS = {
     "status": "shows the progress of a run",
     "export": "writes the model as a diffusers pipeline",
     "inspect": "looks at the data and writes inspect.html, before any training",
+    "synthesize": "makes faces at other ages and weights of a list's photographs",
 }
 # The fields that most users set; configs/common.py explains all.
 FIELDS = {
@@ -226,6 +227,8 @@ def _run_in(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     if config.job == "inspect":
         print(inspect.text(inspect.inspect(config, workdir)))
         print(f"page: {workdir / 'inspect.html'}")
+    if config.job == "synthesize":
+        print(f"list: {synthesize.synthesize(config, workdir)}")
     if config.job == "export":
         print(export.export(config, workdir))
     if config.job in ("train_and_evaluate", "evaluate", "report"):

@@ -87,6 +87,7 @@ RUN_HERE = {
     "draft a folder": r"python -m data_builders\.skull_face\.draft FOLDER > .*",
     "inspect": rf"{PROGRAM}demo\.py .*job=inspect .*",
     "own data": rf"{PROGRAM}demo\.py --workdir=run .*",
+    "synthesize": rf"{PROGRAM}synthesize\.py .*",
     "pix2pix": rf"{PROGRAM}pix2pix\.py .*",
     "cyclegan": rf"{PROGRAM}cyclegan\.py .*",
     "cut": rf"{PROGRAM}cut\.py .*",
@@ -495,6 +496,28 @@ def test_own_data(config, hospital, quick_steps, monkeypatch):
     workdir = run("own data", *demo, *ONE_STEP, *OWN)
     assert (workdir / "checkpoints" / "1").exists() and quick_steps == [(8, 32, 32, 1)]
     assert list((hospital / "records").rglob("dataset_info.json"))
+
+
+def test_faces_at_other_ages(hospital, monkeypatch):
+    """What is made is part of the data, and told apart."""
+    monkeypatch.chdir(hospital)
+    quickly = [
+        *settings("data.settings", size=32),
+        *settings("data.skull_face", align=False),
+        *settings("prompt", length=32),
+        *settings("sampling", num_steps=1),
+        *settings("synthesize", ages="(25.0,)", bmi_changes="(0.0,)", iterations=1),
+        *settings("synthesize", least_cosine=-1.0),
+    ]
+    places = {"LIST": "hospital/people.csv", "FOLDER_OR_HUB_ID": "shipped:phantom_sd"}
+    places |= {"DIR": "made", "FILE": "shipped:phantom_judge.safetensors"}
+    run("synthesize", *quickly, *OWN, **places)
+    both = "--config.data.skull_face.manifest=hospital/people_synthesized.csv"
+    looked = run("inspect", *OWN, *settings("data.settings", size=32), both)
+    faces = json.loads((looked / "inspect.json").read_text())["counts"]["pairs, face"]
+    # The second person is 25 years old already.
+    assert sum(split["photograph"] for split in faces.values()) == 12
+    assert sum(split["synthetic"] for split in faces.values()) == 10
 
 
 @pytest.mark.parametrize("name", ["pix2pix", "cyclegan", "cut", "siamese"])

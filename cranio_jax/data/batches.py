@@ -33,6 +33,8 @@ FIELDS = {
     "head_mask": "(h, w, 1) uint8, not 0 at the true head",
     "place": "() int32, in the list of examples",
     "split": "() int32, of the Inception score",
+    # Of faces made from photographs.
+    "true_ids": "(length,) int32, token ids of the photograph's own profile",
 }
 
 READING = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)

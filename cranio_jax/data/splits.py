@@ -45,12 +45,13 @@ def read_split(
     """Returns `(records, rows)`: a random-access source, and its indices in the split.
 
     Without a split of that name, 'validation' is `data.validation_subjects` of the training
-    subjects, which 'train' then lacks. They are always the same ones, whatever the seed.
+    subjects, which 'train' then lacks. They are always the same ones, whatever the seed. Synthetic
+    faces are left out of splits that `data.synthetic` does not name.
 
     Args:
       builder: of the records.
       split: its name.
-      config: of the run; `data.validation_subjects` counts.
+      config: of the run; `data.validation_subjects` and `data.synthetic` count.
       images: the pictures to decode.
 
     Raises:
@@ -71,8 +72,17 @@ def read_split(
             remedy = "set data.validation_subjects"
         raise InputError(f"split {split!r} of {name} is empty; {remedy}")
     records = _records(builder, where, images)
+    rows: Sequence[int] = range(len(records))
+    if "synthetic" in builder.info.features and split not in config.data.synthetic:
+        told = _records(builder, where, images=())
+        rows = [row for row in rows if not told[row]["synthetic"]]
+        if not rows:
+            raise InputError(
+                f"split {split!r} of {name} holds synthetic faces alone; "
+                f"add {split!r} to data.synthetic to use them"
+            )
     if not held_out or where != "train":
-        return records, range(len(records))
+        return records, rows
 
     # Subjects in an order that depends on their names alone; the first are held out.
     names = split_subjects(builder, "train")
@@ -83,7 +93,7 @@ def read_split(
             f"{len(order)} training subjects"
         )
     kept = set(order[:held_out] if split == "validation" else order[held_out:])
-    return records, [row for row, name in enumerate(names) if name in kept]
+    return records, [row for row in rows if names[row] in kept]
 
 
 def split_subjects(builder: tfds.core.DatasetBuilder, split: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Noise schedules and samplers."""
 
 from cranio_jax.diffusion.guidance import control_steps, guided, rescaled
-from cranio_jax.diffusion.samplers import SAMPLERS, sample, steps
+from cranio_jax.diffusion.samplers import SAMPLERS, run, sample, steps
 from cranio_jax.diffusion.schedules import PREDICTIONS, NoiseSchedule, loss_weight, make_schedule
 from cranio_jax.diffusion.settings import checked_steps, scheduler_config
 
@@ -15,6 +15,7 @@ __all__ = [
     "loss_weight",
     "make_schedule",
     "rescaled",
+    "run",
     "sample",
     "scheduler_config",
     "steps",

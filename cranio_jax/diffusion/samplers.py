@@ -224,14 +224,29 @@ def sample(
         so their spread understates the uncertainty.
       per_step: a number for each step, which `denoise` takes as a third argument.
     """
-    batch = noise.shape[0]
+    start = temperature * float(table.start[0]) * noise
+    return run(denoise, start, table, schedule, keys, clip, temperature, per_step)
+
+
+def run(
+    denoise: Callable[..., Array],
+    x: Float[Array, "batch *n"],
+    table: Steps,
+    schedule: NoiseSchedule,
+    keys: Array | None = None,
+    clip: float | None = None,
+    temperature: float = 1.0,
+    per_step: Float[np.ndarray, "steps"] | None = None,
+) -> Float[Array, "batch *n"]:
+    """Runs a sampler's steps from `x`, which has the noise level of the first one; see `sample`."""
+    batch = x.shape[0]
     stochastic, third = bool(np.any(table.s > 0)), bool(np.any(table.d))
     if stochastic and keys is None:
         raise ValueError("this sampler draws noise at every step: pass one key for each example")
 
     def fresh_noise(index):
         def draw(key):
-            return jax.random.normal(jax.random.fold_in(key, index), noise.shape[1:], noise.dtype)
+            return jax.random.normal(jax.random.fold_in(key, index), x.shape[1:], x.dtype)
 
         return jax.vmap(draw)(keys)
 
@@ -256,7 +271,7 @@ def sample(
     timesteps: Any = jnp.asarray(table.timesteps, kind)
     rows = Steps(*columns)._replace(timesteps=timesteps)
     extra = () if per_step is None else (jnp.asarray(per_step, jnp.float32),)
-    zeros = jnp.zeros_like(noise)
-    start = (temperature * float(table.start[0]) * noise, zeros, zeros if third else ())
+    zeros = jnp.zeros_like(x)
+    start = (x, zeros, zeros if third else ())
     (x, _, _), _ = jax.lax.scan(step, start, (rows, jnp.arange(len(table.timesteps)), extra))
     return x

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jaxtyping import Array, Bool, UInt8, UInt32
+from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 import cranio_jax
 from cranio_jax import data
@@ -39,7 +39,13 @@ def quantised(
       draw: the number of the sample.
     """
     key = jax.random.fold_in(jax.random.key(seed + 2), draw)
-    faces = method.generate(params, frozen, batch, key)
+    return in_bytes(method.generate(params, frozen, batch, key))
+
+
+def in_bytes(
+    faces: Float[Array, "b h w 3"],
+) -> tuple[UInt8[Array, "b h w 3"], Bool[Array, "b"]]:
+    """Returns faces in [-1, 1] as they are stored, and whether each holds finite numbers only."""
     return jnp.round((faces + 1.0) * 127.5).astype(jnp.uint8), jnp.isfinite(faces).all((1, 2, 3))
 
 

@@ -218,6 +218,9 @@ def _counts(entries: Sequence[Entry], xrays: Sequence[Entry]) -> dict[str, Any]:
         counts["pairs, face view"][split][told.get("face_view", "unknown")] += 1
         counts["pairs, sex"][split][told.get("sex", "unknown")] += 1
         counts["pairs, age"][split][_age_group(told.get("age"))] += 1
+        if "synthetic" in told:
+            kind = "synthetic" if told["synthetic"] else "photograph"
+            counts["pairs, face"][split][kind] += 1
         if "bmi_change" in told:
             counts["pairs, BMI change"][split][f"{told['bmi_change']:+.0f} %"] += 1
     for entry in xrays:

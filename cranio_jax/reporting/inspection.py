@@ -136,10 +136,10 @@ def _pairs(entries: Sequence[Entry]) -> str:
             caption = f"{told['face_view']}, BMI {told.get('bmi_change', 0):+.0f} %"
             boxes = [entry.found] if entry.found else []
             pictures.append((_thumbnail(entry.face(), boxes, entry.landmarks), caption))
-    words = f"{len(chosen)} of {len(entries)}."
+    line = f"{len(chosen)} of {len(entries)}."
     if any(entry.found or entry.landmarks for entry in chosen):
-        words += " Boxes and dots show the face and the landmarks that it is framed by."
-    return _section("Pairs", words, pictures)
+        line += " Boxes and dots show the face and the landmarks that it is framed by."
+    return _section("Pairs", line, pictures)
 
 
 def _section(title: str, words: str, pictures: Iterable[tuple[str, str]]) -> str:

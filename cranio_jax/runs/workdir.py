@@ -26,6 +26,7 @@ _FREE = (
         "evaluate",
         "validation",
         "reconstruct",
+        "synthesize",
         "export",
         "mesh",
     ),

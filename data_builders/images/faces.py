@@ -93,11 +93,13 @@ def detector_file(where: str, field: str) -> pathlib.Path:
     with contextlib.suppress(errors.LocalEntryNotFoundError):
         return pathlib.Path(huggingface_hub.hf_hub_download(where, HUB_FILE, local_files_only=True))
     try:
+        # A download retries for half a minute where there is no network; this asks once.
+        huggingface_hub.HfApi().model_info(where, timeout=10)
         return pathlib.Path(huggingface_hub.hf_hub_download(where, HUB_FILE))
-    except errors.LocalEntryNotFoundError:
-        reason = "it is not in the hub's cache, and the hub can't be reached"
-    except Exception as error:  # the class depends on the hub's version
+    except errors.HfHubHTTPError as error:
         reason = f"the hub says {[*str(error).splitlines(), type(error).__name__][0]}"
+    except Exception:  # no network; the class depends on the hub's version
+        reason = "it is not in the hub's cache, and the hub can't be reached"
     raise InputError(f"{field}={where}: {reason}. Name YuNet's .onnx file.")
 
 
@@ -210,7 +212,7 @@ def _searched(picture: UInt8[Array, "h w 3"], file: pathlib.Path) -> list[Found]
     detector.setInputSize((width, height))
     _, rows = detector.detect(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     faces = []
-    for row in [] if rows is None else np.float64(rows):
+    for row in [] if rows is None else rows.astype(np.float64):
         left, top, across, down = row[:4]
         box = np.array([left, top, left + across, top + down])
         faces.append(Found(box, row[4:14].reshape(5, 2), float(row[14])))

@@ -42,7 +42,7 @@ class Entry(NamedTuple):
     landmarks: Sequence[Sequence[float]] = ()
 
 
-TOLD = ("sex", "age", "bmi_change", "xray_view", "face_view")
+TOLD = ("sex", "age", "bmi_change", "synthetic", "xray_view", "face_view")
 
 
 def of_records(builder: tfds.core.DatasetBuilder) -> Iterator[Entry]:

@@ -25,7 +25,7 @@ NEEDED = ("subject", "xray", "xray_view", "face", "face_view", "age", "sex")
 LANDMARKS = tuple(
     f"{name}_{axis}" for name in ("eye_1", "eye_2", "nose", "mouth_1", "mouth_2") for axis in "xy"
 )
-OPTIONAL = ("bmi", "bmi_change", "split", "xray_inverted", *LANDMARKS)
+OPTIONAL = ("bmi", "bmi_change", "split", "xray_inverted", "synthetic", *LANDMARKS)
 _TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -54,6 +54,7 @@ class Face:
       age: years.
       bmi_change: percent of the subject's own middle body mass index.
       landmarks: LANDMARKS' ten numbers; empty where they are not given.
+      synthetic: whether the face was made from a photograph, not taken at this age and weight.
     """
 
     path: pathlib.Path
@@ -61,6 +62,7 @@ class Face:
     age: float
     bmi_change: float
     landmarks: tuple[float, ...]
+    synthetic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +151,12 @@ def _row(number: int, values: dict[str, str], root: pathlib.Path) -> tuple[Row, 
         age=number_of(values, "age", *AGES, "years"),
         bmi_change=change,
         landmarks=_landmarks(values),
+        synthetic=_truth(values, "synthetic"),
     )
     xray = Xray(
         path=file_of(values, "xray", root),
         view=one_of(values, "xray_view", VIEWS),
-        inverted=_inverted(values),
+        inverted=_truth(values, "xray_inverted"),
     )
     # Read the subject's fields.
     split = one_of(values, "split", SPLITS) if values.get("split") else ""
@@ -161,11 +164,11 @@ def _row(number: int, values: dict[str, str], root: pathlib.Path) -> tuple[Row, 
     return Row(number, values["subject"], sex, split, xray, face), mass
 
 
-def _inverted(values: dict[str, str]) -> bool:
-    """Returns the value of `xray_inverted`, False where it is empty. Raises Problem."""
-    if not values.get("xray_inverted"):
+def _truth(values: dict[str, str], name: str) -> bool:
+    """Returns the value of a column of yes and no, False where it is empty. Raises Problem."""
+    if not values.get(name):
         return False
-    return _TRUTH[one_of(values, "xray_inverted", _TRUTH)]
+    return _TRUTH[one_of(values, name, _TRUTH)]
 
 
 def _landmarks(values: dict[str, str]) -> tuple[float, ...]:

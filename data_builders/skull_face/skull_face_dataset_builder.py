@@ -107,8 +107,11 @@ class Pairs(NamedTuple):
 class Builder(LocalBuilder):
     """Paired skull X-rays and photographs of a user's own cohort."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First layout."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {
+        "1.0.0": "First layout.",
+        "1.1.0": "Synthetic faces are told apart; landmarks and profiles are found.",
+    }
 
     def _info(self):
         size = self.builder_config.size
@@ -129,6 +132,7 @@ class Builder(LocalBuilder):
                     "sex": tfds.features.Text(),
                     "age": np.float32,
                     "bmi_change": np.float32,
+                    "synthetic": np.bool_,
                     "face_landmarks": tfds.features.Tensor(shape=(5, 2), dtype=np.float32),
                     "xray_transform": transform,
                     "face_transform": transform,
@@ -186,6 +190,7 @@ class Builder(LocalBuilder):
                     "sex": pair.sex,
                     "age": pair.face.age,
                     "bmi_change": pair.face.bmi_change,
+                    "synthetic": pair.face.synthetic,
                     "xray_view": pair.xray.view,
                     "face_view": pair.face.view,
                 },
@@ -226,6 +231,29 @@ class Builder(LocalBuilder):
         pairs = _pairs(config, rows, ready, split_of)
         return Pairs(pairs, problems, _files_digest(manifest))
 
+    def photographs(self) -> tuple[list[Row], dict[Face, Ready]]:
+        """Returns the usable rows, and their prepared photographs; synthetic faces are left out.
+
+        No X-ray is read. Raises InputError as `pairs` does.
+        """
+        config = self.builder_config
+        manifest = config.read()
+        config.leave_out(manifest.problems)
+        rows = [row for row in manifest.rows if not row.face.synthetic]
+        jobs = dict(_face_jobs(config, [row.face for row in rows]))
+        folder = pathlib.Path(self._data_dir_root) / "skull_face_staged"
+        staged = stage(list(jobs.values()), folder, config.secret, "photographs")
+        results = dict(zip(jobs, staged, strict=True))
+        ready = {face: result for face, result in results.items() if isinstance(result, Ready)}
+        config.leave_out(
+            [
+                (row.number, f"face={row.face.path.name!r}: {results[row.face]}")
+                for row in rows
+                if row.face not in ready
+            ]
+        )
+        return [row for row in rows if row.face in ready], ready
+
     def _prepare(self, rows: list[Row]) -> tuple[dict[Xray | Face, Ready], list[tuple[int, str]]]:
         """Returns the prepared pictures, and `(row number, words)` of unusable ones."""
         # Prepare each picture once.
@@ -264,28 +292,20 @@ def _xray_job(config: SkullFaceConfig, xray: Xray) -> Job:
 
 def _face_jobs(config: SkullFaceConfig, faces: list[Face]) -> Iterator[tuple[Face, Job]]:
     """Yields each face with its job. Raises InputError where a detector is needed and absent."""
-    if not config.align:
-        yield from ((face, Job("face", face.path, config.size)) for face in faces)
-        return
-    # The five landmarks of a list say nothing about the frame of a profile.
+    # Synthetic faces are framed already. A list's landmarks say nothing about a profile's frame.
     given = {face: face.landmarks if face.view == "frontal" else () for face in faces}
+    framed = {face for face in faces if config.align and not face.synthetic}
     detector = None
-    if not all(given.values()):
+    if not all(given[face] for face in framed):
         field = "data.skull_face.detector"
         detector = detector_file(config.detector, field)
         check_detector(detector, field)
     for face in faces:
-        yield (
-            face,
-            Job(
-                "face",
-                face.path,
-                config.size,
-                view=face.view,
-                landmarks=given[face],
-                detector=None if given[face] else detector,
-            ),
-        )
+        how: dict[str, Any] = {}
+        if face in framed:
+            how = {"view": face.view, "landmarks": given[face]}
+            how |= {} if given[face] else {"detector": detector}
+        yield face, Job("face", face.path, config.size, **how)
 
 
 def _print_remarks(xrays: list[Ready], count: int) -> None:
@@ -398,6 +418,7 @@ def _record(pair: Pair) -> dict[str, Any]:
         "sex": pair.sex,
         "age": np.float32(pair.face.age),
         "bmi_change": np.float32(pair.face.bmi_change),
+        "synthetic": pair.face.synthetic,
         "face_landmarks": np.float32(landmarks),
         "xray_transform": np.float32(pair.ready_xray.transform),
         "face_transform": np.float32(pair.ready_face.transform),

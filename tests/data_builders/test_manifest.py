@@ -31,10 +31,10 @@ def manifest(tmp_path):
 
 
 def test_a_good_row(manifest, tmp_path):
-    more = ["bmi_change", "split", "xray_inverted", "hospital", *LANDMARKS]
+    more = ["bmi_change", "split", "xray_inverted", "hospital", *LANDMARKS, "synthetic"]
     header = ",".join(["Subject, XRAY ,xray_view,face,face_view,age,sex", *more])
     found = manifest(
-        GOOD + ",-0.10,test,yes,General," + ",".join(map(str, range(10))), header=header
+        GOOD + ",-0.10,test,yes,General," + ",".join(map(str, range(10))) + ",yes", header=header
     )
     assert not found.problems and found.ignored == ["hospital"]
     (row,) = found.rows
@@ -44,6 +44,7 @@ def test_a_good_row(manifest, tmp_path):
         and row.xray.path == (tmp_path / "data/x/a.png").resolve()
     )
     assert (row.sex, row.split, row.xray.inverted) == ("female", "test", True)
+    assert row.face.synthetic
     assert (row.face.age, row.face.bmi_change, row.face.landmarks) == (
         34.0,
         -10.0,

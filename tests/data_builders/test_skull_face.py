@@ -18,6 +18,7 @@ import pydicom
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from configs import demo
 from cranio_jax import data
 from cranio_jax.errors import InputError
 from data_builders.errors import UnreadableError
@@ -37,6 +38,7 @@ COLUMNS = (
     "sex",
     "bmi_change",
     "split",
+    "synthetic",
     *LANDMARKS,
 )
 POINTS = (40, 50, 62, 51, 50, 66, 43, 80, 60, 81)  # on a photograph of 100 x 120 pixels
@@ -420,3 +422,26 @@ def test_settings_that_can_not_be_meant(cohort, tmp_path):
         }
         with pytest.raises(InputError, match=words):
             data.make_builder(config)
+
+
+def test_synthetic_faces_are_told_apart(cohort, tmp_path):
+    for row in cohort.rows[1::2]:  # at 50 years
+        row["synthetic"] = "yes"
+    builder = build(cohort, tmp_path, split="column")
+    config = demo.get_config()
+
+    def ages(split, *used):
+        config.data.synthetic = used
+        source = data.Examples(builder, split, config, images=())
+        return sorted({source[i]["age"] for i in range(len(source))})
+
+    assert ages("train", "train") == ages("test", "test") == [30, 50]
+    assert ages("train") == ages("test", "train") == [30]
+    config.data.validation_subjects = 2
+    assert ages("validation", "train") == [30] and ages("train", "train") == [30, 50]
+    assert not any(r["synthetic"] for r in every_record(builder)["test"] if r["age"] == 30)
+    with pytest.raises(InputError, match="holds synthetic faces alone; add 'test'"):
+        for row in cohort.rows[:8]:
+            row["synthetic"] = "yes"
+        builder = build(cohort, tmp_path, split="column")
+        ages("test", "train")
