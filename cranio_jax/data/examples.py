@@ -58,6 +58,7 @@ class Examples:
         example["age"] = float(record["age"])
         example["bmi_change"] = float(record["bmi_change"])
         example |= {name: record[name] for name in self._images if name in record}
+        example["synthetic"] = bool(record.get("synthetic", False))
         is_frontal = example["face_view"] == "frontal"
         if "face_landmarks" in record:
             # Eyes, nose tip, mouth corners: the order of alignment.TEMPLATE, a frontal face's.

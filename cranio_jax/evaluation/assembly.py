@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from cranio_jax.distributed import sharding
+from cranio_jax.evaluation.examples import PHOTOGRAPH, SYNTHETIC, count_synthetic
 from cranio_jax.evaluation.results import BySubject, Records, Results
 from cranio_jax.evaluation.retrieval import distractor_faces, retrieval
 from cranio_jax.evaluation.scorer import Scores
@@ -54,7 +55,7 @@ def assemble(
       config: of the run.
       features: the networks.
       mesh: to embed distractors on.
-      who: `subject`, `view` and `variant` of each example.
+      who: `subject`, `view`, `variant` and `kind` of each example.
       truth: scores of the true faces.
       scored: scores by kind of faces.
       headline: the kind that is compared with the `controls`.
@@ -76,6 +77,8 @@ def assemble(
         )
         for name, scores in scored.items()
     }
+    if 0 < count_synthetic(who) < len(who) and scored:
+        rows |= _apart(who, scored[headline], headline, config)
     differences = {
         f"{headline} minus {control}": {
             metric: interval(values - scored[control].pairs[metric])
@@ -109,12 +112,28 @@ def assemble(
         retrieval=found,
         images=len(who),
         subjects=len(set(subjects)),
+        synthetic=count_synthetic(who),
         networks=features.sha256,
         not_computed=not_computed | (features.too_small(*size) if size else {}),
         resizing=RESIZING,
         **provenance(config),
         **origin,
     )
+
+
+def _apart(
+    who: Sequence[dict[str, str]], scores: Scores, headline: str, config: ml_collections.ConfigDict
+) -> dict[str, dict[str, Estimate]]:
+    """Returns the headline's rows against photographs alone and against synthetic faces alone."""
+    rows = {}
+    for kind in (PHOTOGRAPH, SYNTHETIC):
+        here = np.array([w["kind"] == kind for w in who])
+        subjects = [w["subject"] for w in who if w["kind"] == kind]
+        rows[f"{headline}, {kind}s alone"] = {
+            metric: mean_interval(values[here], subjects, config.evaluate.bootstrap, config.seed)
+            for metric, values in scores.pairs.items()
+        }
+    return rows
 
 
 def set_metrics(

@@ -13,7 +13,7 @@ from cranio_jax.metrics.estimates import Estimate, mean_interval
 from cranio_jax.metrics.registry import metric_of
 
 # These must be equal: results on different pictures, galleries or judges can't be compared.
-_ALIKE = ("data", "images", "subjects", "resizing")
+_ALIKE = ("data", "images", "subjects", "synthetic", "resizing")
 
 # Values of each subject, by metric.
 Values = dict[str, Float[np.ndarray, "s"]]
@@ -83,6 +83,7 @@ def compare(
         data=first.data,
         images=first.images,
         subjects=first.subjects,
+        synthetic=first.synthetic,
         resizing=first.resizing,
         networks=networks,
         not_computed=first.not_computed,

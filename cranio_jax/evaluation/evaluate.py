@@ -26,6 +26,7 @@ from cranio_jax.evaluation.controls import MEAN_FACE, SHUFFLED, mean_faces, shuf
 from cranio_jax.evaluation.examples import (
     MeanOf,
     WithGenerated,
+    count_synthetic,
     read_test_examples,
     who_of,
     write_pictures,
@@ -346,6 +347,7 @@ def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
         retrieval={name: protocols},
         images=len(examples),
         subjects=len(subjects),
+        synthetic=count_synthetic(who_of(examples)),
         networks={},
         not_computed={},
         resizing=RESIZING,

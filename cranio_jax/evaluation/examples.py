@@ -14,6 +14,10 @@ from cranio_jax.files.atomic import whole_file
 from cranio_jax.files.pictures import read_face
 from cranio_jax.runs.log import Writer
 
+# What a true face may be.
+PHOTOGRAPH = "photograph"
+SYNTHETIC = "synthetic face"
+
 
 def read_test_examples(
     config: ml_collections.ConfigDict,
@@ -30,15 +34,21 @@ def read_test_examples(
 
 
 def who_of(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Returns what retrieval needs of each example: `subject`, `view` and `variant`."""
+    """Returns `subject`, `view` and `variant` of each example, and `kind` of its true face."""
     return [
         {
             "subject": e["subject"],
             "view": e["face_view"],
             "variant": f"{e['age']:g} {e['bmi_change']:+g}",
+            "kind": SYNTHETIC if e.get("synthetic") else PHOTOGRAPH,
         }
         for e in examples
     ]
+
+
+def count_synthetic(who: Sequence[Mapping[str, str]]) -> int:
+    """Returns how many true faces are synthetic."""
+    return sum(w.get("kind") == SYNTHETIC for w in who)
 
 
 class MeanOf(tuple[pathlib.Path, ...]):

@@ -71,6 +71,7 @@ class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
       retrieval: by embedder and protocol.
       images: how many generated pictures were scored.
       subjects: how many people they show, if that is known.
+      synthetic: with how many of them a face was compared that is itself synthetic.
       reference_images: how many real pictures they were compared with, as sets.
       unpaired: why pictures were compared as sets; empty if in pairs.
       networks: SHA-256 by feature network.
@@ -87,6 +88,7 @@ class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
     retrieval: dict[str, dict[str, Retrieval]]
     images: int
     subjects: int | None = None
+    synthetic: int = 0
     reference_images: int | None = None
     unpaired: str = ""
     networks: dict[str, str]

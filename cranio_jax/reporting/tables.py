@@ -191,6 +191,11 @@ def picture_notes(results: Scored) -> list[str]:
     ]
     if results.unpaired:
         notes = [results.unpaired, "± is a standard deviation over subsets or splits"]
+    if results.synthetic:
+        notes.append(
+            f"{results.synthetic} of the {results.images} faces compared with are synthetic, "
+            "not photographs"
+        )
     notes.append(results.resizing)
     notes += [f"{name}: SHA-256 {digest[:12]}" for name, digest in results.networks.items()]
     needs = results.not_computed.items()
