@@ -498,8 +498,8 @@ def test_own_data(config, hospital, quick_steps, monkeypatch):
     assert list((hospital / "records").rglob("dataset_info.json"))
 
 
-def test_faces_at_other_ages(hospital, monkeypatch):
-    """What is made is part of the data, and told apart."""
+def test_faces_at_other_ages(config, hospital, quick_steps, monkeypatch):
+    """From a draft to a page of results, with faces that are made on the way and told apart."""
     monkeypatch.chdir(hospital)
     quickly = [
         *settings("data.settings", size=32),
@@ -518,6 +518,17 @@ def test_faces_at_other_ages(hospital, monkeypatch):
     # The second person is 25 years old already.
     assert sum(split["photograph"] for split in faces.values()) == 12
     assert sum(split["synthetic"] for split in faces.values()) == 10
+    assert faces["test"]["photograph"] == 4
+
+    # Train on both, and score the photographs of the others.
+    small = tiny(config, "demo")
+    demo = [flag for flag in small if "data_dir" not in flag and "retrieval.ks" not in flag]
+    demo += settings("train", num_steps=1, checkpoint_every=0)
+    demo += settings("evaluate.retrieval", ks="(1,)")
+    workdir = run("own data", *demo, *OWN, both, "--workdir=both")
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["images"] == 4 and "synthetic" not in results
+    assert (workdir / "report.html").exists()
 
 
 @pytest.mark.parametrize("name", ["pix2pix", "cyclegan", "cut", "siamese"])
