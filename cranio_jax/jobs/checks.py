@@ -16,6 +16,7 @@ from cranio_jax.jobs.export import check_export
 from cranio_jax.methods import check_method
 from cranio_jax.methods.optimizer import SCHEDULES
 from cranio_jax.metrics.features import Features
+from data_builders.lists.tables import SPLITS
 
 # The minimum and the maximum of each number.
 _NUMBERS: dict[str, tuple[float, float]] = {
@@ -118,6 +119,10 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise InputError(
                 f"{name}={value!r}: it is unknown. Use one of {', '.join(_NAMES[name])}."
             )
+    if unknown := set(config.data.synthetic) - set(SPLITS):
+        raise InputError(
+            f"data.synthetic: {min(unknown)!r} is unknown. Use some of {', '.join(SPLITS)}."
+        )
     for name, rate in config.method.get("learning_rates", {}).items():
         _check_number(f"method.learning_rates.{name}", rate, "train.learning_rate")
     if config.job in ("train_and_evaluate", "train"):

@@ -27,7 +27,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.evaluation.generation import check_finite, digests, in_bytes
 from cranio_jax.files.atomic import whole_file, write_json
 from cranio_jax.files.pictures import write_png
-from cranio_jax.methods import method_class
+from cranio_jax.methods import check_method, method_class
 from cranio_jax.methods.cranio_diff import variants
 from cranio_jax.methods.cranio_diff.method import CranioDiff
 from cranio_jax.metrics.features import Features
@@ -89,6 +89,7 @@ def synthesize(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> path
             f"synthesize.embedder_file={s.embedder_file!r}: name one face-recognition network, "
             "which chooses among the candidates"
         )
+    variants.check(check_method(config), s)
     builder = data.open_builder(config.data)
     rows, ready = builder.photographs()
 
@@ -99,7 +100,6 @@ def synthesize(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> path
     else:
         method, mesh, params, frozen = published(config)
     assert isinstance(method, CranioDiff)  # text_to_image is one without a ControlNet
-    variants.check(method, s)
 
     # Make what is missing.
     weights = np.array(jax.device_get(digests((params, frozen)))).tobytes()
@@ -136,6 +136,13 @@ def _check(config: ml_collections.ConfigDict) -> None:
                 check_profile("frontal", "female", age, change)
             except InputError as error:
                 raise InputError(f"synthesize: {error}. Set another one.") from None
+    # A prompt names the nearest known age, so the face would be of another age than its row.
+    known = config.prompt.known_ages
+    if other := [age for age in s.ages if known and age not in known]:
+        raise InputError(
+            f"synthesize.ages: {other[0]:g} is not one of prompt.known_ages, "
+            f"{', '.join(f'{age:g}' for age in known)}. Use these, or change prompt.known_ages."
+        )
     if not s.embedder_file:
         raise InputError(
             "synthesize.embedder_file is empty. Name a face-recognition network, which chooses "

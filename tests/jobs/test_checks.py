@@ -99,6 +99,7 @@ def test_a_wrong_setting_is_named_at_the_start(config, tmp_path, name, value, wo
         ("reconstruct", "sampling.sampler", "plms", "sampling.sampler"),
         ("export", "export.dtype", "int8", "export.dtype='int8'"),
         ("evaluate", "evaluate.weights", "nowhere", "no such file"),
+        ("inspect", "data.synthetic", ("trian",), "data.synthetic: 'trian' is unknown"),
     ],
 )
 def test_other_jobs_too(config, job, name, value, words):

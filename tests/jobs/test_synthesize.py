@@ -123,6 +123,7 @@ def test_the_same_people_at_other_ages_and_weights(config, hospital, tmp_path, m
     ("changes", "words"),
     [
         (dict(ages=(450.0,)), "synthesize: age=450 is outside 0 to 120 years"),
+        (dict(ages=(25.0, 30.0)), "30 is not one of prompt.known_ages, 25, 45, 65"),
         (dict(bmi_changes=(900.0,)), "synthesize: bmi_change=900 is outside"),
         (dict(embedder_file=""), "synthesize.embedder_file is empty"),
         (dict(embedder_file="nothing.safetensors"), "nothing.safetensors: no such file"),

@@ -21,8 +21,8 @@ Tree = dict[str, Any]
 WAYS = ("noise", "inversion")
 
 
-def check(method: "CranioDiff", settings: ml_collections.ConfigDict) -> None:
-    """Raises InputError if a setting of `config.synthesize` is out of its range."""
+def check(method: Any, settings: ml_collections.ConfigDict) -> None:
+    """Raises InputError if a setting of `config.synthesize` does not fit the method's sampler."""
     if settings.way not in WAYS:
         raise InputError(
             f"synthesize.way={settings.way!r}: it is unknown. Use one of {', '.join(WAYS)}."
