@@ -9,7 +9,7 @@ import io
 import pathlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -240,10 +240,7 @@ class Builder(LocalBuilder):
         manifest = config.read()
         config.leave_out(manifest.problems)
         rows = [row for row in manifest.rows if not row.face.synthetic]
-        jobs = dict(_face_jobs(config, [row.face for row in rows]))
-        folder = pathlib.Path(self._data_dir_root) / "skull_face_staged"
-        staged = stage(list(jobs.values()), folder, config.secret, "photographs")
-        results = dict(zip(jobs, staged, strict=True))
+        results = self._staged(dict(_face_jobs(config, [row.face for row in rows])), "photographs")
         ready = {face: result for face, result in results.items() if isinstance(result, Ready)}
         config.leave_out(
             [
@@ -254,6 +251,12 @@ class Builder(LocalBuilder):
         )
         return [row for row in rows if row.face in ready], ready
 
+    def _staged(self, jobs: Mapping[Any, Job], label: str) -> dict[Any, Ready | str]:
+        """Returns each picture prepared, or the reason why it can't be; see `stage`."""
+        folder = pathlib.Path(self._data_dir_root) / "skull_face_staged"
+        staged = stage(list(jobs.values()), folder, self.builder_config.secret, label)
+        return dict(zip(jobs, staged, strict=True))
+
     def _prepare(self, rows: list[Row]) -> tuple[dict[Xray | Face, Ready], list[tuple[int, str]]]:
         """Returns the prepared pictures, and `(row number, words)` of unusable ones."""
         # Prepare each picture once.
@@ -261,9 +264,7 @@ class Builder(LocalBuilder):
         jobs: dict[Xray | Face, Job] = {row.xray: _xray_job(config, row.xray) for row in rows}
         xrays = list(jobs)
         jobs |= dict(_face_jobs(config, [row.face for row in rows]))
-        folder = pathlib.Path(self._data_dir_root) / "skull_face_staged"
-        staged = stage(list(jobs.values()), folder, config.secret, "pictures")
-        results = dict(zip(jobs, staged, strict=True))
+        results = self._staged(jobs, "pictures")
         ready = {source: result for source, result in results.items() if isinstance(result, Ready)}
         # Name the unusable ones.
         sources: list[tuple[int, str, Xray | Face]] = []
