@@ -25,6 +25,8 @@ def records() -> dict:
         # Splits whose synthetic faces are used, of records that tell them apart. In others, only
         # photographs are.
         synthetic=("train",),
+        # How often a synthetic face is trained on, in relation to a photograph.
+        synthetic_weight=1.0,
         # For all builders.
         settings=dict(
             size=64,  # side of the square X-rays and faces, in pixels

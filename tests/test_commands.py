@@ -70,6 +70,7 @@ RUN_HERE = {
     "demo": rf"{PROGRAM}demo\.py --workdir=/tmp/cranio",
     "from scratch": rf"{PROGRAM}from_scratch\.py --workdir=DIR",
     "prompt words": r"python launch/prompt_words\.py .*",
+    "synthesis": r"python launch/synthesis\.py .*",
     "embedder": rf"{PROGRAM}arcface\.py --.*",
     "score again": rf"{PROGRAM}demo\.py .*job=evaluate .*embedder\.safetensors",
     "reconstruct": rf"{PROGRAM}demo\.py --workdir=/tmp/cranio .*job=reconstruct .*",
@@ -312,6 +313,27 @@ def test_prompt_words(config, desk):
     )
     assert done.returncode == 0, done.stderr
     assert "| bmi_change 10 |" in done.stdout and (desk / "PICTURE.png").exists()
+
+
+def test_synthesis(config, desk):
+    """The tables of faces made of photographs; distances need files of LPIPS, which are no part."""
+    words = shlex.split(command("synthesis"))
+    small = [
+        f"--config.data.data_dir={config.data.data_dir}",
+        *settings("data.settings", size=32),
+        *settings("data.cranio_phantom", subjects=24),
+        *settings("synthesize", iterations=1),
+        *settings("sampling", num_steps=1),
+        *settings("evaluate", weights=""),
+        "--people=1",
+    ]
+    done = subprocess.run(
+        [sys.executable, ROOT / words[1], *words[2:], *small], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("| 16 faces of 1 people | faces made |")
+    with Image.open(desk / "PICTURE.png") as sheet:
+        assert sheet.size == (9 * 32, 20 + 4 * 32)
 
 
 def test_from_scratch(config, desk, quick_steps):

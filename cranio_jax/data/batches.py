@@ -65,8 +65,19 @@ class TrainingBatches(Iterator[dict[str, np.ndarray]]):
         prepare: Prepare,
         rows: Sequence[int] | Int[np.ndarray, "share"] | None = None,
         position: dict[str, int] | None = None,
+        weights: Sequence[float] | None = None,
     ):
-        """Starts at `position`, from `get_state`, or at the first example."""
+        """Starts somewhere in the endless order.
+
+        Args:
+          examples: to draw from.
+          batch_size: of all processes together.
+          seed: of the order and of augmentation.
+          prepare: augments an example.
+          rows: of each batch, those of this process; None: all.
+          position: from `get_state`; None: the first example.
+          weights: how often each example is drawn, in relation to others; None: all alike.
+        """
         position = position or {}
         # Checkpoints of version 0.1 count batches.
         self._start = position.get("examples", position.get("next_index", 0) * batch_size)
@@ -75,7 +86,7 @@ class TrainingBatches(Iterator[dict[str, np.ndarray]]):
         def prepared(example, rng):
             return to_device_fields(prepare(example, rng))
 
-        dataset = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+        dataset = _endless(examples, seed, weights)
         dataset = dataset.random_map(prepared)[self._start :]
         self._batches = iter(_of_each_batch(dataset, batch_size, rows).to_iter_dataset(READING))
 
@@ -105,6 +116,27 @@ def ordered_batches(
 
     places = grain.MapDataset.range(-(-count // batch_size) * batch_size).map(masked_example)
     return iter(_of_each_batch(places, batch_size, rows).to_iter_dataset(READING))
+
+
+def _endless(
+    examples: ExampleSource, seed: int, weights: Sequence[float] | None
+) -> grain.MapDataset:
+    """Returns the examples, shuffled anew in each pass.
+
+    Examples of one weight are passed through together. These passes are mixed so that each example
+    is drawn in proportion to its weight, within a few places.
+    """
+    source = grain.MapDataset.source(examples).seed(seed)
+    if weights is None or len(set(weights)) == 1:
+        return source.shuffle().repeat()
+    places: dict[float, list[int]] = {}
+    for place, weight in enumerate(weights):
+        places.setdefault(weight, []).append(place)
+    passes = [
+        grain.MapDataset.source(alike).seed(seed).shuffle().repeat() for alike in places.values()
+    ]
+    shares = [weight * len(alike) for weight, alike in places.items()]
+    return grain.MapDataset.mix(passes, shares).map(lambda place: examples[place]).seed(seed)
 
 
 def _of_each_batch(

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from cranio_jax.data.prompts import make_prompt, make_tokenizer
 from cranio_jax.data.splits import read_split
+from cranio_jax.errors import InputError
 
 
 class Examples:
@@ -31,7 +32,7 @@ class Examples:
         Args:
           builder: of the records.
           split: its name.
-          config: of the run; `prompt` and `data.validation_subjects` count.
+          config: of the run; `prompt`, `data.validation_subjects` and `data.synthetic*` count.
           images: the pictures to decode.
           numbered: subjects; each example then has its subject's index in them, `subject_index`.
 
@@ -42,6 +43,7 @@ class Examples:
         self._source, self._rows = read_split(builder, split, config, images)
         self._unread, _ = read_split(builder, split, config, images=())
         self._prompt = config.prompt
+        self._synthetic_weight = config.data.synthetic_weight
         self._tokenize = make_tokenizer(config)
         self._numbers = {name: np.int32(i) for i, name in enumerate(numbered)}
 
@@ -82,6 +84,21 @@ class Examples:
             (record["face_view"].decode(), float(record["age"]), float(record["bmi_change"]))
             for record in records
         ]
+
+    def weights(self) -> list[float] | None:
+        """Returns how often each example is trained on, in relation to others; None: all alike.
+
+        Raises InputError if synthetic faces have a weight and the records do not tell them apart.
+        """
+        if self._synthetic_weight == 1.0:
+            return None
+        synthetic = [self._unread[row].get("synthetic") for row in self._rows]
+        if None in synthetic:
+            raise InputError(
+                f"data.synthetic_weight={self._synthetic_weight}: these records do not tell "
+                "synthetic faces apart. Set it to 1."
+            )
+        return [self._synthetic_weight if made else 1.0 for made in synthetic]
 
     def prompt_ids(self, view: str, sex: str, age: float, bmi_change: float) -> np.ndarray:
         """Returns the token ids `(length,)` of a profile."""

@@ -31,6 +31,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "augment.contrast": (0, 1),
     "augment.erase": (0, 1),
     "augment.bend": (0, 1),
+    "data.synthetic_weight": (0, math.inf),
     "pretrained.lora_scale": (-math.inf, math.inf),
     "train.batch_size": (1, math.inf),
     "train.num_steps": (1, math.inf),
@@ -95,6 +96,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
 }
 # These exclude the bound itself: a rate of 0 trains nothing, an average of 1 never moves.
 _ABOVE_LEAST = {"train.learning_rate", "method.temperature", "method.scale", "method.min_snr_gamma"}
+_ABOVE_LEAST |= {"data.synthetic_weight"}
 _BELOW_MOST = {"train.b1", "train.b2", "train.ema_decay", "method.discriminator_dropout"}
 _BELOW_MOST |= {"method.disturb.zoom"}
 _NAMES: dict[str, tuple[str, ...]] = {

@@ -68,6 +68,38 @@ class Target(NamedTuple):
         """The target in words."""
         return f"row {self.row.number} at {self.age:g} years, BMI {self.bmi_change:+g} %"
 
+    @property
+    def example(self) -> dict[str, Any]:
+        """The target as `Maker.best` takes it."""
+        seed = zlib.crc32(self.path.name.encode())
+        return example_of(self.where, seed, self.photograph, self.prompt_ids, self.true_ids)
+
+
+def example_of(
+    name: str,
+    seed: int,
+    photograph: UInt8[np.ndarray, "h w 3"],
+    prompt_ids: Int32[np.ndarray, "length"],
+    true_ids: Int32[np.ndarray, "length"],
+) -> dict[str, Any]:
+    """Returns a face to be made, as `Maker.best` takes it.
+
+    Args:
+      name: for messages.
+      seed: of the noise, from 0 to 2**32 - 1.
+      photograph: the prepared square.
+      prompt_ids: of the wanted profile.
+      true_ids: of the photograph's profile.
+    """
+    return {
+        "id": name,
+        "id_hash": np.uint32(seed),
+        "face": photograph,
+        "xray": np.zeros((*photograph.shape[:2], 1), np.uint8),
+        "prompt_ids": prompt_ids,
+        "true_ids": true_ids,
+    }
+
 
 def synthesize(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Makes faces of the photographs of `config.data.skull_face.manifest`.
@@ -105,7 +137,7 @@ def synthesize(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> path
     weights = np.array(jax.device_get(digests((params, frozen)))).tobytes()
     mark = hashlib.sha256(weights + _made_by(config, features).encode()).hexdigest()
     targets = list(_targets(config, builder, rows, ready, mark))
-    maker = _Maker(config, method, mesh, params | frozen, features)
+    maker = Maker(config, method, mesh, params | frozen, features)
     _make_missing(maker, [target for target in targets if not _record(target).exists()])
 
     # Write the list.
@@ -213,8 +245,13 @@ def _record(target: Target) -> pathlib.Path:
     return target.path.with_suffix(".json")
 
 
-class _Maker:
-    """Makes candidates for faces, and compares them with photographs."""
+class Maker:
+    """Makes candidates for faces, and keeps those most like the photographs.
+
+    Attributes:
+      candidates: how many are drawn for each face.
+      batch_size: rounded up so that it divides over the devices.
+    """
 
     def __init__(
         self,
@@ -243,20 +280,9 @@ class _Maker:
         self._make: Any = jax.jit(make, out_shardings=sharding.replicated(mesh))
 
     def best(
-        self, targets: Sequence[Target]
-    ) -> Iterator[tuple[Target, UInt8[np.ndarray, "h w 3"], float]]:
-        """Yields each target with its best candidate and that one's cosine."""
-        examples = [
-            {
-                "id": target.where,
-                "id_hash": np.uint32(zlib.crc32(target.path.name.encode())),
-                "face": target.photograph,
-                "xray": np.zeros((*target.photograph.shape[:2], 1), np.uint8),
-                "prompt_ids": target.prompt_ids,
-                "true_ids": target.true_ids,
-            }
-            for target in targets
-        ]
+        self, examples: Sequence[dict[str, Any]]
+    ) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"], float]]:
+        """Yields `(place, face, cosine)`: each example's best candidate, in order."""
         everywhere = sharding.replicated(self._mesh)
         batches = data.device_batches(examples, self.batch_size, self._mesh, "faces")
         for places, batch in batches:
@@ -271,19 +297,20 @@ class _Maker:
                 made, finite, cosine = jax.device_get(
                     self._make(self._params, self._feature_params, batch, number)
                 )
-                check_finite(finite, [targets[i].where for i in places])
+                check_finite(finite, [examples[i]["id"] for i in places])
                 faces.append(made)
                 cosines.append(cosine)
             choice = np.argmax(cosines, axis=0)
             for k, i in enumerate(places):
-                yield targets[i], faces[choice[k]][k], float(cosines[choice[k]][k])
+                yield i, faces[choice[k]][k], float(cosines[choice[k]][k])
 
 
-def _make_missing(maker: _Maker, targets: Sequence[Target]) -> None:
+def _make_missing(maker: Maker, targets: Sequence[Target]) -> None:
     """Writes each target's best face and then its record."""
-    for target, face, cosine in maker.best(targets) if targets else ():
-        write_png(target.path, face)
-        write_json(_record(target), {"cosine": round(cosine, 6)})
+    examples = [target.example for target in targets]
+    for place, face, cosine in maker.best(examples) if examples else ():
+        write_png(targets[place].path, face)
+        write_json(_record(targets[place]), {"cosine": round(cosine, 6)})
 
 
 def _report(

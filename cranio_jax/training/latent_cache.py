@@ -103,6 +103,7 @@ def _latents(
     key = key | {name: config.augment[name] for name in data.GEOMETRY}
     key |= {"records": data.fingerprint(builder), "seed": config.seed, "variants": variants}
     key |= {"held_out": config.data.validation_subjects}
+    key |= {"synthetic": "train" in config.data.synthetic}
     return cache.rows("latents", key, len(faces) * variants, fields_of)
 
 

@@ -119,7 +119,9 @@ def _start(
     # The examples, from where that state stands.
     examples, prepare = latent_cache.training_examples(config, method, mesh, frozen, builder)
     rows = sharding.local_rows(t.batch_size, mesh)
-    batches = data.TrainingBatches(examples, t.batch_size, config.seed, prepare, rows, position)
+    batches = data.TrainingBatches(
+        examples, t.batch_size, config.seed, prepare, rows, position, examples.weights()
+    )
     if position is not None:
         cluster.say(f"resuming from step {first}")
     run = Run(

@@ -115,7 +115,8 @@ def by_word(faces: Faces, read: dict[str, Float[Array, "n"]]) -> dict[Word, Esti
     return means
 
 
-def _known(examples: list[dict[str, Any]], pictures: Array) -> Faces:
+def known(examples: list[dict[str, Any]], pictures: UInt8[Array, "n h w 3"]) -> Faces:
+    """Returns pictures with the subjects, views and attributes of examples."""
     return Faces(
         pictures=pictures,
         views=np.array([e["face_view"] for e in examples]),
@@ -133,7 +134,7 @@ def real_faces(config: ml_collections.ConfigDict, split: str) -> Faces:
     """Returns the faces of a split."""
     source = data.Examples(data.make_builder(config.data), split, config, images=("face",))
     examples = [source[i] for i in range(len(source))]
-    return _known(examples, np.stack([e["face"] for e in examples]))
+    return known(examples, np.stack([e["face"] for e in examples]))
 
 
 def profiles(source: data.Examples, people: int) -> Iterator[dict[str, Any]]:
@@ -174,7 +175,7 @@ def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path | None, peo
     test = data.Examples(data.make_builder(config.data), "test", config, images=("xray", "face"))
     examples = list(profiles(test, people))
     generator = Generator(config, workdir, "evaluate")
-    made = _known(examples, generator.draw(examples, title="faces of all profiles"))
+    made = known(examples, generator.draw(examples, title="faces of all profiles"))
     return Found(
         made,
         real=by_word(real, readings(weights, real)),

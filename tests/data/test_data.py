@@ -47,6 +47,34 @@ def test_each_pass_sees_every_example_once(config, examples):
     assert list(seen[0]) != list(seen[1])
 
 
+def test_weights_say_how_often_an_example_is_drawn(config, examples):
+    def prepare(example, rng):
+        return {"place": np.array(example["index"]), "id_hash": rng.integers(2**32, size=())}
+
+    weights = [0.25 if place % 3 else 1.0 for place in range(len(examples))]
+    drawn = data.TrainingBatches(examples, 8, 0, prepare, weights=weights)
+    batches = [next(drawn) for _ in range(120)]
+    places = np.concatenate([batch["place"] for batch in batches])
+    counts = np.bincount(places, minlength=len(examples))
+    # 960 draws of 120 examples of weight 1 and 240 of weight 1/4: 5.33 and 1.33 of each.
+    assert set(counts[::3]) <= {5, 6} and set(np.delete(counts, np.s_[::3])) <= {1, 2}
+    assert counts[::3].sum() == 640
+    assert len({int(n) for batch in batches for n in batch["id_hash"]}) == 960
+
+    # Any process resumes anywhere in the same order.
+    again = data.TrainingBatches(examples, 4, 0, prepare, [1, 3], {"examples": 16}, weights=weights)
+    for expected in batches[2:10]:
+        for half in (slice(0, 4), slice(4, 8)):
+            np.testing.assert_array_equal(next(again)["place"], expected["place"][half][[1, 3]])
+
+
+def test_weights_need_records_that_tell(config, examples):
+    assert examples.weights() is None
+    config.data.synthetic_weight = 0.5
+    with pytest.raises(InputError, match="do not tell synthetic faces apart. Set it to 1"):
+        data.Examples(data.make_builder(config.data), "train", config).weights()
+
+
 def marked():
     """X-ray and face with the same bright square in the same place."""
     face = np.full((32, 32, 3), 40, np.uint8)

@@ -437,6 +437,9 @@ def test_synthetic_faces_are_told_apart(cohort, tmp_path):
 
     assert ages("train", "train") == ages("test", "test") == [30, 50]
     assert ages("train") == ages("test", "train") == [30]
+    config.data.synthetic_weight = 0.5
+    source = data.Examples(builder, "train", config, images=())
+    assert source.weights() == [{30: 1.0, 50: 0.5}[source[i]["age"]] for i in range(len(source))]
     config.data.validation_subjects = 2
     assert ages("validation", "train") == [30] and ages("train", "train") == [30, 50]
     assert not any(r["synthetic"] for r in every_record(builder)["test"] if r["age"] == 30)

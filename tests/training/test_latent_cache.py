@@ -146,6 +146,7 @@ def test_a_second_start_encodes_nothing(config, builder, cache, monkeypatch, tmp
         (dict(augment=dict(rotation=4.0)), {"latents"}),
         (dict(augment=dict(brightness=0.3)), set()),
         (dict(data=dict(cached_variants=3)), {"latents"}),
+        (dict(data=dict(synthetic=())), {"latents"}),
         (dict(prompt=dict(template="{noun} {age} {view} {bmi}")), {"context"}),
         (dict(seed=1), {"latents", "context"}),  # weights are drawn from it, too
         (dict(compute_dtype="bfloat16"), {"latents", "context"}),
