@@ -235,7 +235,7 @@ def sheet(found: Found) -> Image.Image:
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(13)
     captions = ["photograph"] + [
-        f"{age:g} years, {change:+g} %"
+        f"{age:g} years, {change:+g} %".replace("+0", "0")
         for age, change in zip(
             made.attributes["age"][rows[0]], made.attributes["bmi_change"][rows[0]], strict=True
         )
