@@ -77,7 +77,9 @@ def make_builder(config: ml_collections.ConfigDict) -> tfds.core.DatasetBuilder:
             _build(config)
     builder = open_builder(config)
     built = dict(builder.info.metadata or {})
-    for name, value in builder_settings(config).items():
+    # Where settings hold paths, records tell less.
+    told = getattr(builder.builder_config, "told", None)
+    for name, value in (told() if told else builder_settings(config)).items():
         if name in built and built[name] != value:
             raise InputError(
                 f"{where} was built with {name}={built[name]!r}, not {value!r}; remove it or set "

@@ -14,6 +14,8 @@ from huggingface_hub import errors
 from PIL import Image
 from skimage import data as pictures
 
+from configs import demo
+from cranio_jax import data
 from cranio_jax.errors import InputError
 from cranio_jax.reporting import inspection
 from data_builders.errors import UnreadableError
@@ -138,6 +140,22 @@ def test_faces_are_framed_without_landmarks_in_the_list(archive, detector):
             enlarged = cv2.resize(record["face"], None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
             found = faces.only_face(enlarged, "frontal", detector)
             assert np.abs(found.landmarks / 384 - PLACES).max() < 0.05
+
+
+def test_records_open_again_with_a_detector_in_a_folder(archive, detector):
+    """Records tell the detector's name, not its path."""
+    config = demo.get_config().data
+    config.update(builder="skull_face", data_dir=str(archive.parent / "records"))
+    config.skull_face.update(
+        manifest=str(archive / "people.csv"),
+        detector=str(detector),
+        align=True,
+        text="keep",
+        test_fraction=0.4,
+    )
+    first, again = data.make_builder(config), data.make_builder(config)
+    assert str(detector.parent) not in str(first.info.metadata)
+    assert data.fingerprint(first) == data.fingerprint(again)
 
 
 def test_landmarks_of_the_list_win(archive, detector):
