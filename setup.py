@@ -54,6 +54,7 @@ setuptools.setup(
         "rapidocr>=3.10",  # earlier versions need an OpenCV with libGL
         "pynrrd",
         "safetensors",
+        "scikit-learn",
         "scipy",
         "tensorboardX",
         "tifffile",

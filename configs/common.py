@@ -16,7 +16,7 @@ def records() -> dict:
     See data_builders/README.md.
     """
     return dict(
-        # cranio_phantom, skull_face, ct_heads or iit_mandi_s2f.
+        # cranio_phantom, skull_face, ct_heads, cephalograms or iit_mandi_s2f.
         builder="cranio_phantom",
         # Folder of the records; empty: TFDS's default. gs://BUCKET/FOLDER is copied to the disk.
         data_dir="",
@@ -41,6 +41,10 @@ def records() -> dict:
             # 'cohort', or 'networks': people whom no cohort has, to train what others start from.
             people="cohort",
             appearances=9,  # at how many of the nine pairs of age and BMI each is portrayed
+            # Whether each face has X-rays of its own, with other rays, energies, processing and
+            # dental metal each.
+            vary_xrays=False,
+            dry=0.0,  # fraction of the X-rays without soft tissue, as of a dry skull
             skin_spread=0.06,  # relative standard deviation of the skin's luminance
             hair_spread=1.0,  # factor of the differences in hair and eyes
             depth_spread=1.0,  # factor of the published standard deviations of tissue depth
@@ -65,12 +69,23 @@ def records() -> dict:
             manifest="",  # as for skull_face
             root="",  # as for skull_face
             salt="",  # as for skull_face
+            dry=0.0,  # fraction of the heads whose X-rays lack soft tissue, as of a dry skull
             variants=0,  # virtual subjects made of each training head, in addition to itself
             turn=3.0,  # its rotation about each axis: standard deviation in degrees
             shift=3.0,  # its movement along each axis: standard deviation in mm
             bend=5.0,  # its deformation: root mean square of the displacement in mm
             split="seed",  # as for skull_face
             test_fraction=1 / 6,  # as for skull_face
+            on_bad_row="stop",  # as for skull_face
+        ),
+        # Lateral X-rays with landmarks, for errors in millimetres.
+        cephalograms=dict(
+            manifest="",  # as for skull_face
+            root="",  # as for skull_face
+            salt="",  # as for skull_face
+            mm_per_pixel=0.1,  # side of a file's pixel in mm, where the list does not say
+            soft_tissue="keep",  # 'keep', or 'mask' what is in front of the bone
+            text="paint_over",  # as for skull_face
             on_bad_row="stop",  # as for skull_face
         ),
         # The public data set IIT_Mandi_S2F.
@@ -100,7 +115,7 @@ def get_config() -> ml_collections.ConfigDict:
         validation_subjects=0,  # training subjects to hold out for validation
     )
 
-    # The paper's augmentations; `bend` is ours.
+    # The paper's augmentations; `bend` and `radiograph` are ours.
     c.augment = dict(
         flip=0.5,  # probability of mirroring X-ray and face
         rotation=5.0,  # largest rotation of X-ray and face, in degrees
@@ -110,6 +125,9 @@ def get_config() -> ml_collections.ConfigDict:
         # Standard deviation of a smooth displacement that X-ray and face of the same view share,
         # as a fraction of the side.
         bend=0.0,
+        # How varied X-rays are, as those of other devices, films and holders: 0 as they are, 1 as
+        # real ones. Framing and tilt move the face too; see cranio_jax/data/radiographs.py.
+        radiograph=0.0,
     )
 
     # The wording is ours; the paper names the biometrics only. A run refuses prompts that are

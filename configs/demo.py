@@ -64,7 +64,11 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     common.apply_variant(
         c,
         variant,
-        {"phantom_controlnet": phantom_controlnet, "smoke": smoke},
+        {
+            "phantom_controlnet": phantom_controlnet,
+            "phantom_controlnet_varied": phantom_controlnet_varied,
+            "smoke": smoke,
+        },
     )
     return c
 
@@ -87,6 +91,15 @@ def phantom_controlnet(c: ml_collections.ConfigDict) -> None:
         warmup_steps=100,
         ema_decay=0.999,
     )
+
+
+def phantom_controlnet_varied(c: ml_collections.ConfigDict) -> None:
+    """Sets what follows: X-rays as varied as real ones. --config.pretrained.controlnet names it."""
+    phantom_controlnet(c)
+    c.data.cranio_phantom.update(vary_xrays=True, dry=0.15)
+    c.data.cached_variants = 4
+    c.augment.radiograph = 1.0
+    c.train.update(num_steps=3_000, learning_rate=3e-4)
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:

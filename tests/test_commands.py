@@ -53,6 +53,7 @@ from data_builders.skull_face import draft
 from launch import local_processes, study
 from launch.measure import benchmark, parity, scaling, sd15
 from tests.data_builders import text_pictures
+from tests.data_builders.test_cephalograms import write_challenge
 from tests.data_builders.test_ct_heads import head_like
 from tests.data_builders.test_iit_mandi_s2f import folder as public_set  # noqa: F401
 from tests.data_builders.test_iit_mandi_s2f import quick_text  # noqa: F401
@@ -93,6 +94,8 @@ RUN_HERE = {
     "cyclegan": rf"{PROGRAM}cyclegan\.py .*",
     "cut": rf"{PROGRAM}cut\.py .*",
     "siamese": rf"{PROGRAM}siamese\.py .*",
+    "challenge": r"python -m data_builders\.cephalograms\.challenge .*",
+    "millimetres": rf"{PROGRAM}demo\.py --workdir=mm .*cephalograms.*",
     "public set": rf"{PROGRAM}common\.py .*iit_mandi_s2f.*",
     "ct": r"python -m data_builders\.rendering\.ct .*",
     "diffusers": r"import diffusers.*",
@@ -573,6 +576,27 @@ def test_the_public_set(public_set, quick_text, desk, monkeypatch):  # noqa: F81
     monkeypatch.setattr(staging.loky, "ProcessPoolExecutor", futures.ThreadPoolExecutor)
     workdir = run("public set", *settings("data.settings", size=64), FOLDER=public_set)
     assert json.loads((workdir / "inspect.json").read_text())["xrays"] == 102
+
+
+def test_errors_in_millimetres(desk):
+    """From the challenge's own files to the table, with the networks that ship."""
+    write_challenge(desk / "FOLDER", people=5)
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command("challenge").partition(" > ")[0])[1:]],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    (desk / "FOLDER" / "cephalograms.csv").write_text(done.stdout)
+    small = [*settings("sampling", num_steps=1), *settings("evaluate", bootstrap=20)]
+    workdir = run("millimetres", *small, "--config.mesh.data=1", "--config.data.data_dir=records")
+    depths = json.loads((workdir / "results.json").read_text())["depths"]
+    assert depths["images"] == depths["unknown"] == 5 and len(depths["rows"]) == 3
+    assert "5 X-rays of 5 real people" in (workdir / "table.md").read_text()
+    assert "overlaid" in (workdir / "report.html").read_text()
+    with Image.open(workdir / "cephalograms.png") as sheet:
+        assert sheet.size == (9 * 128, 2 * 128)
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import ml_collections
 import numpy as np
 from jaxtyping import Float
 
+from cranio_jax.data import radiographs
+
 # The settings of augmentations that move the face.
-GEOMETRY = ("flip", "rotation", "bend")
+GEOMETRY = ("flip", "rotation", "bend", "radiograph")
 
 # Control points of the bend per side, about one facial feature apart.
 _KNOTS = 4
@@ -38,27 +40,33 @@ def displacement(
 def move(
     example: dict[str, Any], rng: np.random.Generator, settings: ml_collections.ConfigDict
 ) -> dict[str, Any]:
-    """Flips, turns and bends the (square) X-ray, face and landmarks of an example alike.
+    """Flips, turns, bends and moves the (square) X-ray, face and landmarks of an example alike.
 
     Fields that the example lacks are skipped. Flip and rotation are the paper's. The bend is ours:
     it makes a new person from an X-ray and a face, so that few people suffice. It is left out where
-    the two have different views, since they are not in register then.
+    the two have different views, since they are not in register then. `radiograph` is ours too: it
+    frames both as X-rays are framed, and tilts them further.
     """
     images = {name: example[name] for name in ("xray", "face") if name in example}
     landmarks = example.get("landmarks")
     side = next(iter(images.values())).shape[1]
 
     # Flip.
-    if rng.random() < settings.flip:
+    mirrored = rng.random() < settings.flip
+    if mirrored:
         images = {name: image[:, ::-1] for name, image in images.items()}
         if landmarks is not None:
             mirrored_places = landmarks[[1, 0, 2, 4, 3]] * np.array([-1, 1], np.float32)
             landmarks = mirrored_places + np.array([side - 1, 0], np.float32)
 
-    # Rotate about the middle, counterclockwise, with rows that run down; then bend.
+    # Rotate about the middle, counterclockwise, with rows that run down; then bend, zoom and shift.
     bend = settings.bend if example.get("xray_view") == example.get("face_view") else 0.0
-    if settings.rotation or bend:
-        angle = np.deg2rad(rng.uniform(-settings.rotation, settings.rotation))
+    framing = radiographs.Framing(1.0, np.zeros(2, np.float32))
+    if strength := settings.radiograph:
+        framing = radiographs.framing(rng, strength, example.get("xray_view", ""), mirrored)
+    if settings.rotation or bend or strength:
+        most = max(settings.rotation, strength * radiographs.TILT)
+        angle = np.deg2rad(rng.uniform(-most, most))
         middle = np.float32((side - 1) / 2)
         cos, sin = np.cos(angle), np.sin(angle)
         turn = np.array([[cos, -sin], [sin, cos]], np.float32)
@@ -66,13 +74,18 @@ def move(
         if bend:
             push = displacement(rng, side, bend, mirrored=example.get("face_view") == "frontal")
         columns_rows = np.moveaxis(np.indices((side, side), dtype=np.float32)[::-1], 0, -1)
-        source = (columns_rows - middle) @ turn.T + middle + push  # of each pixel
+        shifted = middle + side * framing.shift
+        source = (columns_rows - shifted) @ (turn / framing.zoom).T + middle + push  # of each pixel
+        if strength:  # the neck goes on below the picture
+            source[..., 1] = np.minimum(source[..., 1], side - 1)
         images = {
             name: _sampled(image, source, fill=(0,) if name == "xray" else image[0, 0])
             for name, image in images.items()
         }
         if landmarks is not None:
-            landmarks = _moved_landmarks(landmarks, turn, middle, push, _ROUNDS if bend else 1)
+            landmarks = _moved_landmarks(
+                landmarks - middle, turn * framing.zoom, shifted, push, _ROUNDS if bend else 1
+            )
 
     moved = example | {name: np.ascontiguousarray(image) for name, image in images.items()}
     return moved if landmarks is None else moved | {"landmarks": landmarks}
@@ -81,20 +94,20 @@ def move(
 def _moved_landmarks(
     landmarks: Float[np.ndarray, "n 2"],
     turn: Float[np.ndarray, "2 2"],
-    middle: np.float32,
+    shifted: Float[np.ndarray, "2"],
     push: Float[np.ndarray, "h w 2"],
     rounds: int,
 ) -> Float[np.ndarray, "n 2"]:
-    """Returns the positions that the landmarks move to.
+    """Returns the positions that landmarks, counted from the middle, move to.
 
     They are found by fixed-point iteration, which a smooth displacement makes quick.
     """
-    places = landmarks
+    places = landmarks + shifted
     for _ in range(rounds):
         pushed = cv2.remap(
             push, places[:, None], None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )[:, 0]
-        places = (landmarks - pushed - middle) @ turn + middle
+        places = (landmarks - pushed) @ turn + shifted
     return places
 
 
@@ -114,10 +127,14 @@ def expose(
     """Changes the exposure of an example's X-ray and erases a part of it, as the paper does.
 
     The paper does not say which picture this applies to. Changing the face would teach the model
-    to paint at random exposures, so we change the X-ray alone.
+    to paint at random exposures, so we change the X-ray alone. `radiograph` varies it further.
     """
+    xray = example["xray"]
+    if settings.radiograph:
+        xray = radiographs.vary(xray, rng, settings.radiograph)
+
     # Contrast and brightness.
-    exposed = example["xray"].astype(np.float32)
+    exposed = xray.astype(np.float32)
     contrast = 1.0 + rng.uniform(-settings.contrast, settings.contrast)
     brightness = 255.0 * rng.uniform(-settings.brightness, settings.brightness)
     exposed = (exposed - exposed.mean()) * contrast + exposed.mean() + brightness

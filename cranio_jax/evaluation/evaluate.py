@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from cranio_jax import assets, data, pretrained
 from cranio_jax.distributed import cluster, sharding
 from cranio_jax.errors import InputError
-from cranio_jax.evaluation import generation, unpaired
+from cranio_jax.evaluation import depths, generation, unpaired
 from cranio_jax.evaluation.assembly import (
     RESIZING,
     assemble,
@@ -55,6 +55,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
     - An embedder is scored by how well it tells real faces apart.
     - A matcher is scored by how well it finds a face by its X-ray.
 
+    Of a generator, errors in millimetres are measured too if `data.cephalograms.manifest` is set.
+    With data.builder=cephalograms they are all that is measured, of published weights.
+
     Raises InputError if that can't be done.
     """
     c = config.evaluate
@@ -67,6 +70,8 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
     if c.generated:
         reason = unpaired.why_unpaired(c)
         results = _sets(config, mesh, reason) if reason else _folders(config, mesh)
+    elif config.data.builder == "cephalograms":
+        results = depths.score_published(config, workdir)
     else:
         score = {"generator": _generator, "embedder": _embedder, "matcher": _matcher}
         results = score[method_class(config).kind](config, workdir)
@@ -92,6 +97,8 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
         check_protocols(config, who)
         return
     _features(config, who, data.Examples(builder, "test", config, ("face",))[0]["face"].shape[:2])
+    if config.data.cephalograms.manifest:
+        depths.check(config)
     known = {view for view, *_ in data.Examples(builder, "train", config, ()).conditions()}
     if unknown := {w["view"] for w in who} - known:
         raise InputError(
@@ -212,6 +219,8 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
         **origin_of(generator.method, generator.step, builder, records),
     )
     write_pictures(workdir, generator.step, with_faces, list(ready), c.pictures)
+    if config.data.cephalograms.manifest:
+        results.depths, _ = depths.score(config, generator, workdir)
     return results
 
 

@@ -55,6 +55,26 @@ class Retrieval(msgspec.Struct, omit_defaults=True, kw_only=True):
     best: dict[str, str] | None = None
 
 
+class Depths(msgspec.Struct, kw_only=True):
+    """Errors of the depth of soft tissue on real people, in mm.
+
+    Attributes:
+      rows: mean absolute errors by site, of a method and its rivals.
+      differences: the method's minus each rival's, paired by subject.
+      images: how many X-rays there are.
+      subjects: of how many people.
+      masked: whether soft tissue is hidden in the X-rays.
+      unknown: of how many X-rays sex or age is not known.
+    """
+
+    rows: Rows
+    differences: Rows
+    images: int
+    subjects: int
+    masked: bool
+    unknown: int
+
+
 class Records(msgspec.Struct):
     """Which records were used: their name, and the SHA-256 of their content."""
 
@@ -75,6 +95,7 @@ class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
       reference_images: how many real pictures they were compared with, as sets.
       unpaired: why pictures were compared as sets; empty if in pairs.
       networks: SHA-256 by feature network.
+      depths: errors in mm, if cephalograms were scored.
       not_computed: what each missing metric needs.
       resizing: how pictures were scaled for the networks.
       data: the records.
@@ -91,6 +112,7 @@ class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
     synthetic: int = 0
     reference_images: int | None = None
     unpaired: str = ""
+    depths: Depths | None = None
     networks: dict[str, str]
     not_computed: dict[str, str]
     resizing: str

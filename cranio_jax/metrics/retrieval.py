@@ -106,7 +106,10 @@ def at_k(
     smallest = int(allowed.sum(1).min())
     for k in ks:
         if not 1 <= k <= smallest:
-            raise InputError(f"evaluate.retrieval.ks: k={k} exceeds a gallery of {smallest} faces")
+            raise InputError(
+                f"evaluate.retrieval.ks: k={k} exceeds a gallery of {smallest} faces. Set smaller "
+                "numbers, such as (1,)."
+            )
     metrics = of_kind(RankMetric)
     return {f"{metric.name}{k}": metric.compute(hits, k) for k in ks for metric in metrics}
 

@@ -20,6 +20,7 @@ _SHOWN = 48
 # The longer side of a picture on the page, in pixels.
 _THUMBNAIL = 160
 _OUTLINE = (230, 60, 40)
+_DOT = 1.5  # pixels; the radius of a landmark
 
 # Left, top, right, bottom, in pixels.
 Box = tuple[float, float, float, float]
@@ -131,7 +132,8 @@ def _pairs(entries: Sequence[Entry]) -> str:
             words.append(told["sex"])
         if "age" in told:
             words.append(f"{told['age']:.0f} years")
-        pictures.append((_thumbnail(entry.xray()), ", ".join(words)))
+        xray = _thumbnail(entry.xray(), points=entry.xray_landmarks)
+        pictures.append((xray, ", ".join(words)))
         if entry.face:
             caption = f"{told['face_view']}, BMI {told.get('bmi_change', 0):+.0f} %"
             boxes = [entry.found] if entry.found else []
@@ -139,6 +141,8 @@ def _pairs(entries: Sequence[Entry]) -> str:
     line = f"{len(chosen)} of {len(entries)}."
     if any(entry.found or entry.landmarks for entry in chosen):
         line += " Boxes and dots show the face and the landmarks that it is framed by."
+    if any(entry.xray_landmarks for entry in chosen):
+        line += " Dots in X-rays are landmarks of the records."
     return _section("Pairs", line, pictures)
 
 
@@ -173,7 +177,7 @@ def _thumbnail(
     for column, row in points:
         x = scale * (column + 0.5)
         y = scale * (row + 0.5)
-        draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=_OUTLINE)
+        draw.ellipse((x - _DOT, y - _DOT, x + _DOT, y + _DOT), fill=_OUTLINE)
     content = io.BytesIO()
     image.save(content, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()

@@ -11,6 +11,7 @@ import numpy as np
 
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import results as schema
+from cranio_jax.evaluation.depths import PICTURE
 from cranio_jax.evaluation.results import Comparison
 from cranio_jax.files.atomic import whole_file
 from cranio_jax.files.pictures import read_face
@@ -88,6 +89,7 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     body = f"""<p class=small>{subtitle}</p>
 <p class=notice>{NOTICE}</p>
 {tables.web(results, "pictures")}
+{_cephalograms(workdir / PICTURE) if results.depths else ""}
 <p class=small>The mean face is the training mean of the same view, age and BMI change; shuffled
 X-rays give each person somebody else's X-ray of the same view and sex. A mean of several samples
 is not itself a sample, and is not compared with single samples.</p>
@@ -162,6 +164,18 @@ def _side_by_side(columns: Mapping[str, np.ndarray], captions: Sequence[str]) ->
         parts.append(f"<div class=small>{html.escape(caption)}</div>")
         parts.append(f'<div class=faces style="{grid}">{figures}</div>')
     return "".join(parts)
+
+
+def _cephalograms(path: pathlib.Path) -> str:
+    """Returns the picture of cephalograms and their faces, if there is one."""
+    if not path.exists():
+        return ""
+    source = data_uri(read_face(path))
+    words = "X-rays of real people, faces made of them, and both overlaid"
+    return (
+        f'<figure class=sheets><img class=sheet src="{source}" alt="{words}">'
+        f"<figcaption>{words}</figcaption></figure>"
+    )
 
 
 def _reconstructions(folder: pathlib.Path) -> str:

@@ -97,8 +97,8 @@ def _columns(rows: Rows, *, signed: bool) -> tuple[list[str], list[tuple[str, li
 
 
 def tables(results: Scored) -> list[Table]:
-    """Returns all tables: pictures, differences, each protocol's retrieval, costs."""
-    parts = []
+    """Returns all tables: depths, pictures, differences, each protocol's retrieval, costs."""
+    parts = _depths(results) if results.depths else []
     if results.rows:
         title = f"Pictures: {counted(results)}"
         parts.append(Table(title, *_columns(results.rows, signed=False), picture_notes(results)))
@@ -109,6 +109,31 @@ def tables(results: Scored) -> list[Table]:
             parts += _retrieval(protocol, embedder, name, results.against, main=place == 0)
     if results.costs:
         parts.append(_costs(results.costs))
+    return parts
+
+
+def _depths(results: Scored) -> list[Table]:
+    """Returns the tables of errors in millimetres."""
+    depths = results.depths
+    assert depths
+    people = f"{depths.images} X-rays of {depths.subjects} real people"
+    parts = []
+    for title, rows, sign in (
+        (f"Depth of soft tissue, error in mm: {people}", depths.rows, ""),
+        ("Against the rivals, in mm", depths.differences, "+"),
+    ):
+        sites = list(next(iter(rows.values())))
+        cells = [(name, [cell(row[s], 2, sign=sign) for s in sites]) for name, row in rows.items()]
+        parts.append(Table(title, sites, cells, []))
+    notes = ["mean absolute errors over people with 95 % intervals of resampling people"]
+    notes.append("depths run from a landmark on bone towards the true one on skin")
+    notes.append("the rivals know the depths of all other people; their landmarks are true ones")
+    if depths.masked:
+        notes.append("soft tissue is hidden in these X-rays, as if the skulls were dry")
+    if depths.unknown:
+        notes.append(f"prompts of {depths.unknown} name an assumed sex or age")
+    parts[0].notes.extend(notes)
+    parts[1].notes.append("paired by subject; an interval that excludes 0 is a difference")
     return parts
 
 

@@ -15,10 +15,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from data_builders.conditions import VIEWS
-from data_builders.cranio_phantom import cohort, head
+from data_builders.cranio_phantom import cohort, exposures, head
 from data_builders.cranio_phantom.skull import LANDMARKS, Skull, from_template
+from data_builders.cranio_phantom.tissue import Tissue
 from data_builders.local import LocalBuilder
-from data_builders.rendering.volume import Frame, project_point, voxel_for
+from data_builders.rendering.volume import Frame, Number, project_point, voxel_for
 from data_builders.shards import Record, shards
 
 SIZES = (64, 128, 256)
@@ -43,6 +44,8 @@ _TAGS = {
     "seed": "seed",
     "people": "",
     "appearances": "faces",
+    "vary_xrays": "varied",
+    "dry": "dry",
     "skin_spread": "skin",
     "hair_spread": "hair",
     "depth_spread": "depth",
@@ -62,6 +65,9 @@ class PhantomConfig(tfds.core.BuilderConfig):
       people: 'cohort', or 'networks': people whom no cohort has, for networks that others start
         from.
       appearances: at how many of the nine pairs of age and BMI each person is portrayed.
+      vary_xrays: whether each face has X-rays of its own, with other rays, energies, processing and
+        dental metal each; False: a person has one X-ray of each view, with parallel rays.
+      dry: share of X-rays without soft tissue, as of a dry skull.
       skin_spread: standard deviation of the skin's luminance between people, relative.
       hair_spread: scale of differences in hair and eyes.
       depth_spread: scale of the personal tissue depths, 1 for the published standard deviations.
@@ -74,6 +80,8 @@ class PhantomConfig(tfds.core.BuilderConfig):
     seed: int = 0
     people: str = "cohort"
     appearances: int = 9
+    vary_xrays: bool = False
+    dry: float = 0.0
     skin_spread: float = 0.06
     hair_spread: float = 1.0
     depth_spread: float = 1.0
@@ -87,6 +95,8 @@ class PhantomConfig(tfds.core.BuilderConfig):
             raise ValueError(f"people={self.people!r} is not one of {', '.join(cohort.PEOPLE)}")
         if not 1 <= self.appearances <= 9:
             raise ValueError(f"appearances={self.appearances} is not in 1..9")
+        if not 0 <= self.dry <= 1:
+            raise ValueError(f"dry={self.dry} is not in 0..1")
         cohort.split(self.seed, self.subjects)
         if not self.name:
             changed = [
@@ -102,7 +112,9 @@ class PhantomConfig(tfds.core.BuilderConfig):
         return cohort.Spread(self.skin_spread, self.hair_spread, self.depth_spread)
 
 
-def _text(value: str | float) -> str:
+def _text(value: str | float | bool) -> str:
+    if value is True:
+        return ""
     return value if isinstance(value, str) else f"{value:g}"
 
 
@@ -199,17 +211,15 @@ def _view_pairs(pairing: str) -> list[tuple[str, str]]:
 
 
 class _Xrays(NamedTuple):
-    """A subject's X-rays and landmarks, which age and BMI do not change.
+    """X-rays of a subject, and the landmarks in them.
 
     Attributes:
       png: the X-rays' files, by view.
-      xray_landmarks: `(len(LANDMARKS), 2)` pixels, by view.
-      face_landmarks: `(len(FACE_LANDMARKS), 2)` pixels, by view.
+      landmarks: `(len(LANDMARKS), 2)` pixels, by view.
     """
 
     png: dict[str, bytes]
-    xray_landmarks: dict[str, np.ndarray]
-    face_landmarks: dict[str, np.ndarray]
+    landmarks: dict[str, np.ndarray]
 
 
 @jax.numpy_rank_promotion("allow")  # colours are broadcast over fields of places
@@ -218,9 +228,15 @@ def subject_records(config: PhantomConfig, index: int) -> list[Record]:
     subject = cohort.draw(config.seed, index, config.people)
     letter = "p" if config.people == "cohort" else "n"
     name = f"{letter}{config.seed:02d}{index:05d}"
-    xrays = _xrays(config, subject)
+    conditions = cohort.conditions(config.seed, index, config.appearances)
+    # X-rays and landmarks are those of the reference age and BMI.
+    skull, tissue, _ = cohort.appearance(
+        subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, config.spread
+    )
+    face_landmarks = _projected(FACE_LANDMARKS, skull, head.frame(config.size))
     records = []
-    for age, change in cohort.conditions(config.seed, index, config.appearances):
+    xrays_of_faces = _xrays(config, skull, tissue, index)
+    for xrays, (age, change) in zip(xrays_of_faces, conditions, strict=True):
         look = cohort.appearance(subject, age, change, config.spread)
         portraits = head.portraits(*look, config.size)
         faces = dict(zip(VIEWS, map(_png, portraits.faces), strict=True))
@@ -238,34 +254,41 @@ def subject_records(config: PhantomConfig, index: int) -> list[Record]:
                 "sex": subject.sex,
                 "age": np.float32(age),
                 "bmi_change": np.float32(change),
-                "xray_landmarks": xrays.xray_landmarks[xray_view],
-                "face_landmarks": xrays.face_landmarks[face_view],
+                "xray_landmarks": xrays.landmarks[xray_view],
+                "face_landmarks": face_landmarks[face_view],
             }
             records.append((key, record))
     return records
 
 
-def _xrays(config: PhantomConfig, subject: cohort.Subject) -> _Xrays:
-    """Returns a subject's X-rays and landmarks, at the reference age and BMI."""
-    skull, tissue, _ = cohort.appearance(
-        subject, cohort.REFERENCE_AGE, cohort.REFERENCE_BMI_CHANGE, config.spread
-    )
-    pictures = head.radiographs(skull, tissue, config.size, voxel_for(config.size))
+def _xrays(config: PhantomConfig, skull: Skull, tissue: Tissue, index: int) -> list[_Xrays]:
+    """Returns the X-rays of a subject that go with each face."""
+    volume = head.volume(skull, tissue, voxel_for(config.size))
     frame = head.frame(config.size)
-    return _Xrays(
-        png=dict(zip(VIEWS, map(_png, pictures), strict=True)),
-        xray_landmarks=_projected(LANDMARKS, skull, frame),
-        face_landmarks=_projected(FACE_LANDMARKS, skull, frame),
-    )
+    rng = np.random.default_rng([config.seed, index, 32452843])
+    made = []
+    for _ in range(config.appearances if config.vary_xrays else 1):
+        exposure = exposures.draw(rng, skull) if config.vary_xrays else None
+        dry = bool(rng.uniform() < config.dry)
+        pictures = head.expose(volume, config.size, exposure, dry)
+        distance = exposure.beam.distance if exposure else None
+        landmarks = _projected(LANDMARKS, skull, frame, distance)
+        made.append(_Xrays(dict(zip(VIEWS, map(_png, pictures), strict=True)), landmarks))
+    return made if config.vary_xrays else made * config.appearances
 
 
 def _projected(
-    landmarks: Mapping[str, tuple[float, float, float]], skull: Skull, frame: Frame
+    landmarks: Mapping[str, tuple[float, float, float]],
+    skull: Skull,
+    frame: Frame,
+    distance: Number | None = None,
 ) -> dict[str, np.ndarray]:
-    """Returns the pixels of template places, by view."""
+    """Returns the pixels of template places, by view, with the focal point at a distance in mm."""
     template = tuple(np.array(list(landmarks.values()), np.float32).T)
     places = jnp.stack(from_template(template, skull), -1)
-    return {view: np.asarray(project_point(frame, view, places), np.float32) for view in VIEWS}
+    return {
+        view: np.asarray(project_point(frame, view, places, distance), np.float32) for view in VIEWS
+    }
 
 
 def make_config(**settings) -> PhantomConfig:

@@ -10,6 +10,7 @@ import numpy as np
 from data_builders.conditions import VIEWS
 from data_builders.cranio_phantom import skull as bones
 from data_builders.cranio_phantom import tissue as soft
+from data_builders.cranio_phantom.exposures import Exposure, with_metal
 from data_builders.cranio_phantom.shapes import bump, noise, smooth_min, step, union
 from data_builders.cranio_phantom.skull import Skull
 from data_builders.cranio_phantom.tissue import Tissue
@@ -156,14 +157,28 @@ def _volume(values: jax.Array, spacing: float | np.float32) -> Volume:
     return Volume(values, jnp.full(3, spacing, jnp.float32), jnp.asarray(_LOW))
 
 
-@partial(jax.jit, static_argnames="size")
-def _expose(head: Volume, size: int):
-    return jnp.stack([xray.radiograph(head, frame(size), view) for view in VIEWS])
+@partial(jax.jit, static_argnames=("size", "dry"))
+def expose(head: Volume, size: int, exposure: Exposure | None = None, dry: bool = False):
+    """Returns the X-rays `(2, size, size)` of a volume in [0, 1], in the order of VIEWS.
+
+    Args:
+      head: in Hounsfield units.
+      size: pixels along each side.
+      exposure: how they are taken; None for parallel rays and no metal.
+      dry: whether soft tissue is left out.
+    """
+    beam = xray.STANDARD
+    if exposure:
+        beam = exposure.beam
+        head = with_metal(head, exposure.metal)
+    if dry:
+        head = xray.bare_bone(head)
+    return jnp.stack([xray.radiograph(head, frame(size), view, beam) for view in VIEWS])
 
 
 def radiographs(skull: Skull, tissue: Tissue, size: int, spacing: float):
     """Returns the X-rays `(2, size, size)` in [0, 1], in the order of VIEWS."""
-    return _expose(volume(skull, tissue, spacing), size)
+    return expose(volume(skull, tissue, spacing), size)
 
 
 # ---------------------------------------------------------------- light

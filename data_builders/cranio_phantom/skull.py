@@ -398,6 +398,8 @@ def _tooth_rows() -> list[Tooth]:
 
 
 TEETH = _tooth_rows()
+# Middles of their crowns, (x, y, z) in mm.
+CROWNS = np.array([(*t.place, -43.2 if t.row == "upper" else -51.6) for t in TEETH], np.float32)
 
 
 def teeth(p):

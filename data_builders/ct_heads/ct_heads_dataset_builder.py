@@ -7,6 +7,7 @@ import dataclasses
 import io
 import pathlib
 import sys
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -50,12 +51,14 @@ class CtHeadsConfig(ListedConfig):
         MetaImage, NRRD or enhanced DICOM files, or folders of one DICOM series each.
       pairing: 'matched' (X-ray and face of one view) or 'all_views' (each X-ray with each face).
       variants: virtual subjects made from each training head, in addition to itself.
+      dry: share of the heads whose X-rays lack soft tissue, as of a dry skull.
       turn, shift, bend: how much they differ, in degrees, mm and mm; see `rendering.warp.virtual`.
     """
 
     BLOCK = "ct_heads"
 
     variants: int = 0
+    dry: float = 0.0
     turn: float = 3.0
     shift: float = 3.0
     bend: float = 5.0
@@ -63,6 +66,8 @@ class CtHeadsConfig(ListedConfig):
     def __post_init__(self):
         if self.variants < 0:
             raise ValueError(f"variants={self.variants} is below 0")
+        if not 0 <= self.dry <= 1:
+            raise ValueError(f"dry={self.dry} is not in 0..1")
         # Beyond these a head is no longer plausible.
         for name, most, unit in (("turn", 15, "degrees"), ("shift", 20, "mm"), ("bend", 12, "mm")):
             if not 0 <= (value := getattr(self, name)) <= most:
@@ -267,7 +272,9 @@ def _head_records(
     config: CtHeadsConfig, row: Row, head: str, subject: str, volume: Volume
 ) -> list[Record]:
     """Returns the records of one volume; `head` and `subject` are pseudonyms."""
-    xrays, faces = ct.pictures(volume, config.size)
+    digits = [config.seed, zlib.crc32(subject.encode())]
+    dry = bool(np.random.default_rng(digits).uniform() < config.dry)
+    xrays, faces = ct.pictures(volume, config.size, dry)
     records = []
     for xray_view in VIEWS:
         for face_view in VIEWS if config.pairing == "all_views" else (xray_view,):

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 
@@ -24,6 +25,7 @@ class Entry(NamedTuple):
       masked: share of the X-ray that was painted over; None where it is not known.
       remarks: what was corrected when the X-ray was read.
       found: where a face was found, `(left, top, right, bottom)` in the face's pixels, or empty.
+      xray_landmarks: `(column, row)` of known landmarks in the X-ray's pixels.
       landmarks: `(column, row)` of landmarks by which the face is aligned, in its pixels, or empty.
     """
 
@@ -40,6 +42,7 @@ class Entry(NamedTuple):
     remarks: Sequence[str] = ()
     found: Sequence[float] = ()
     landmarks: Sequence[Sequence[float]] = ()
+    xray_landmarks: Sequence[Sequence[float]] = ()
 
 
 TOLD = ("sex", "age", "bmi_change", "synthetic", "xray_view", "face_view")
@@ -63,11 +66,22 @@ def of_records(builder: tfds.core.DatasetBuilder) -> Iterator[Entry]:
                 key=f"{subject} {zlib.crc32(record['xray'])}",
                 subject=subject,
                 split=split,
-                told={name: _plain(record[name]) for name in TOLD if name in record},
+                told={name: _plain(record[name]) for name in TOLD if _is_known(record.get(name))},
                 xray=functools.partial(_read, source, i, "xray"),
                 face=functools.partial(_read, source, i, "face") if has_face else None,
                 masked=float(record["xray_masked"]) if "xray_masked" in record else None,
+                xray_landmarks=_known_places(record.get("xray_landmarks", ())),
             )
+
+
+def _known_places(places: Any) -> list[tuple[float, float]]:
+    """Returns places `(column, row)` without those that are not known."""
+    return [(float(x), float(y)) for x, y in places if np.isfinite(x + y)]
+
+
+def _is_known(value: Any) -> bool:
+    """Returns False for no value, no text and no number."""
+    return value is not None and value != b"" and value == value
 
 
 def _plain(value: Any) -> str | float:

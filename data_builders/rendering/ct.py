@@ -180,19 +180,24 @@ def _middle(axis: int, first: int, last: int, spacing: float) -> float:
     return last - (_FRONT if axis == 1 else _TOP) / spacing
 
 
-def pictures(head: Volume, size: int) -> tuple[dict[str, Array], dict[str, Array]]:
+def pictures(
+    head: Volume, size: int, dry: bool = False
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Returns the X-rays and the faces of a boxed head by view, in [0, 1].
 
-    X-rays are `(size, size)`, faces `(size, size, 3)`.
+    X-rays are `(size, size)`, faces `(size, size, 3)`. With `dry`, X-rays lack soft tissue.
     """
-    return jax.device_get(_pictures(head, size))
+    return jax.device_get(_pictures(head, size, dry))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _pictures(head: Volume, size: int) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _pictures(
+    head: Volume, size: int, dry: bool
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Returns what `pictures` does, in one program that blurs the volume once for both views."""
     frame = Frame(size, WIDTH, _CENTER)
-    xrays = {view: xray.radiograph(head, frame, view) for view in VIEWS}
+    seen = xray.bare_bone(head) if dry else head
+    xrays = {view: xray.radiograph(seen, frame, view) for view in VIEWS}
     faces = {view: surface.isosurface_portrait(head, frame, view) for view in VIEWS}
     return xrays, faces
 

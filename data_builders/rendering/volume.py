@@ -15,6 +15,8 @@ from jaxtyping import Array, Float
 
 from data_builders.conditions import VIEWS
 
+Number = float | Float[Array | np.ndarray, ""]
+
 
 class Volume(NamedTuple):
     """A sampled scalar field, such as CT numbers in Hounsfield units.
@@ -89,15 +91,44 @@ def ray_points(frame: Frame, view: str, depth: Float[Array, "h w"]) -> Float[Arr
     return jnp.stack([depth, columns, rows], -1)
 
 
+def magnification(
+    depth: Float[Array | np.ndarray, "*n"],
+    frame: Frame,
+    view: str,
+    distance: Number,
+) -> Float[Array, "*n"]:
+    """Returns how much larger than in the middle plane things at some depth show.
+
+    The focal point stands behind the head in a frontal view, which is taken from back to front, and
+    at the head's right in a lateral one.
+
+    Args:
+      depth: mm on the front axis (frontal) or the right axis (lateral).
+      frame: its centre lies in the middle plane.
+      view: 'frontal' or 'lateral'.
+      distance: mm from the focal point to the middle plane.
+    """
+    if check_view(view) == "frontal":
+        return 1.0 / (1.0 + jnp.asarray(depth - frame.center[1]) / distance)
+    return 1.0 / (1.0 - jnp.asarray(depth - frame.center[0]) / distance)
+
+
 def project_point(
-    frame: Frame, view: str, point: Float[Array | np.ndarray, "*n 3"]
+    frame: Frame,
+    view: str,
+    point: Float[Array | np.ndarray, "*n 3"],
+    distance: Number | None = None,
 ) -> Float[Array, "*n 2"]:
     """Returns the pixel coordinates `(column, row)` of places in mm.
 
-    Pixel centres are whole numbers.
+    Pixel centres are whole numbers. The rays are parallel, or come from a focal point; see
+    `magnification`.
     """
     middle = (frame.size - 1) / 2
     offset = (point - jnp.asarray(frame.center)) / frame.pixel
+    if distance is not None:
+        depth = point[..., 1] if view == "frontal" else point[..., 0]
+        offset = offset * magnification(depth, frame, view, distance)[..., None]
     across = -offset[..., 0] if check_view(view) == "frontal" else offset[..., 1]
     return jnp.stack([middle + across, middle - offset[..., 2]], -1)
 
@@ -110,11 +141,13 @@ class Planes(NamedTuple):
       rows: positions in mm along the top axis, increasing.
       columns: positions in mm along the right axis (frontal) or the front axis (lateral),
         increasing.
+      depths: positions in mm along the front axis (frontal) or the right axis (lateral).
     """
 
     values: Float[Array | np.ndarray, "row column depth"]
     rows: Float[Array, "row"]
     columns: Float[Array, "column"]
+    depths: Float[Array, "depth"]
 
 
 def look_along(volume: Volume, view: str) -> Planes:
@@ -123,8 +156,8 @@ def look_along(volume: Volume, view: str) -> Planes:
         volume.origin[i] + volume.spacing[i] * jnp.arange(volume.values.shape[i]) for i in range(3)
     )
     if check_view(view) == "frontal":
-        return Planes(volume.values.transpose(2, 0, 1), top, right)
-    return Planes(volume.values.transpose(2, 1, 0), top, front)
+        return Planes(volume.values.transpose(2, 0, 1), top, right, front)
+    return Planes(volume.values.transpose(2, 1, 0), top, front, right)
 
 
 def sample(volume: Volume, points: Float[Array, "*n 3"], outside: float) -> Float[Array, "*n"]:
@@ -155,8 +188,39 @@ def resample_plane(
     return jnp.swapaxes(planes, 0, 1) + outside
 
 
+def resample_slices(
+    planes: Planes, larger: Float[Array, "depth"], frame: Frame, view: str
+) -> Float[Array, "h w"]:
+    """Returns the sum over slices, each magnified about the middle of the picture.
+
+    What lies outside of the volume is 0.
+
+    Args:
+      planes: the slices.
+      larger: how much each of them is magnified.
+      frame: the picture.
+      view: 'frontal' or 'lateral'.
+    """
+    to_columns, to_rows = pixel_axes(frame, view)
+    across = frame.center[0] if view == "frontal" else frame.center[1]
+    up = frame.center[2]
+
+    def add(total: Array, one: tuple[Array, Array]) -> tuple[Array, None]:
+        values, scale = one
+        pixel = frame.pixel / scale
+        by_row = _weights(up + (to_rows - up) / scale, planes.rows, pixel)
+        by_column = _weights(across + (to_columns - across) / scale, planes.columns, pixel)
+        return total + by_row @ values @ by_column.T, None
+
+    empty = jnp.zeros((frame.size, frame.size))
+    total, _ = jax.lax.scan(add, empty, (jnp.moveaxis(planes.values, -1, 0), larger))
+    return total
+
+
 def _weights(
-    target: Float[Array, "pixels"], source: Float[Array, "samples"], pixel: float
+    target: Float[Array, "pixels"],
+    source: Float[Array, "samples"],
+    pixel: Number,
 ) -> Float[Array, "pixels samples"]:
     """Returns the weight of each sample in each pixel, both given by their places in mm."""
     step = source[1] - source[0]

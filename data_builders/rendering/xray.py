@@ -1,29 +1,71 @@
 """Radiographs of a volume in Hounsfield units by the Beer-Lambert law."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from data_builders.rendering.volume import Frame, Volume, look_along, resample_plane
+from data_builders.rendering.volume import (
+    Frame,
+    Number,
+    Volume,
+    look_along,
+    magnification,
+    resample_plane,
+    resample_slices,
+)
 
 
-def attenuation(hu: Float[Array | np.ndarray, "*n"]) -> Float[Array, "*n"]:
+class Beam(NamedTuple):
+    """How an X-ray is taken and developed.
+
+    Attributes:
+      distance: mm from the focal point to the plane through the middle of the picture, at right
+        angles to the view; 1,500 in cephalometry. None: the rays are parallel.
+      calcium: 1/mm that 1,000 HU of calcium absorb beyond what a CT shows. It falls as the energy
+        rises.
+      scatter: photons scattered to each pixel, as a share of those without a head.
+      sharpening: strength of the unsharp mask.
+    """
+
+    distance: Number | None = None
+    calcium: Number = 0.014
+    scatter: Number = 0.004
+    sharpening: Number = 0.55
+
+
+STANDARD = Beam()
+
+
+def attenuation(
+    hu: Float[Array | np.ndarray, "*n"], calcium: Number = STANDARD.calcium
+) -> Float[Array, "*n"]:
     """Returns the linear attenuation in 1/mm at about 60 keV.
 
     Water has 0.02/mm, which defines the Hounsfield scale. Calcium absorbs more at the
     energies of a radiograph than of a CT; the second term, our choice, compensates for that.
     """
     water = 0.02 * jnp.maximum(0.0, 1.0 + hu / 1000.0)
-    calcium = 0.014 * jnp.maximum(0.0, hu - 150.0) / 1000.0
-    return water + calcium
+    bone = calcium * jnp.maximum(0.0, hu - 150.0) / 1000.0
+    return water + bone
 
 
-def path_attenuation(volume: Volume, frame: Frame, view: str) -> Float[Array, "h w"]:
-    """Returns the integral of the attenuation along each pixel's ray, -log(I / I0), unitless."""
-    mu = Volume(attenuation(volume.values), volume.spacing, volume.origin)
+def path_attenuation(
+    volume: Volume, frame: Frame, view: str, beam: Beam = STANDARD
+) -> Float[Array, "h w"]:
+    """Returns the integral of the attenuation along each pixel's ray, -log(I / I0), unitless.
+
+    From a focal point, a slice of the volume is magnified as it is near to that point. What lies in
+    the plane through the middle of the picture keeps its place and size.
+    """
+    mu = Volume(attenuation(volume.values, beam.calcium), volume.spacing, volume.origin)
     seen = look_along(mu, view)
     step = volume.spacing[1] if view == "frontal" else volume.spacing[0]
+    if beam.distance is not None:
+        larger = magnification(seen.depths, frame, view, beam.distance)
+        return resample_slices(seen, larger, frame, view) * step
     return resample_plane(
         seen.values.sum(-1) * step,
         rows=seen.rows,
@@ -50,7 +92,7 @@ def _blur(image: Float[Array, "h w"], sigma: float) -> Float[Array, "h w"]:
     return image
 
 
-def develop(path: Float[Array, "h w"], pixel: float) -> Float[Array, "h w"]:
+def develop(path: Float[Array, "h w"], pixel: float, beam: Beam = STANDARD) -> Float[Array, "h w"]:
     """Returns a viewable radiograph in [0, 1], bone bright, from the path attenuation.
 
     It follows a digital chain: photon counts with a little scatter, logarithm, automatic
@@ -60,16 +102,28 @@ def develop(path: Float[Array, "h w"], pixel: float) -> Float[Array, "h w"]:
     Args:
       path: -log(I / I0) for each pixel.
       pixel: mm between pixel centres.
+      beam: gives the scatter and the strength of the mask.
     """
-    scatter = 0.004
-    signal = -jnp.log((jnp.exp(-path) + scatter) / (1.0 + scatter))
+    signal = -jnp.log((jnp.exp(-path) + beam.scatter) / (1.0 + beam.scatter))
     low = _blur(signal, 6.0 / pixel)
-    signal = jnp.maximum(0.0, signal + 0.55 * (signal - low) * (signal > 0.05))
+    signal = jnp.maximum(0.0, signal + beam.sharpening * (signal - low) * (signal > 0.05))
     white = jnp.percentile(signal, 99.6)
     scaled = jnp.clip(signal / jnp.maximum(white, 1e-3), 0.0, 1.0)
     return scaled**1.15
 
 
-def radiograph(volume: Volume, frame: Frame, view: str) -> Float[Array, "h w"]:
+def radiograph(
+    volume: Volume, frame: Frame, view: str, beam: Beam = STANDARD
+) -> Float[Array, "h w"]:
     """Returns the developed X-ray of a volume in Hounsfield units, in [0, 1], bone bright."""
-    return develop(path_attenuation(volume, frame, view), frame.pixel)
+    return develop(path_attenuation(volume, frame, view, beam), frame.pixel, beam)
+
+
+def bare_bone(volume: Volume) -> Volume:
+    """Returns a head without its soft tissue, as a dry skull is X-rayed.
+
+    Below 120 HU everything is air. Up to 240 HU it fades in, so that the edges of bone, which share
+    their voxels with soft tissue, stay where they are.
+    """
+    share = jnp.clip((volume.values - 120.0) / 120.0, 0.0, 1.0)
+    return volume._replace(values=-1000.0 + share * (volume.values + 1000.0))

@@ -5,8 +5,9 @@ import collections
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from data_builders.cranio_phantom import cohort, head, skull, tissue
+from data_builders.cranio_phantom import cohort, exposures, head, skull, tissue
 from data_builders.cranio_phantom.cranio_phantom_dataset_builder import (
     Builder,
     PhantomConfig,
@@ -231,3 +232,66 @@ def test_settings_make_the_name():
     assert {c.name for c in Builder.BUILDER_CONFIGS} == {
         f"{p}_{s}" for p in ("matched", "all_views") for s in (64, 128, 256)
     }
+
+
+@pytest.fixture(scope="module")
+def varied():
+    """Records of a subject with three faces: plain, with varied X-rays, and with dry ones."""
+    settings = [{}, dict(vary_xrays=True), dict(vary_xrays=True, dry=1.0)]
+    configs = [PhantomConfig(size=64, subjects=6, appearances=3, **s) for s in settings]
+    return [dict(subject_records(config, 1)) for config in configs], configs
+
+
+def picture(record, name="xray"):
+    return np.asarray(Image.open(record[name])).astype(int)
+
+
+def test_varied_x_rays_differ_for_each_face(varied):
+    (plain, changed, _), configs = varied
+    assert [config.name for config in configs] == [
+        *("matched_64-n6-faces3", "matched_64-n6-faces3-varied"),
+        "matched_64-n6-faces3-varied-dry1",
+    ]
+    assert plain.keys() == changed.keys()
+    for records, number in ((plain, 1), (changed, 3)):
+        lateral = [picture(r) for r in records.values() if r["xray_view"] == "lateral"]
+        assert len({xray.tobytes() for xray in lateral}) == number
+    for key in plain:
+        np.testing.assert_array_equal(picture(plain[key], "face"), picture(changed[key], "face"))
+        # The head stays where it is.
+        pair = picture(plain[key]).ravel(), picture(changed[key]).ravel()
+        assert np.corrcoef(*pair)[0, 1] > 0.9
+        moved = np.abs(plain[key]["xray_landmarks"] - changed[key]["xray_landmarks"])
+        assert 0.02 < moved.max() < 2.0
+
+
+def test_dry_x_rays_have_no_neck(varied):
+    (_, changed, dry), _ = varied
+    for key in changed:
+        assert picture(dry[key])[-4:, :20].max() < 5  # beside the spine
+        assert (picture(dry[key]) > 60).mean() > 0.03
+        assert (picture(changed[key]) > 20).mean() > 1.3 * (picture(dry[key]) > 20).mean()
+        np.testing.assert_array_equal(picture(changed[key], "face"), picture(dry[key], "face"))
+
+
+def test_metal_is_in_teeth():
+    """Every metal tooth lies between nose and chin, near the front, and is as dense as metal."""
+    subject = cohort.draw(0, 3)
+    look = cohort.appearance(subject, 45, 0, SPREAD)
+    volume = head.volume(*look[:2], 2.5)
+    draws = [exposures.draw(np.random.default_rng(seed), look.skull) for seed in range(12)]
+    counts = [(draw.metal[:, 3] > 0).sum() for draw in draws]
+    assert 0 in counts and max(counts) == 28
+    for draw, count in zip(draws, counts, strict=True):
+        values = np.asarray(exposures.with_metal(volume, draw.metal).values)
+        metal = np.argwhere(values > 5000) * 2.5 + np.asarray(volume.origin)
+        assert (len(metal) > 0) == (count > 0) and len(metal) < 4000
+        if count:
+            low, high = metal.min(0), metal.max(0)
+            assert np.abs(metal[:, 0]).max() < 40 and low[1] > 15 and high[1] < 105
+            assert low[2] > -75 and high[2] < -20
+
+
+def test_a_share_of_dry_x_rays():
+    with pytest.raises(ValueError, match=r"dry=2 is not in 0\.\.1"):
+        PhantomConfig(dry=2)

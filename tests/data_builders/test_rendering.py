@@ -67,6 +67,40 @@ def test_bone_absorbs_more_than_water_more_than_air():
 
 
 @pytest.mark.parametrize("view", ["frontal", "lateral"])
+def test_rays_from_a_focal_point(view):
+    """A ball before or behind the middle plane is moved and enlarged as its centre is."""
+    beam = xray.Beam(distance=500.0)
+    path = np.asarray(xray.path_attenuation(ball(), FRAME, view, beam))
+    columns, rows = np.meshgrid(np.arange(70), np.arange(70))
+    seen = [(path * places).sum() / path.sum() for places in (columns, rows)]
+    expected = project_point(FRAME, view, jnp.asarray(CENTER), 500.0)
+    np.testing.assert_allclose(seen, expected, atol=0.05)
+    parallel = np.asarray(project_point(FRAME, view, jnp.asarray(CENTER)))
+    assert np.abs(parallel - seen).max() > 0.05
+    # By similar triangles: 6 mm further from the focal point, or 10 mm nearer to it.
+    larger = 500 / (500 - 6) if view == "frontal" else 500 / (500 - 10)
+    mass = 0.02 * 4 / 3 * np.pi * RADIUS**3
+    np.testing.assert_allclose(path.sum() * FRAME.pixel**2 / mass, larger**2, rtol=0.01)
+
+
+def test_far_focal_points_give_parallel_rays():
+    far = xray.path_attenuation(ball(), FRAME, "lateral", xray.Beam(distance=1e7))
+    np.testing.assert_allclose(far, xray.path_attenuation(ball(), FRAME, "lateral"), atol=2e-3)
+
+
+def test_lower_energies_show_more_bone():
+    hu = jnp.array([0.0, 1000.0])
+    hard, soft = (xray.attenuation(hu, calcium) for calcium in (0.007, 0.021))
+    assert hard[0] == soft[0] and soft[1] > 1.2 * hard[1]
+
+
+def test_dry_skulls_are_bone_alone():
+    hu = jnp.array([-1000.0, -80.0, 60.0, 119.0, 180.0, 240.0, 900.0, 2300.0]).reshape(2, 2, 2)
+    dry = xray.bare_bone(Volume(hu, np.ones(3, np.float32), np.zeros(3, np.float32))).values
+    np.testing.assert_allclose(dry.ravel(), [-1000] * 4 + [-410, 240, 900, 2300])
+
+
+@pytest.mark.parametrize("view", ["frontal", "lateral"])
 def test_surface_of_a_ball(view):
     depth = surface.first_crossing(ball(), FRAME, view, -500.0, -1000.0)
     exact, away = chord(view)

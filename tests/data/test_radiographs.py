@@ -1,0 +1,143 @@
+"""X-rays varied as real ones are: still X-rays, with the face where it was and in the picture."""
+
+import numpy as np
+import pytest
+
+from cranio_jax import data
+from cranio_jax.data import radiographs
+from tests.data.test_data import marked
+
+
+@pytest.fixture
+def xray():
+    """A bright ring with something in it, on black, as a skull is."""
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    radius = np.hypot(x, y)
+    picture = 90.0 * (radius < 0.7) + 120.0 * (np.abs(radius - 0.65) < 0.06)
+    picture += 60.0 * (np.hypot(x - 0.2, y - 0.3) < 0.15)
+    return np.uint8(np.clip(picture, 0, 255))[..., None]
+
+
+def test_each_seed_has_an_x_ray_of_its_own(xray):
+    first, again, other = (
+        radiographs.vary(xray, np.random.default_rng(seed), 1.0) for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == xray.shape and first.dtype == np.uint8
+    assert np.abs(first.astype(int) - other).mean() > 3
+
+
+def test_no_x_ray_is_lost(xray):
+    """Varied X-rays are alike to what they were, and none is even."""
+    before = xray[..., 0].astype(float).ravel()
+    alike = []
+    for seed in range(300):
+        after = radiographs.vary(xray, np.random.default_rng(seed), 1.0)[..., 0].astype(float)
+        assert after.std() > 20, seed
+        alike.append(np.corrcoef(before, after.ravel())[0, 1])
+    assert np.mean(alike) > 0.85 and np.quantile(alike, 0.02) > 0.5
+    assert np.quantile(alike, 0.3) < 0.95  # they do change
+
+
+def test_strength_says_how_much(xray):
+    def change(strength):
+        return np.mean(
+            [
+                np.abs(radiographs.vary(xray, np.random.default_rng(s), strength) - xray * 1.0)
+                for s in range(60)
+            ]
+        )
+
+    assert 0 < change(0.2) < 0.5 * change(1.0)
+
+
+@pytest.mark.parametrize("change", [change for change, _ in radiographs._CHANGES])
+def test_each_change_changes_something(xray, change):
+    picture = xray[..., 0].astype(np.float32) / 255
+    sums = [
+        np.abs(np.clip(change(picture, np.random.default_rng(seed), 1.0), 0, 1) - picture).mean()
+        for seed in range(12)
+    ]
+    assert np.isfinite(sums).all() and np.max(sums) > 0.005
+
+
+@pytest.mark.parametrize("painter", range(8))
+def test_objects_are_painted(painter):
+    """Each kind of object shows in most of its draws."""
+    kinds = (
+        *(radiographs._film_marks, radiographs._ruler, radiographs._ear_rod, radiographs._rest),
+        *(radiographs._letters, radiographs._lines, radiographs._apron, radiographs._filter),
+    )
+    shown = 0
+    for seed in range(20):
+        film = np.zeros((128, 128), np.uint8)
+        kinds[painter](film, np.random.default_rng(seed))
+        shown += bool(film.any())
+    assert shown > 14
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_faces_stay_in_the_picture(mirrored):
+    """Profile and chin, at 0.43 and 0.38 of the side from the middle, are never cut off."""
+    rng = np.random.default_rng(0)
+    framings = [radiographs.framing(rng, 1.0, "lateral", mirrored) for _ in range(500)]
+    zooms = np.array([f.zoom for f in framings])
+    shifts = np.array([f.shift for f in framings])
+    forward = shifts[:, 0] * (-1 if mirrored else 1)
+    assert (0.43 * zooms + forward).max() < 0.5 and (0.38 * zooms + shifts[:, 1]).max() < 0.5
+    assert forward.min() < -0.15 and forward.max() > 0.05 and zooms.min() < 0.9 < 1.3 < zooms.max()
+    frontal = [radiographs.framing(rng, 1.0, "frontal", mirrored) for _ in range(500)]
+    assert max(0.30 * f.zoom + abs(f.shift[0]) for f in frontal) < 0.5
+
+
+def moving(config):
+    config.augment.update(flip=0.0, rotation=0.0, bend=0.0, radiograph=1.0)
+    return config.augment
+
+
+def test_x_ray_and_face_are_framed_alike(config):
+    """A bright square moves to the same place of both."""
+    for seed in range(20):
+        after = data.move(
+            marked() | {"xray_view": "frontal", "face_view": "frontal"},
+            np.random.default_rng(seed),
+            moving(config),
+        )
+        here = after["xray"][..., 0] > 120
+        assert here.any()
+        np.testing.assert_array_equal(here, after["face"][..., 0] > 120)
+
+
+def test_landmarks_are_framed_with_the_face(config):
+    places = np.array([[20, 30], [44, 28], [33, 40], [24, 50], [41, 51]], np.float32)
+    face = np.zeros((64, 64, 3), np.uint8)
+    for i, (column, row) in enumerate(places.astype(int)):
+        face[row - 1 : row + 2, column - 1 : column + 2] = 50 + 40 * i
+    moved = []
+    for seed in range(20):
+        example = {"face": face, "landmarks": places, "xray_view": "frontal"}
+        after = data.move(example, np.random.default_rng(seed), moving(config))
+        moved.append(np.abs(after["landmarks"] - places).mean())
+        for i, place in enumerate(after["landmarks"]):
+            column, row = np.round(place).astype(int)
+            if 1 < column < 62 and 1 < row < 62:
+                assert after["face"][row, column, 0] == pytest.approx(50 + 40 * i, abs=25)
+    assert np.mean(moved) > 3
+
+
+def test_a_neck_goes_on_below_the_picture(config):
+    """Of a smaller or higher head the neck is not cut off; what is beside it is background."""
+    face = np.full((64, 64, 3), 200, np.uint8)
+    face[20:, 24:40] = 90
+    raised = 0
+    for seed in range(40):
+        example = {"face": face, "xray": face[..., :1], "xray_view": "frontal"}
+        after = data.move(example, np.random.default_rng(seed), moving(config))["face"]
+        raised += (after[-1] == 90).any() and (after[-1, [0, -1]] == 200).all()
+    assert raised == 40
+
+
+def test_without_it_nothing_is_framed(config):
+    config.augment.update(flip=0.0, rotation=0.0, bend=0.0, radiograph=0.0)
+    after = data.move(marked(), np.random.default_rng(0), config.augment)
+    np.testing.assert_array_equal(after["face"], marked()["face"])

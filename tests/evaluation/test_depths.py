@@ -1,0 +1,165 @@
+"""Errors in millimetres: the truth, the rivals, and what is told about them."""
+
+import numpy as np
+import pytest
+
+from configs import demo
+from cranio_jax.errors import InputError
+from cranio_jax.evaluation import depths
+from cranio_jax.evaluation.results import BySubject, Depths, Results, from_json, to_json
+from cranio_jax.metrics.estimates import Estimate
+from cranio_jax.reporting import tables
+from data_builders.cephalograms.landmarks import BONE, DEPTHS, LANDMARKS
+from tests.data_builders.test_cephalograms import PLACES, write_list
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = demo.get_config()
+    config.data.data_dir = str(tmp_path / "records")
+    config.data.cephalograms.update(manifest=str(tmp_path / "list.csv"), text="keep")
+    config.evaluate.bootstrap = 20
+    return config
+
+
+def people_of(count, seed=0):
+    """Made-up people whose lips are as thick as their jaws are long, by a rule and some noise."""
+    rng = np.random.default_rng(seed)
+    landmarks = np.array([PLACES[name] for name in LANDMARKS], float)
+    landmarks = landmarks + rng.normal(0, 6, (count, len(LANDMARKS), 2))
+    length = landmarks[:, LANDMARKS.index("pogonion"), 1] - landmarks[:, 1, 1]
+    truth = 10 + 0.2 * (length[:, None] - length.mean()) + rng.normal(0, 0.3, (count, 4))
+    subjects = [f"s{i // 2}" for i in range(count)]
+    return depths.People([], subjects, np.full(count, 0.5), landmarks, truth, unknown=0)
+
+
+def test_depths_are_those_of_the_list(config, tmp_path):
+    write_list(tmp_path, people=6, mm_per_pixel=0.2, sex="m", age=33)
+    people = depths.read_people(config)
+    assert len(people.examples) == 6 and people.unknown == 5
+    expected = [
+        np.hypot(*np.subtract(PLACES[skin], PLACES[bone])) for bone, skin in DEPTHS.values()
+    ]
+    by_mm = sorted(people.truth.tolist(), key=sum)
+    np.testing.assert_allclose(by_mm[0], 0.1 * np.array(expected), rtol=1e-5)
+    np.testing.assert_allclose(by_mm[-1], 0.2 * np.array(expected), rtol=1e-5)
+
+
+def test_a_perfect_face_has_no_error(config, tmp_path):
+    """Faces whose profile runs through the true skin."""
+    write_list(tmp_path, people=5)
+    config.data.cephalograms.mm_per_pixel = 0.6
+    people = depths.read_people(config)
+    faces = np.full((5, 128, 128, 3), 210, np.uint8)
+    for face, landmarks in zip(faces, people.landmarks, strict=True):
+        skin = [landmarks[LANDMARKS.index(name)] for _, name in DEPTHS.values()]
+        columns, rows = np.array(sorted(skin, key=lambda place: place[1])).T
+        for row, edge in enumerate(np.interp(np.arange(128), rows, columns)):
+            face[row, : round(edge + 0.5)] = (180, 130, 100)
+        face[:20] = 210
+    found = depths.measure(people, faces)
+    assert np.abs(found - people.truth).max() < 0.8 * people.mm[0]
+
+
+def test_too_few_people_and_methods_without_x_rays(config, tmp_path):
+    write_list(tmp_path, people=4)
+    with pytest.raises(InputError, match="4 people have all of a_point, lower_incisor"):
+        depths.check(config)
+    config.method.name = "siamese"
+    with pytest.raises(InputError, match="siamese does not make faces of X-rays"):
+        depths.check(config)
+
+
+def test_a_run_with_other_data_is_not_scored(config, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="set data.cephalograms.manifest"):
+        depths.score_published(config, tmp_path)
+
+
+def test_rivals_know_the_others_only():
+    people = people_of(40)
+    found = depths.rivals(people)
+    subjects = np.array(people.subjects)
+    for i in (0, 17, 39):
+        others = subjects != subjects[i]
+        np.testing.assert_allclose(found[depths.MEAN_DEPTH][i], people.truth[others].mean(0))
+
+    # The person's own truth changes nothing.
+    changed = people._replace(truth=people.truth + 50 * (subjects == "s3")[:, None])
+    again = depths.rivals(changed)
+    for name, rows in found.items():
+        np.testing.assert_allclose(rows[subjects == "s3"], again[name][subjects == "s3"])
+
+    # The regression finds the rule, as one with a small penalty does.
+    errors = {name: np.abs(rows - people.truth).mean() for name, rows in found.items()}
+    assert errors[depths.RIDGE] < 0.6 * errors[depths.MEAN_DEPTH]
+    others = subjects != "s0"
+    expected = ridge_of(frankfurt(people), people.truth, others)
+    np.testing.assert_allclose(found[depths.RIDGE][~others], expected, rtol=1e-4)
+
+
+def frankfurt(people):
+    """Returns the landmarks on bone in mm from the nasion, along the Frankfurt plane."""
+    at = {name: people.landmarks[:, i] for i, name in enumerate(LANDMARKS)}
+    angle = np.arctan2(*(at["orbitale"] - at["porion"]).T[::-1])
+    turn = np.moveaxis(
+        np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]), -1, 0
+    )
+    offsets = [at[name] - at["nasion"] for name in BONE if name != "nasion"]
+    return np.concatenate([np.einsum("nij,nj->ni", turn, o) for o in offsets], 1) * 0.5
+
+
+def ridge_of(features, truth, known):
+    """Returns predictions for the unknown, with the penalty of least leave-one-out error."""
+    centre, scale = features[known].mean(0), features[known].std(0)
+    x = (features - centre) / scale
+    mean = truth[known].mean(0)
+    best = np.inf
+    for penalty in np.logspace(-1, 4, 11):
+        inverse = np.linalg.inv(x[known].T @ x[known] + penalty * np.eye(x.shape[1]))
+        hat = x[known] @ inverse @ x[known].T + 1 / known.sum()
+        residual = truth[known] - mean - x[known] @ inverse @ x[known].T @ (truth[known] - mean)
+        error = ((residual / (1 - np.diag(hat))[:, None]) ** 2).mean()
+        if error < best:
+            best = error
+            found = mean + x[~known] @ inverse @ x[known].T @ (truth[known] - mean)
+    return found
+
+
+def test_tables_tell_what_was_hidden():
+    row = {site: Estimate(mean=2.0, low=1.5, high=2.5) for site in (*DEPTHS, depths.ALL)}
+    found = Depths(
+        rows={"cranio_diff": row, depths.MEAN_DEPTH: row},
+        differences={f"cranio_diff minus {depths.MEAN_DEPTH}": row},
+        images=30,
+        subjects=29,
+        masked=True,
+        unknown=30,
+    )
+    first, second = tables._depths(results := results_with(found))
+    assert "30 X-rays of 29 real people" in first.title
+    assert first.head == ["A point", "upper lip", "lower lip", "chin", "all"]
+    assert any("as if the skulls were dry" in note for note in first.notes)
+    assert any("prompts of 30" in note for note in first.notes)
+    assert second.rows[0][1][0].value == "+2.00"
+    again = from_json(to_json(results), Results)
+    assert again.depths == found
+
+
+def results_with(found):
+    return Results(
+        rows={},
+        differences={},
+        depths=found,
+        by_subject=BySubject(subjects=[], rows={}),
+        retrieval={},
+        images=30,
+        networks={},
+        not_computed={},
+        resizing="",
+        config={"name": "demo"},
+        seed=0,
+        versions={},
+        devices="",
+        commit="",
+    )
