@@ -105,7 +105,7 @@ class PromptTokenizer:
         limit: int,
         vocabulary: dict[str, int],
     ):
-        """Makes a tokenizer.
+        """Makes a tokenizer; its `size` is one more than the highest id.
 
         Args:
           length: tokens of a prompt, both marks included.
@@ -115,7 +115,7 @@ class PromptTokenizer:
           limit: the most tokens that the text encoder takes.
           vocabulary: the id of each token.
         """
-        self.size = len(vocabulary)
+        self.size = 1 + max(vocabulary.values())
         # How a tokenizer splits words is not in its vocabulary, so some split words are hashed too.
         words = " ".join(word for word in WORDS if not word.startswith("<"))
         identity = [pad, sorted(vocabulary.items()), encode([words], True)]

@@ -223,19 +223,21 @@ def _targets(
     for face, row in reversed(first.items()):
         square = cv2.cvtColor(cv2.imread(str(ready[face].png)), cv2.COLOR_BGR2RGB)
         name = alias(settings.secret, "face", face.path.relative_to(settings.root_path).as_posix())
-        digest = hashlib.sha256(mark.encode() + square.tobytes()).hexdigest()[:8]
         true_ids = ids(row, face.age, face.bmi_change)
         for age in s.ages:
             for change in s.bmi_changes:
                 if (age, change) == (face.age, face.bmi_change):
                     continue
+                prompt_ids = ids(row, age, change)
+                content = square.tobytes() + prompt_ids.tobytes() + true_ids.tobytes()
+                digest = hashlib.sha256(mark.encode() + content).hexdigest()[:8]
                 file = f"{name}_{age:g}_{change:+g}_{digest}.png"
                 yield Target(
                     row=row,
                     age=age,
                     bmi_change=change,
                     photograph=square,
-                    prompt_ids=ids(row, age, change),
+                    prompt_ids=prompt_ids,
                     true_ids=true_ids,
                     path=settings.root_path / s.folder / file,
                 )

@@ -72,9 +72,9 @@ def fitted_tokenizer(folder: pathlib.Path, words: int, length: int, pad: str) ->
       InputError: the tokenizer has more words than the text encoder, or can't be read.
     """
     tokenizer = open_tokenizer(folder)
-    if len(tokenizer) > words:
+    if (highest := max(tokenizer.get_vocab().values())) >= words:
         raise InputError(
-            f"pretrained.tokenizer={folder.name}: it has {len(tokenizer)} words, the text encoder "
+            f"pretrained.tokenizer={folder.name}: it has {highest + 1} words, the text encoder "
             f"knows {words}. Name the tokenizer that belongs to the model."
         )
     if pad != "own":

@@ -59,7 +59,8 @@ def training_examples(
             return data.augment(example, rng, config.augment)
         index, variant = example["index"], int(rng.integers(variants))
         example = data.move(example, _variant_rng(config.seed, index, variant), config.augment)
-        example = data.expose(example, rng, config.augment)
+        if method.reads_xrays:
+            example = data.expose(example, rng, config.augment)
         return example | {"latents": latents[index * variants + variant]}
 
     needs_faces = latents is None or method.needs_faces

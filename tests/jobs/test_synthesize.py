@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import synthesize as recipe
+from cranio_jax import assets
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.jobs import synthesize
@@ -147,4 +149,22 @@ def test_configurations_that_do_not_fit(config, tmp_path):
     config.data.builder = "skull_face"
     config.method.name = "pix2pix"
     with pytest.raises(InputError, match="job=synthesize makes faces by prompts alone"):
+        synthesize.synthesize(config, tmp_path)
+
+
+def test_a_pipeline_with_the_tokenizer_of_another(config, tmp_path):
+    """Its ids go beyond the text encoder's, which JAX would read as the last one."""
+    folder = tmp_path / "pipeline"
+    (folder / "tokenizer").mkdir(parents=True)
+    shipped = assets.located("shipped:phantom_sd")
+    for part in shipped.iterdir():
+        if part.name != "tokenizer":
+            (folder / part.name).symlink_to(part)
+    for name in ("merges.txt", "tokenizer_config.json"):
+        shutil.copy(shipped / "tokenizer" / name, folder / "tokenizer")
+    vocabulary = json.loads((shipped / "tokenizer" / "vocab.json").read_text())
+    higher = {token: number + 300 for token, number in vocabulary.items()}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(higher))
+    config.pretrained.model = str(folder)
+    with pytest.raises(InputError, match="Name the tokenizer that belongs to the text encoder"):
         synthesize.synthesize(config, tmp_path)

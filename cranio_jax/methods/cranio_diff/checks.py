@@ -161,7 +161,7 @@ def check_tokens(length: int, ids: int, text: models.CLIPTextConfig) -> None:
     if ids > text.vocab_size:
         raise InputError(
             f"method.text_encoder.vocab_size={text.vocab_size}: the tokenizer has {ids} ids. "
-            "Set it to that or more."
+            "Name the tokenizer that belongs to the text encoder, or train one with that many."
         )
 
 
