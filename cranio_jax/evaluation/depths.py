@@ -73,13 +73,13 @@ def score_published(config: ml_collections.ConfigDict, workdir: pathlib.Path) ->
         )
     check(config)
     generator = Generator(config, None, "evaluate")
-    found, by_subject = score(config, generator, workdir)
+    found = score(config, generator, workdir)
     builder = data.make_builder(config.data)
     return Results(
         rows={},
         differences={},
         depths=found,
-        by_subject=by_subject,
+        by_subject=BySubject(subjects=[], rows={}),
         retrieval={},
         images=found.images,
         subjects=found.subjects,
@@ -102,9 +102,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     read_people(config)
 
 
-def score(
-    config: ml_collections.ConfigDict, generator: Generator, workdir: pathlib.Path
-) -> tuple[Depths, BySubject]:
+def score(config: ml_collections.ConfigDict, generator: Generator, workdir: pathlib.Path) -> Depths:
     """Makes lateral faces of `config.data.cephalograms`, and measures their soft tissue.
 
     Where the list does not tell sex or age, prompts take them from `config.reconstruct`. Writes
@@ -123,13 +121,13 @@ def score(
     rows = {name: measured[0]}
     if count > 1:
         rows[f"{name}, mean of {count} samples"] = np.mean(measured, 0)
-    rows |= rivals(people)
+    others = rivals(people)
 
     # Compare.
-    errors = {row: np.abs(depths_of - people.truth) for row, depths_of in rows.items()}
+    errors = {row: np.abs(mm - people.truth) for row, mm in (rows | others).items()}
     differences = {
         f"{name} minus {rival}": _estimates(config, people, errors[name] - errors[rival])
-        for rival in (MEAN_DEPTH, RIDGE)
+        for rival in others
     }
     if cluster.is_first():
         _write_pictures(workdir, people, faces[0])
@@ -140,15 +138,15 @@ def score(
         }
         for row, error in errors.items()
     }
-    found = Depths(
+    return Depths(
         rows={row: _estimates(config, people, error) for row, error in errors.items()},
         differences=differences,
         images=len(people.examples),
         subjects=len(set(people.subjects)),
         masked=config.data.cephalograms.soft_tissue == "mask",
         unknown=people.unknown,
+        by_subject=BySubject(subjects=sorted(set(people.subjects)), rows=by_subject),
     )
-    return found, BySubject(subjects=sorted(set(people.subjects)), rows=by_subject)
 
 
 def read_people(config: ml_collections.ConfigDict) -> People:
@@ -199,7 +197,8 @@ def _examples(
         examples.append(
             {
                 "id": name,
-                "id_hash": np.uint32(zlib.crc32(name.encode())),
+                # The pixels decide the noise, since names depend on everybody's own secret.
+                "id_hash": np.uint32(zlib.crc32(record["xray"].tobytes())),
                 "xray": record["xray"],
                 "face": np.zeros((*record["xray"].shape[:2], 3), np.uint8),
                 "prompt_ids": tokenize([prompt])[0],
@@ -226,7 +225,8 @@ def rivals(people: People) -> dict[str, Float[np.ndarray, "n k"]]:
     """Returns what practitioners would say, in mm, from the other people's depths.
 
     These are their mean, and a ridge regression on the bone landmarks, in mm from the nasion along
-    the Frankfurt plane. Its penalty is chosen among the others too.
+    the Frankfurt plane. Its penalty is chosen among the others too. Landmarks that somebody lacks
+    are left out; without any, there is no regression.
     """
     at = dict(zip(LANDMARKS, np.moveaxis(people.landmarks, 1, 0), strict=True))
     front = at["orbitale"] - at["porion"]
@@ -237,10 +237,11 @@ def rivals(people: People) -> dict[str, Float[np.ndarray, "n k"]]:
     features = np.stack(along + across, -1)
     features = features[:, np.isfinite(features).all(0)]
 
-    models = {
-        MEAN_DEPTH: DummyRegressor(),
-        RIDGE: make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 11))),
-    }
+    models: dict[str, Any] = {MEAN_DEPTH: DummyRegressor()}
+    if features.shape[1]:
+        models[RIDGE] = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 4, 11)))
+    else:
+        features = np.zeros((len(features), 1))
     return {
         name: cross_val_predict(
             model, features, people.truth, groups=people.subjects, cv=LeaveOneGroupOut()

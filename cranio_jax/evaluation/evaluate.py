@@ -220,7 +220,7 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
     )
     write_pictures(workdir, generator.step, with_faces, list(ready), c.pictures)
     if config.data.cephalograms.manifest:
-        results.depths, _ = depths.score(config, generator, workdir)
+        results.depths = depths.score(config, generator, workdir)
     return results
 
 

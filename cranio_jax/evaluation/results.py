@@ -65,6 +65,7 @@ class Depths(msgspec.Struct, kw_only=True):
       subjects: of how many people.
       masked: whether soft tissue is hidden in the X-rays.
       unknown: of how many X-rays sex or age is not known.
+      by_subject: each person's errors.
     """
 
     rows: Rows
@@ -73,6 +74,7 @@ class Depths(msgspec.Struct, kw_only=True):
     subjects: int
     masked: bool
     unknown: int
+    by_subject: BySubject
 
 
 class Records(msgspec.Struct):

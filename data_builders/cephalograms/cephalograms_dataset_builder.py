@@ -137,9 +137,13 @@ class Builder(LocalBuilder):
         problems: list[tuple[int, str]] = []
         for row in rows:
             try:
-                prepared.append((row, prepare_xray(row.path, config.size, text=config.text)))
+                xray = prepare_xray(row.path, config.size, text=config.text)
+                _check_within(row, xray)
+                prepared.append((row, xray))
             except UnreadableError as error:
                 problems.append((row.number, f"file={row.path.name!r}: {error}"))
+            except Problem as problem:
+                problems.append((row.number, str(problem)))
         skipped = config.leave_out(problems)
         remarks = ((row.number, words) for row, xray in prepared for words in xray.remarks)
         self.info.metadata.update(
@@ -171,6 +175,14 @@ class Builder(LocalBuilder):
                 "age": np.float32(row.age),
             }
             yield key, record
+
+
+def _check_within(row: Row, xray: PreparedXray) -> None:
+    """Raises Problem if a landmark lies outside of the X-ray, as those of another size would."""
+    last = np.array([xray.width, xray.height]) - 1
+    for name, place in zip(LANDMARKS, row.landmarks, strict=True):
+        if (place < 0).any() or (place > last).any():
+            raise Problem(f"{name} lies outside the X-ray of {xray.width} x {xray.height} pixels")
 
 
 def read_rows(config: CephalogramsConfig) -> list[Row]:
@@ -211,6 +223,9 @@ def _row(number: int, values: dict[str, str], config: CephalogramsConfig) -> Row
             raise Problem(f"{given[0]} is given without the other of {name}_x and {name}_y")
         if given:
             landmarks[place] = [number_of(values, c, 0.0, _MOST_PIXELS, "pixels") for c in given]
+    at = dict(zip(LANDMARKS, landmarks, strict=True))
+    if at["orbitale"][0] < at["porion"][0]:
+        raise Problem("the head looks to the left; mirror the X-ray and its landmarks")
     if config.soft_tissue == "mask":
         lacking = [n for n in OUTLINE if np.isnan(landmarks[LANDMARKS.index(n)]).any()]
         if lacking:

@@ -33,7 +33,7 @@ class Exposure(NamedTuple):
 
 
 def draw(rng: np.random.Generator, skull: Skull) -> Exposure:
-    """Returns a random exposure. Two teeth in five of heads with metal are filled or crowned."""
+    """Returns a random exposure."""
     low, high = np.log(_DISTANCES)
     beam = xray.Beam(
         distance=np.exp(rng.uniform(low, high)),
@@ -46,7 +46,7 @@ def draw(rng: np.random.Generator, skull: Skull) -> Exposure:
 
 
 def _metal(rng: np.random.Generator, skull: Skull) -> Float[np.ndarray, "teeth 4"]:
-    """Returns fillings and crowns in half of the heads, and brackets in one of eight."""
+    """Returns fillings, of up to two teeth in five, in half of the heads; brackets in an eighth."""
     sides = np.array([1.0, -1.0])[:, None]
     x, y, z = (np.tile(a, (2, 1)) for a in CROWNS.T)
     out = np.tile([np.sin([t.angle for t in TEETH]), np.cos([t.angle for t in TEETH])], (1, 2))

@@ -151,6 +151,8 @@ def test_folders_that_are_no_challenge(tmp_path, spoil, words):
         (dict(nasion_x="left"), {}, "row 2: nasion_x='left' is not a number of pixels"),
         (dict(nasion_x=""), {}, "row 2: nasion_y is given without the other of nasion_x"),
         (dict(mm_per_pixel=50), {}, "row 2: mm_per_pixel=50 is outside 0.01 to 2 mm"),
+        (dict(nasion_x=350), {}, "row 2: nasion lies outside the X-ray of 300 x 400 pixels"),
+        (dict(porion_x=210), {}, "row 2: the head looks to the left; mirror the X-ray"),
         (dict(age=450), {}, "row 2: age=450 is outside 0 to 120 years"),
         (
             dict(nasion_x="", nasion_y=""),

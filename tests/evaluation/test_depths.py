@@ -98,6 +98,12 @@ def test_rivals_know_the_others_only():
     np.testing.assert_allclose(found[depths.RIDGE][~others], expected, rtol=1e-4)
 
 
+def test_without_a_frankfurt_plane_there_is_no_regression():
+    people = people_of(10)
+    people.landmarks[3, LANDMARKS.index("porion")] = np.nan
+    assert set(depths.rivals(people)) == {depths.MEAN_DEPTH}
+
+
 def frankfurt(people):
     """Returns the landmarks on bone in mm from the nasion, along the Frankfurt plane."""
     at = {name: people.landmarks[:, i] for i, name in enumerate(LANDMARKS)}
@@ -135,6 +141,7 @@ def test_tables_tell_what_was_hidden():
         subjects=29,
         masked=True,
         unknown=30,
+        by_subject=BySubject(subjects=[], rows={}),
     )
     first, second = tables._depths(results := results_with(found))
     assert "30 X-rays of 29 real people" in first.title
