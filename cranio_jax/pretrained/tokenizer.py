@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pathlib
 import tempfile
 from collections.abc import Iterable
@@ -46,13 +47,19 @@ def open_tokenizer(folder: pathlib.Path) -> Any:
     """
     check_tokenizer(folder)
     # AutoTokenizer needs a file that names the class, and CLIP's special tokens beside it.
-    from transformers import CLIPTokenizer
-
     try:
-        return CLIPTokenizer.from_pretrained(folder)
+        return _clip_tokenizer().from_pretrained(folder)
     except Exception as error:  # the libraries raise many kinds of errors
         reason = [*str(error).splitlines(), type(error).__name__][0]
         raise InputError(f"{folder}: the tokenizer can't be read ({reason})") from None
+
+
+def _clip_tokenizer() -> Any:
+    """Returns the class of transformers, which is kept from advising torch: it needs none here."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import CLIPTokenizer  # importing it takes a second
+
+    return CLIPTokenizer
 
 
 @functools.cache
@@ -107,7 +114,6 @@ def learn_tokenizer(words: Iterable[str], folder: pathlib.Path, length: int) -> 
     if folder.exists():
         raise InputError(f"{folder} exists; remove it, or name another folder")
     import tokenizers
-    from transformers import CLIPTokenizer
 
     # Learn which bytes to merge; merging goes on until each word is whole.
     splitter = tokenizers.pre_tokenizers
@@ -136,6 +142,6 @@ def learn_tokenizer(words: Iterable[str], folder: pathlib.Path, length: int) -> 
     (folder / "merges.txt").write_text("\n".join(lines) + "\n")
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    tokenizer = _clip_tokenizer().from_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return len(tokenizer)
