@@ -37,6 +37,9 @@ RIDGE = "ridge regression on bone"
 ALL = "all"
 _REACH = 45.0  # mm; how far a profile is looked for
 _LEAST_PEOPLE = 5
+# Where the two landmarks of each depth are in LANDMARKS.
+_ENDS = np.array([[LANDMARKS.index(name) for name in pair] for pair in DEPTHS.values()])
+_depths = jax.jit(depths)  # once for all samples
 PICTURE = "cephalograms.png"
 _COLUMNS = 3
 
@@ -159,8 +162,7 @@ def read_people(config: ml_collections.ConfigDict) -> People:
     if limit := config.evaluate.max_subjects:
         kept = sorted({record["subject"] for record in records})[:limit]
         records = [record for record in records if record["subject"] in kept]
-    ends = np.array([[LANDMARKS.index(name) for name in pair] for pair in DEPTHS.values()])
-    records = [r for r in records if np.isfinite(r["xray_landmarks"][ends]).all()]
+    records = [r for r in records if np.isfinite(r["xray_landmarks"][_ENDS]).all()]
     subjects = [record["subject"].decode() for record in records]
     if len(set(subjects)) < _LEAST_PEOPLE:
         raise InputError(
@@ -170,7 +172,7 @@ def read_people(config: ml_collections.ConfigDict) -> People:
         )
     landmarks = np.stack([record["xray_landmarks"] for record in records]).astype(np.float64)
     mm = np.array([record["mm_per_pixel"] for record in records], np.float64)
-    bone, skin = landmarks[:, ends[:, 0]], landmarks[:, ends[:, 1]]
+    bone, skin = landmarks[:, _ENDS[:, 0]], landmarks[:, _ENDS[:, 1]]
     return People(
         examples=_examples(config, records),
         subjects=subjects,
@@ -213,11 +215,8 @@ def measure(people: People, faces: UInt8[np.ndarray, "n h w 3"]) -> Float[np.nda
 
     They are measured from the true bone landmark in the direction of the true one on skin.
     """
-    ends = np.array([[LANDMARKS.index(name) for name in pair] for pair in DEPTHS.values()])
-    bone, skin = people.landmarks[:, ends[:, 0]], people.landmarks[:, ends[:, 1]]
-    found = jax.jit(depths)(
-        faces, jnp.float32(bone), jnp.float32(skin), jnp.float32(_REACH / people.mm)
-    )
+    bone, skin = people.landmarks[:, _ENDS[:, 0]], people.landmarks[:, _ENDS[:, 1]]
+    found = _depths(faces, jnp.float32(bone), jnp.float32(skin), jnp.float32(_REACH / people.mm))
     return np.asarray(found, np.float64) * people.mm[:, None]
 
 
