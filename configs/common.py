@@ -209,6 +209,9 @@ def get_config() -> ml_collections.ConfigDict:
         num_samples=4,  # faces generated of each test example
         keep_faces=True,  # write generated faces to WORKDIR/faces, and reuse those that are there
         max_subjects=0,  # evaluate this many test subjects only; 0: all
+        # How varied the test people's X-rays are made, as by augment.radiograph: 0 as they are, 1
+        # as real ones. Faces move with them.
+        radiograph=0.0,
         bootstrap=10_000,  # rounds of resampling behind each interval
         pictures=8,  # examples shown in the report
         # Files of feature networks, separated by commas, with wildcards. Each is recognised by its

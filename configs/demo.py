@@ -94,12 +94,13 @@ def phantom_controlnet(c: ml_collections.ConfigDict) -> None:
 
 
 def phantom_controlnet_varied(c: ml_collections.ConfigDict) -> None:
-    """Sets what follows: X-rays as varied as real ones. --config.pretrained.controlnet names it."""
+    """Sets what follows: X-rays as varied as real ones, and a U-Net that is trained with them."""
     phantom_controlnet(c)
     c.data.cranio_phantom.update(vary_xrays=True, dry=0.15)
     c.data.cached_variants = 4
-    c.augment.radiograph = 1.0
-    c.train.update(num_steps=3_000, learning_rate=3e-4)
+    c.augment.update(flip=0.5, radiograph=1.0)
+    c.method.trained = ("controlnet", "unet")
+    c.train.update(num_steps=2_500, learning_rate=4e-4)
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:

@@ -42,12 +42,13 @@ def move(
 ) -> dict[str, Any]:
     """Flips, turns, bends and moves the (square) X-ray, face and landmarks of an example alike.
 
-    Fields that the example lacks are skipped. Flip and rotation are the paper's. The bend is ours:
-    it makes a new person from an X-ray and a face, so that few people suffice. It is left out where
-    the two have different views, since they are not in register then. `radiograph` is ours too: it
-    frames both as X-rays are framed, and tilts them further.
+    The mask of the head moves with the face. Fields that the example lacks are skipped. Flip and
+    rotation are the paper's. The bend is ours: it makes a new person from an X-ray and a face, so
+    that few people suffice. It is left out where the two have different views, since they are not
+    in register then. `radiograph` is ours too: it frames both as X-rays are framed, and tilts them
+    further.
     """
-    images = {name: example[name] for name in ("xray", "face") if name in example}
+    images = {name: example[name] for name in ("xray", "face", "head_mask") if name in example}
     landmarks = example.get("landmarks")
     side = next(iter(images.values())).shape[1]
 
@@ -79,7 +80,12 @@ def move(
         if strength:  # the neck goes on below the picture
             source[..., 1] = np.minimum(source[..., 1], side - 1)
         images = {
-            name: _sampled(image, source, fill=(0,) if name == "xray" else image[0, 0])
+            name: _sampled(
+                image,
+                source,
+                fill=image[0, 0] if name == "face" else (0,),
+                between=cv2.INTER_NEAREST if name == "head_mask" else cv2.INTER_LINEAR,
+            )
             for name, image in images.items()
         }
         if landmarks is not None:
@@ -112,12 +118,15 @@ def _moved_landmarks(
 
 
 def _sampled(
-    image: np.ndarray, source: Float[np.ndarray, "h w 2"], fill: Iterable[int]
+    image: np.ndarray, source: Float[np.ndarray, "h w 2"], fill: Iterable[int], between: int
 ) -> np.ndarray:
-    """Samples an image bilinearly at the places (x, y) of `source`; `fill` outside of it."""
+    """Samples an image at the places (x, y) of `source`; `fill` outside of it.
+
+    `between` is OpenCV's way to interpolate.
+    """
     edge = [float(value) for value in fill]
     return cv2.remap(
-        image, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=edge
+        image, source, None, between, borderMode=cv2.BORDER_CONSTANT, borderValue=edge
     ).reshape(image.shape)
 
 

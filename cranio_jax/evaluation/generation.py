@@ -142,6 +142,7 @@ class Generator:
             "sampling": c.sampling.to_dict(),
             "prompt": c.prompt.to_dict(),
             "seed": c.seed,
+            "radiograph": c.evaluate.radiograph,
             "compute_dtype": c.compute_dtype,
             "records": records,
             "cranio_jax": cranio_jax.__version__,

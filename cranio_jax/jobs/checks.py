@@ -54,6 +54,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "evaluate.batch_size": (1, math.inf),
     "evaluate.num_samples": (1, math.inf),
     "evaluate.max_subjects": (0, math.inf),
+    "evaluate.radiograph": (0, 1),
     "evaluate.bootstrap": (1, math.inf),
     "evaluate.pictures": (0, math.inf),
     "evaluate.kernel_subset": (2, math.inf),

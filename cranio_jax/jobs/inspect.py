@@ -80,7 +80,9 @@ def inspect(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[st
     text_boxes = [look.text for look in looks]
     with whole_file(workdir / "inspect.html") as file:
         file.write(
-            inspection_page.page(inspection, remarks(inspection), entries, xrays, text_boxes)
+            inspection_page.page(
+                inspection, remarks(inspection), entries, xrays, text_boxes, config.augment
+            )
         )
     return inspection
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
+import ml_collections
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from cranio_jax import data
 from cranio_jax.reporting.document import document
 from cranio_jax.reporting.notice import NOTICE
 from data_builders.lists.entries import Entry
@@ -38,6 +40,7 @@ def page(
     entries: Sequence[Entry],
     xrays: Sequence[Entry],
     text_boxes: Sequence[Sequence[Box]],
+    augment: ml_collections.ConfigDict,
 ) -> str:
     """Returns the page as HTML.
 
@@ -47,6 +50,7 @@ def page(
       entries: all pairs.
       xrays: one entry for each X-ray.
       text_boxes: what looks like text in each X-ray.
+      augment: the settings of that name.
     """
     entry_of = {entry.where: entry for entry in xrays}
     notice = f"These may be pictures of patients: keep this page where you keep them. {NOTICE}"
@@ -65,7 +69,10 @@ def page(
         parts.append(_suspects(suspects))
     if inspection["duplicates"]:
         pictures = [
-            (_thumbnail(entry_of[d[which]].xray()), f"{d[which]}, cosine {d['cosine']:.3f}")
+            (
+                _thumbnail(decoded(entry_of[d[which]].xray())),
+                f"{d[which]}, cosine {d['cosine']:.3f}",
+            )
             for d in inspection["duplicates"][: _SHOWN // 2]
             for which in ("first", "second")
         ]
@@ -73,11 +80,13 @@ def page(
         parts.append(_section("Near-duplicates", words, pictures))
     if inspection["odd_exposure"]:
         pictures = [
-            (_thumbnail(entry_of[odd["xray"]].xray()), f"{odd['xray']}: {odd['why']}")
+            (_thumbnail(decoded(entry_of[odd["xray"]].xray())), f"{odd['xray']}: {odd['why']}")
             for odd in inspection["odd_exposure"][:_SHOWN]
         ]
         parts.append(_section("Odd exposure", "Far from the others of their view.", pictures))
     parts.append(_pairs(entries))
+    if pairs_of_training := [e for e in entries if e.split == "train" and e.face]:
+        parts.append(_augmented(pairs_of_training, augment))
     name = inspection["data"]
     return document(name, name, "".join(parts))
 
@@ -100,7 +109,7 @@ def _painted(painted: Sequence[Entry]) -> str:
     most_first = sorted(painted, key=lambda entry: -(entry.masked or 0))
     pictures = [
         (
-            _thumbnail(entry.xray(), entry.boxes),
+            _thumbnail(decoded(entry.xray()), entry.boxes),
             f"{entry.where}, {100 * (entry.masked or 0):.1f} %",
         )
         for entry in most_first[:_SHOWN]
@@ -114,7 +123,8 @@ def _painted(painted: Sequence[Entry]) -> str:
 
 def _suspects(suspects: Sequence[tuple[Entry, Sequence[Box]]]) -> str:
     pictures = [
-        (_thumbnail(entry.xray(), boxes), entry.where) for entry, boxes in suspects[:_SHOWN]
+        (_thumbnail(decoded(entry.xray()), boxes), entry.where)
+        for entry, boxes in suspects[:_SHOWN]
     ]
     words = f"{len(suspects)} X-rays as they would be trained on; boxes show suspected text."
     return _section("Text suspected", words, pictures)
@@ -122,8 +132,7 @@ def _suspects(suspects: Sequence[tuple[Entry, Sequence[Box]]]) -> str:
 
 def _pairs(entries: Sequence[Entry]) -> str:
     """Returns a spread of X-rays, each with its face if there is one."""
-    places = np.unique(np.linspace(0, len(entries) - 1, min(_SHOWN, len(entries))).round())
-    chosen = [entries[int(i)] for i in places] if entries else []
+    chosen = _spread(entries)
     pictures = []
     for entry in chosen:
         told = entry.told
@@ -132,18 +141,43 @@ def _pairs(entries: Sequence[Entry]) -> str:
             words.append(told["sex"])
         if "age" in told:
             words.append(f"{told['age']:.0f} years")
-        xray = _thumbnail(entry.xray(), points=entry.xray_landmarks)
+        xray = _thumbnail(decoded(entry.xray()), points=entry.xray_landmarks)
         pictures.append((xray, ", ".join(words)))
         if entry.face:
             caption = f"{told['face_view']}, BMI {told.get('bmi_change', 0):+.0f} %"
             boxes = [entry.found] if entry.found else []
-            pictures.append((_thumbnail(entry.face(), boxes, entry.landmarks), caption))
+            pictures.append((_thumbnail(decoded(entry.face()), boxes, entry.landmarks), caption))
     line = f"{len(chosen)} of {len(entries)}."
     if any(entry.found or entry.landmarks for entry in chosen):
         line += " Boxes and dots show the face and the landmarks that it is framed by."
     if any(entry.xray_landmarks for entry in chosen):
         line += " Dots in X-rays are landmarks of the records."
     return _section("Pairs", line, pictures)
+
+
+def _augmented(entries: Sequence[Entry], augment: ml_collections.ConfigDict) -> str:
+    """Returns a spread of pairs as a step of training may see them."""
+    rng = np.random.default_rng(0)
+    chosen = _spread(entries)
+    pictures = []
+    for entry in chosen:
+        assert entry.face is not None
+        pair = {"xray": decoded(entry.xray())[..., :1], "face": decoded(entry.face())}
+        seen = data.augment(pair | entry.told, rng, augment)
+        pictures += [
+            (_thumbnail(seen["xray"].repeat(3, -1)), entry.subject),
+            (_thumbnail(seen["face"]), entry.told["face_view"]),
+        ]
+    words = f"{len(chosen)} of {len(entries)}, each augmented once; every step does it anew."
+    return _section("As training sees them", words, pictures)
+
+
+def _spread(entries: Sequence[Entry]) -> list[Entry]:
+    """Returns entries from all of them, evenly."""
+    if not entries:
+        return []
+    places = np.unique(np.linspace(0, len(entries) - 1, min(_SHOWN, len(entries))).round())
+    return [entries[int(i)] for i in places]
 
 
 def _section(title: str, words: str, pictures: Iterable[tuple[str, str]]) -> str:
@@ -161,12 +195,11 @@ def _section(title: str, words: str, pictures: Iterable[tuple[str, str]]) -> str
 
 
 def _thumbnail(
-    png: bytes,
+    picture: UInt8[np.ndarray, "h w 3"],
     boxes: Sequence[Sequence[float]] = (),
     points: Sequence[Sequence[float]] = (),
 ) -> str:
     """Returns a small picture as a data URI, with boxes outlined and points marked."""
-    picture = decoded(png)
     scale = _THUMBNAIL / max(picture.shape)
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     image = Image.fromarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=kind))

@@ -108,6 +108,15 @@ def test_x_ray_and_face_are_framed_alike(config):
         np.testing.assert_array_equal(here, after["face"][..., 0] > 120)
 
 
+def test_the_mask_of_the_head_is_framed_with_the_face(config):
+    for seed in range(20):
+        example = marked() | {"xray_view": "frontal", "face_view": "frontal"}
+        example["head_mask"] = np.uint8(example["face"][..., :1] > 120)
+        after = data.move(example, np.random.default_rng(seed), moving(config))
+        head, mask = after["face"][..., 0] > 120, after["head_mask"][..., 0]
+        assert set(np.unique(mask)) == {0, 1} and (head != mask).mean() < 0.01 < head.mean()
+
+
 def test_landmarks_are_framed_with_the_face(config):
     places = np.array([[20, 30], [44, 28], [33, 40], [24, 50], [41, 51]], np.float32)
     face = np.zeros((64, 64, 3), np.uint8)

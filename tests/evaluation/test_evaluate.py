@@ -8,9 +8,10 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from cranio_jax import pretrained
+from cranio_jax import data, pretrained
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import evaluate, generation
+from cranio_jax.evaluation.examples import read_test_examples
 from cranio_jax.files.pictures import PairedFolders, read_face
 from cranio_jax.jobs import export
 from cranio_jax.reporting import pages
@@ -91,6 +92,19 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     third = evaluated(config, workdir)
     assert len(made) > 72 and files[3].read_bytes() == whole
     assert third["rows"]["cranio_diff"]["psnr"] != second["rows"]["cranio_diff"]["psnr"]
+
+
+def test_x_rays_of_test_people_are_varied_on_demand(config):
+    """Each always in the same way; the face and the mask of the head move along."""
+    builder = data.make_builder(config.data)
+    plain = read_test_examples(config, builder)
+    config.evaluate.radiograph = 1.0
+    varied, again = read_test_examples(config, builder), read_test_examples(config, builder)
+    assert [e["id"] for e in varied] == [e["id"] for e in plain]
+    for name in ("xray", "face", "head_mask"):
+        assert all((a[name] == b[name]).all() for a, b in zip(varied, again, strict=True))
+        changed = [(a[name] != b[name]).any() for a, b in zip(varied, plain, strict=True)]
+        assert np.mean(changed) > 0.9
 
 
 def test_a_diverged_checkpoint_gives_no_number(run, tmp_path, monkeypatch):

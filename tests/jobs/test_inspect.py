@@ -15,6 +15,8 @@ from data_builders.images import grey as grey_words
 from data_builders.images.likeness import ALIKE, duplicates, signature
 from tests.data_builders.test_skull_face import NAMES, Cohort, skull
 
+SEEN = "As training sees them"
+
 
 @pytest.fixture
 def hospital(config, tmp_path):
@@ -68,8 +70,13 @@ def test_a_cohort_of_ones_own(hospital, tmp_path, capsys):
         and "24 pairs of 12 X-rays of 6 subjects" in words
     )
     page = (tmp_path / "work" / "inspect.html").read_text()
-    for section in ("Text painted over", "Near-duplicates", "Odd exposure", "Pairs"):
+    for section in ("Text painted over", "Near-duplicates", "Odd exposure", "Pairs", SEEN):
         assert f"<h2>{section}</h2>" in page
+    # Pairs are shown as they are, and as augmented.
+    pairs, seen = (
+        re.findall(r"base64,([^\"]+)", part) for part in page.split("<h2>Pairs")[1].split(SEEN)
+    )
+    assert len(seen) and len(seen) % 2 == 0 and not set(seen) & set(pairs)
     page = re.sub(r"base64,[^\"]+", "", page)  # encoded images may contain any word
     for text in (page, *lines, words, json.dumps(found)):
         assert not [name for name in NAMES if name.split("^")[0] in text] and "hospital" not in text
