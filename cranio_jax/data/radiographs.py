@@ -73,13 +73,15 @@ def vary(
 
 def _curve(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
     """Changes the exposure: gamma, a film's S-curve, clipped highlights, grey in place of black."""
-    picture = picture ** np.exp(strength * rng.uniform(-0.7, 0.5))
-    if rng.random() < 0.4:
-        slope = rng.uniform(1.0, 3.5)
-        middle = rng.uniform(0.25, 0.6)
+    picture = picture ** np.exp(strength * rng.uniform(-0.5, 0.4))
+    if rng.random() < 0.6:
+        slope, middle = rng.uniform(1.0, 5.0), rng.uniform(0.35, 0.7)
         low, curve, high = (np.tanh(slope * (x - middle)) for x in (0.0, picture, 1.0))
-        picture = (curve - low) / (high - low)
-    if rng.random() < 0.4:
+        # Thin soft tissue is dim, but a rim of it stays visible against the air.
+        rim = strength * rng.uniform(0.0, 0.2)
+        film = rim * (1.0 - np.exp(-picture / rng.uniform(0.02, 0.08)))
+        picture = film + (1.0 - rim) * (curve - low) / (high - low)
+    if rng.random() < 0.2:
         picture = np.minimum(1.0, picture * (1.0 + strength * rng.uniform(0.0, 0.3)))
     black = strength * max(0.0, rng.uniform(-0.15, 0.15))
     return black + (1.0 - black) * picture
@@ -101,6 +103,12 @@ def _fog(picture: Picture, rng: np.random.Generator, strength: float) -> Picture
 def _shade(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
     """Lightens and darkens parts of the picture."""
     return picture * np.exp(strength * rng.uniform(0.2, 1.0) * (_smooth(rng, picture.shape) - 0.6))
+
+
+def _structure(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
+    """Thickens and thins what the rays pass through, at the scale of a jaw or a sinus."""
+    field = _smooth(rng, picture.shape, int(rng.integers(5, 13)))
+    return picture * np.exp(strength * rng.uniform(0.2, 1.2) * (field - 0.5))
 
 
 def _local_contrast(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
@@ -261,6 +269,7 @@ def _edges(picture: Picture, rng: np.random.Generator, strength: float) -> Pictu
 
 # In the order in which they happen, with their probabilities at full strength.
 _CHANGES = (
+    (_structure, 0.5),
     (_shade, 0.5),
     (_local_contrast, 0.5),
     (_curve, 0.9),
@@ -272,10 +281,10 @@ _CHANGES = (
 )
 
 
-def _smooth(rng: np.random.Generator, shape: tuple[int, ...]) -> Picture:
-    """Returns a smooth random field from 0 to 1."""
-    knots = np.float32(rng.random((3, 3)))
-    field = cv2.resize(knots, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
+def _smooth(rng: np.random.Generator, shape: tuple[int, ...], knots: int = 3) -> Picture:
+    """Returns a smooth random field from 0 to 1, with that many knots along each side."""
+    values = np.float32(rng.random((knots, knots)))
+    field = cv2.resize(values, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
     return np.clip(field, 0.0, 1.0)
 
 
