@@ -108,7 +108,7 @@ def _shade(picture: Picture, rng: np.random.Generator, strength: float) -> Pictu
 def _structure(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
     """Thickens and thins what the rays pass through, at the scale of a jaw or a sinus."""
     field = _smooth(rng, picture.shape, int(rng.integers(5, 13)))
-    return picture * np.exp(strength * rng.uniform(0.2, 1.2) * (field - 0.5))
+    return picture * np.exp(strength * rng.uniform(0.2, 0.9) * (field - 0.5))
 
 
 def _local_contrast(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:

@@ -28,15 +28,17 @@ def test_each_seed_has_an_x_ray_of_its_own(xray):
 
 
 def test_no_x_ray_is_lost(xray):
-    """Varied X-rays are alike to what they were, and none is even."""
-    before = xray[..., 0].astype(float).ravel()
+    """Varied heads are alike to what they were, and no X-ray is even."""
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    head = np.hypot(x, y) < 0.8  # film edges are brighter than a head
+    before = xray[head, 0].astype(float)
     alike = []
     for seed in range(300):
         after = radiographs.vary(xray, np.random.default_rng(seed), 1.0)[..., 0].astype(float)
         assert after.std() > 20, seed
-        alike.append(np.corrcoef(before, after.ravel())[0, 1])
-    assert np.mean(alike) > 0.85 and np.quantile(alike, 0.02) > 0.5
-    assert np.quantile(alike, 0.3) < 0.95  # they do change
+        alike.append(np.corrcoef(before, after[head])[0, 1])
+    assert np.mean(alike) > 0.85 and np.quantile(alike, 0.02) > 0.6
+    assert np.quantile(alike, 0.3) < 0.97  # they do change
 
 
 def test_strength_says_how_much(xray):
