@@ -42,6 +42,7 @@ _ENDS = np.array([[LANDMARKS.index(name) for name in pair] for pair in DEPTHS.va
 _depths = jax.jit(depths)  # once for all samples
 PICTURE = "cephalograms.png"
 _COLUMNS = 3
+_BONE, _SKIN = (255, 255, 255), (200, 20, 20)  # colours of landmarks
 
 
 class People(NamedTuple):
@@ -267,10 +268,19 @@ def _estimates(
 def _write_pictures(
     workdir: pathlib.Path, people: People, faces: UInt8[np.ndarray, "n h w 3"]
 ) -> None:
-    """Writes cephalograms.png: X-ray, face and both overlaid of everybody."""
+    """Writes cephalograms.png: X-ray, face, both overlaid, and face with landmarks of everybody.
+
+    The landmarks are those of the X-ray. Skin should lie on the outline of the face.
+    """
     xrays = np.repeat(np.stack([example["xray"] for example in people.examples]), 3, -1)
     both = (0.5 * xrays + 0.5 * faces).round().astype(np.uint8)
-    triples = np.concatenate([xrays, faces, both], 2)
-    blank = np.zeros((-len(triples) % _COLUMNS, *triples.shape[1:]), np.uint8)
-    lines = np.concatenate([triples, blank]).reshape(-1, _COLUMNS, *triples.shape[1:])
+    marked = faces.copy()
+    for face, places in zip(marked, people.landmarks, strict=True):
+        for ends, colour in zip(_ENDS.T, (_BONE, _SKIN), strict=True):
+            columns, rows = np.clip(places[ends].round().astype(int), 1, len(face) - 1).T
+            for row, column in zip(rows, columns, strict=True):
+                face[row - 1 : row + 1, column - 1 : column + 1] = colour
+    quadruples = np.concatenate([xrays, faces, both, marked], 2)
+    blank = np.zeros((-len(quadruples) % _COLUMNS, *quadruples.shape[1:]), np.uint8)
+    lines = np.concatenate([quadruples, blank]).reshape(-1, _COLUMNS, *quadruples.shape[1:])
     write_png(workdir / PICTURE, np.concatenate(np.concatenate(lines, 1), 1))

@@ -171,7 +171,10 @@ def _cephalograms(path: pathlib.Path) -> str:
     if not path.exists():
         return ""
     source = data_uri(read_face(path))
-    words = "X-rays of real people, faces made of them, and both overlaid"
+    words = (
+        "X-rays of real people, faces made of them, both overlaid, and landmarks of the X-ray on "
+        "bone (white) and skin (red)"
+    )
     return (
         f'<figure class=sheets><img class=sheet src="{source}" alt="{words}">'
         f"<figcaption>{words}</figcaption></figure>"
