@@ -94,7 +94,10 @@ def phantom_controlnet(c: ml_collections.ConfigDict) -> None:
 
 
 def phantom_controlnet_varied(c: ml_collections.ConfigDict) -> None:
-    """Sets what follows: X-rays as varied as real ones, and a U-Net that is trained with them."""
+    """Sets what follows: X-rays as varied as real ones, and a U-Net that is trained with them.
+
+    --config.pretrained.controlnet names the ControlNet of the first part.
+    """
     phantom_controlnet(c)
     c.data.cranio_phantom.update(vary_xrays=True, dry=0.15)
     c.data.cached_variants = 4

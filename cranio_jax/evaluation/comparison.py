@@ -13,7 +13,7 @@ from cranio_jax.metrics.estimates import Estimate, mean_interval
 from cranio_jax.metrics.registry import metric_of
 
 # These must be equal: results on different pictures, galleries or judges can't be compared.
-_ALIKE = ("data", "images", "subjects", "synthetic", "resizing")
+_ALIKE = ("data", "images", "subjects", "synthetic", "radiograph", "resizing")
 
 # Values of each subject, by metric.
 Values = dict[str, Float[np.ndarray, "s"]]
@@ -84,6 +84,7 @@ def compare(
         images=first.images,
         subjects=first.subjects,
         synthetic=first.synthetic,
+        radiograph=first.radiograph,
         resizing=first.resizing,
         networks=networks,
         not_computed=first.not_computed,

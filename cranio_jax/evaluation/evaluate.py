@@ -216,6 +216,7 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
         controls=controls,
         size=size,
         seconds_per_face=seconds,
+        radiograph=c.radiograph,
         **origin_of(generator.method, generator.step, builder, records),
     )
     write_pictures(workdir, generator.step, with_faces, list(ready), c.pictures)
@@ -316,6 +317,7 @@ def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resul
     vectors = data.collected(embed, examples, config.evaluate.batch_size, mesh, "embedding")
     truth = Scores({}, {name: vectors[name] for name in features.embedders}, {})
     origin = origin_of(method, step, builder, data.fingerprint(builder))
+    origin |= {"radiograph": config.evaluate.radiograph}
     return assemble(config, features, mesh, who_of(examples), truth, {}, "", **origin)
 
 
@@ -357,6 +359,7 @@ def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
         images=len(examples),
         subjects=len(subjects),
         synthetic=count_synthetic(who_of(examples)),
+        radiograph=config.evaluate.radiograph,
         networks={},
         not_computed={},
         resizing=RESIZING,

@@ -94,6 +94,7 @@ class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
       images: how many generated pictures were scored.
       subjects: how many people they show, if that is known.
       synthetic: with how many of them a face was compared that is itself synthetic.
+      radiograph: how varied the X-rays were made, from 0 to 1.
       reference_images: how many real pictures they were compared with, as sets.
       unpaired: why pictures were compared as sets; empty if in pairs.
       networks: SHA-256 by feature network.
@@ -112,6 +113,7 @@ class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
     images: int
     subjects: int | None = None
     synthetic: int = 0
+    radiograph: float = 0.0
     reference_images: int | None = None
     unpaired: str = ""
     depths: Depths | None = None

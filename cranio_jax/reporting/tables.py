@@ -221,6 +221,8 @@ def picture_notes(results: Scored) -> list[str]:
             f"{results.synthetic} of the {results.images} faces compared with are synthetic, "
             "not photographs"
         )
+    if results.radiograph:
+        notes.append(f"X-rays were varied (evaluate.radiograph={results.radiograph:g})")
     notes.append(results.resizing)
     notes += [f"{name}: SHA-256 {digest[:12]}" for name, digest in results.networks.items()]
     needs = results.not_computed.items()

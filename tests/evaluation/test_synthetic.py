@@ -58,6 +58,14 @@ def test_photographs_need_no_words(synthetic):
     assert not any("synthetic" in note for note in tables.picture_notes(results))
 
 
+def test_varied_x_rays_are_told():
+    results = results_of(None)
+    assert not any("varied" in note for note in tables.picture_notes(results))
+    results.radiograph = 0.5
+    again = from_json(to_json(results), Results)
+    assert any("evaluate.radiograph=0.5" in note for note in tables.picture_notes(again))
+
+
 def test_synthetic_faces_alone_are_told():
     results = results_of(lambda i: True)
     assert set(results.rows) == {"cranio_diff", "mean face"}
