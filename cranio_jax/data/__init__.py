@@ -1,6 +1,6 @@
 """From records on disk to batches on devices: a Grain pipeline over a TFDS data source."""
 
-from cranio_jax.data.augmentation import GEOMETRY, augment, displacement, expose, move
+from cranio_jax.data.augmentation import GEOMETRY, MOVES, augment, displacement, expose, move
 from cranio_jax.data.batches import (
     READING,
     Batch,
@@ -17,6 +17,7 @@ from cranio_jax.data.splits import ExampleSource, fingerprint, read_split, split
 
 __all__ = [
     "GEOMETRY",
+    "MOVES",
     "READING",
     "Batch",
     "ExampleSource",

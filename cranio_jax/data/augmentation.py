@@ -10,19 +10,27 @@ from jaxtyping import Float
 
 from cranio_jax.data import radiographs
 
-# The settings of augmentations that move the face.
+# The settings of augmentations that move the face, and a number that rises when they move it in
+# another way.
 GEOMETRY = ("flip", "rotation", "bend", "radiograph")
+MOVES = 2
 
 # Control points of the bend per side, about one facial feature apart.
 _KNOTS = 4
 # Iterations of the bend's inversion.
 _ROUNDS = 8
+# How much the bend shears and stretches the whole head, in units of `bend`. Jaws lie farther forward
+# or back by it, and faces are longer or shorter.
+_SHEAR = 3.5
 
 
 def displacement(
     rng: np.random.Generator, side: int, bend: float, mirrored: bool
 ) -> Float[np.ndarray, "side side 2"]:
     """Returns a smooth random displacement (x, y) in pixels whose mean is zero.
+
+    It is the sum of one that changes from feature to feature, and of one in proportion to the height,
+    which shears the head to the front or back and stretches it.
 
     Args:
       rng: the source of random numbers.
@@ -34,7 +42,12 @@ def displacement(
     if mirrored:
         knots = (knots + knots[:, ::-1] * np.array([-1, 1], np.float32)) / np.sqrt(np.float32(2))
     centred = knots - knots.mean((0, 1))
-    return bend * side * cv2.resize(centred, (side, side), interpolation=cv2.INTER_CUBIC)
+    local = cv2.resize(centred, (side, side), interpolation=cv2.INTER_CUBIC)
+    shear = _SHEAR * rng.standard_normal(2).astype(np.float32)
+    if mirrored:
+        shear[0] = 0.0
+    height = np.linspace(-0.5, 0.5, side, dtype=np.float32)[:, None, None]
+    return bend * side * (local + shear * height)
 
 
 def move(

@@ -72,10 +72,14 @@ def vary(
 
 
 def _curve(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
-    """Changes the exposure: gamma, a film's S-curve, clipped highlights, grey in place of black."""
+    """Changes the exposure: gamma, a film's S-curve, clipped highlights, grey in place of black.
+
+    The air around the head may be brighter than black, but for a seam along the skin.
+    """
+    glow = _glow(picture, rng, strength) if rng.random() < 0.8 else 0.0
     picture = picture ** np.exp(strength * rng.uniform(-0.5, 0.4))
-    if rng.random() < 0.6:
-        slope, middle = rng.uniform(1.0, 5.0), rng.uniform(0.35, 0.7)
+    if rng.random() < 0.4:
+        slope, middle = rng.uniform(1.0, 4.0), rng.uniform(0.35, 0.7)
         low, curve, high = (np.tanh(slope * (x - middle)) for x in (0.0, picture, 1.0))
         # Thin soft tissue is dim, but a rim of it stays visible against the air.
         rim = strength * rng.uniform(0.0, 0.2)
@@ -84,7 +88,21 @@ def _curve(picture: Picture, rng: np.random.Generator, strength: float) -> Pictu
     if rng.random() < 0.2:
         picture = np.minimum(1.0, picture * (1.0 + strength * rng.uniform(0.0, 0.3)))
     black = strength * max(0.0, rng.uniform(-0.15, 0.15))
-    return black + (1.0 - black) * picture
+    return black + (1.0 - black) * (picture + glow)
+
+
+def _glow(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
+    """Returns what makes the air brighter: 0 in the head, and rising with the distance from it.
+
+    It is what filters that even out a film do. Air beyond a dark seam is as bright as soft tissue
+    within a few percent of the side, and may be as bright as bone at the edge.
+    """
+    air = np.uint8(_blurred(picture, 0.5) < rng.uniform(0.015, 0.03))
+    distance = cv2.distanceTransform(air, cv2.DIST_L2, 5) / len(picture)
+    distance = _blurred(distance, rng.uniform(0.2, 1.0))
+    slope = np.exp(rng.uniform(np.log(0.7), np.log(5.0))) * (0.4 + 0.6 * _smooth(rng, air.shape))
+    rising = slope * np.maximum(0.0, distance - rng.uniform(0.0, 0.02)) ** rng.uniform(0.8, 1.3)
+    return strength * np.minimum(rising, rng.uniform(0.2, 1.0))
 
 
 def _fog(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:

@@ -101,7 +101,7 @@ def _latents(
         rng = _variant_rng(config.seed, index, variant)
         return {"face": data.move(faces[index], rng, config.augment)["face"]}
 
-    key = key | {name: config.augment[name] for name in data.GEOMETRY}
+    key = key | {name: config.augment[name] for name in data.GEOMETRY} | {"moves": data.MOVES}
     key |= {"records": data.fingerprint(builder), "seed": config.seed, "variants": variants}
     key |= {"held_out": config.data.validation_subjects}
     key |= {"synthetic": "train" in config.data.synthetic}

@@ -132,6 +132,21 @@ def test_landmarks_move_with_the_face(config, setting):
         assert after["face"][row, column, 0] == pytest.approx(50 + 40 * i, abs=12)
 
 
+def test_a_bend_shears_and_stretches_the_head():
+    """Chins of real people differ in their place by more than the features' own displacement."""
+    pushes = np.stack(
+        [data.displacement(np.random.default_rng(s), 128, 0.03, mirrored=False) for s in range(400)]
+    )
+    jaw_to_brow = pushes[:, 96:112, 64:].mean((1, 2)) - pushes[:, 32:48, 64:].mean((1, 2))
+    assert np.abs(jaw_to_brow.mean(0)).max() < 1.0
+    # Half of the height between them, times 3.5 bends, with the features' own on top.
+    np.testing.assert_allclose(jaw_to_brow.std(0), 7.5, atol=0.8)
+
+    frontal = data.displacement(np.random.default_rng(1), 128, 0.03, mirrored=True)
+    np.testing.assert_allclose(frontal[..., 0], -frontal[:, ::-1, 0], atol=1e-4)
+    np.testing.assert_allclose(frontal[..., 1], frontal[:, ::-1, 1], atol=1e-4)
+
+
 def test_frontal_faces_have_landmarks(examples):
     found = [examples[i] for i in range(36)]
     assert {e["face_view"] for e in found} == {"frontal", "lateral"}

@@ -63,6 +63,21 @@ def test_each_change_changes_something(xray, change):
     assert np.isfinite(sums).all() and np.max(sums) > 0.005
 
 
+def test_air_is_dark_along_the_skin_and_brighter_beyond(xray):
+    """The glow that a filter leaves never covers the head, and soon is as bright as its rim."""
+    picture = np.pad(xray[..., 0].astype(np.float32) / 255, 40)
+    head = picture > 0.03
+    glows = [radiographs._glow(picture, np.random.default_rng(seed), 1.0) for seed in range(50)]
+    assert max(glow[head].max() for glow in glows) < 0.05
+    y, x = np.mgrid[-1:1:144j, -1:1:144j]
+    radius = np.hypot(x, y) * 72 / 32  # of the head: 0.7
+    along, away = (
+        np.array([glow[(radius > near) & (radius < far)].mean() for glow in glows])
+        for near, far in ((0.72, 0.78), (1.5, 1.7))
+    )
+    assert np.quantile(along, 0.9) < 0.05 and np.quantile(away, 0.3) > 0.05 and away.max() > 0.4
+
+
 @pytest.mark.parametrize("painter", range(8))
 def test_objects_are_painted(painter):
     """Each kind of object shows in most of its draws."""
