@@ -1,5 +1,7 @@
 """Errors in millimetres: the truth, the rivals, and what is told about them."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -7,9 +9,13 @@ from configs import demo
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import depths
 from cranio_jax.evaluation.results import BySubject, Depths, Results, from_json, to_json
+from cranio_jax.metrics.depths import depths as measured
 from cranio_jax.metrics.estimates import Estimate
 from cranio_jax.reporting import tables
 from data_builders.cephalograms.landmarks import BONE, DEPTHS, LANDMARKS
+from data_builders.cranio_phantom import cohort, head
+from data_builders.cranio_phantom.skull import from_template
+from data_builders.rendering.volume import project_point
 from tests.data_builders.test_cephalograms import PLACES, write_list
 
 
@@ -59,6 +65,53 @@ def test_a_perfect_face_has_no_error(config, tmp_path):
         face[:20] = 210
     found = depths.measure(people, faces)
     assert np.abs(found - people.truth).max() < 0.8 * people.mm[0]
+
+
+# On bone in the middle plane, and towards the skin: y and z in the template, in mm.
+MIDLINE = {
+    "glabella": ((95, 34), (1, 0)),
+    "prosthion": ((91, -41), (1, 0)),
+    "infradentale": ((84, -57), (1, 0)),
+    "supramentale": ((79.5, -72), (1, 0)),
+    "pogonion": ((86.5, -87), (1, 0)),
+    "anterior nasal spine": ((96, -27.5), (0.8, -0.6)),
+}
+
+
+def in_front(field, places):
+    """Returns where no part of a head lies beside places, within 24 mm of the middle plane."""
+    beside = np.arange(-24.0, 25.0, 2.0)[:, None] * np.array([1.0, 0.0, 0.0])
+    around = np.float32(places[..., None, :] + beside)
+    return np.asarray(field(tuple(np.moveaxis(around, -1, 0)))).min(-1) > 0
+
+
+@jax.numpy_rank_promotion("allow")  # as the cohort is made
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_depths_of_a_silhouette_are_those_of_the_geometry(index):
+    """Six depths of procedural heads at 128 pixels, against the distance field they are made of."""
+    skull, tissue, _ = cohort.appearance(cohort.draw(7, index), 45, 0, cohort.Spread())
+    field = jax.jit(lambda places: head.outer_distance(places, skull, tissue))
+    frame = head.frame(128)
+    template = np.float32([[0.0, *place] for place, _ in MIDLINE.values()])
+    bone = np.array(from_template(tuple(template.T), skull)).T
+    towards = np.array([[0.0, *direction] for _, direction in MIDLINE.values()])
+
+    # Where rays leave the head.
+    steps = np.arange(0.0, 40.0, 0.1)
+    outside = in_front(field, bone[:, None] + steps[:, None] * towards[:, None])
+    truth = steps[outside.argmax(1)]
+
+    # A picture of it: the share of each pixel that the head covers, by 4 x 4 rays.
+    rows, columns = (np.mgrid[:512, :512] + 0.5) / 4 - 0.5 - 63.5
+    away = np.stack([0.0 * rows, columns, -rows], -1) * frame.pixel + np.array(frame.center)
+    cover = ~np.concatenate([in_front(field, part) for part in np.split(away, 16)])
+    share = cover.reshape(128, 4, 128, 4).mean((1, 3))[..., None]
+    face = share * np.array([200.0, 150, 120]) + (1 - share) * np.array([200.0, 210, 220])
+
+    ends = [project_point(frame, "lateral", jnp.float32(mm)) for mm in (bone, bone + towards)]
+    as_batch = [jnp.float32(value)[None] for value in (face, *ends, 40.0 / frame.pixel)]
+    found = np.asarray(measured(*as_batch))[0] * frame.pixel
+    assert np.abs(found - truth).max() < 1.0
 
 
 def test_too_few_people_and_methods_without_x_rays(config, tmp_path):
