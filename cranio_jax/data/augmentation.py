@@ -19,8 +19,8 @@ MOVES = 2
 _KNOTS = 4
 # Iterations of the bend's inversion.
 _ROUNDS = 8
-# How much the bend shears and stretches the whole head, in units of `bend`. Jaws lie farther forward
-# or back by it, and faces are longer or shorter.
+# How much the bend shears and stretches the whole head, in units of `bend`. Jaws lie farther
+# forward or back by it, and faces are longer or shorter.
 _SHEAR = 3.5
 
 
@@ -29,8 +29,8 @@ def displacement(
 ) -> Float[np.ndarray, "side side 2"]:
     """Returns a smooth random displacement (x, y) in pixels whose mean is zero.
 
-    It is the sum of one that changes from feature to feature, and of one in proportion to the height,
-    which shears the head to the front or back and stretches it.
+    It is the sum of one that changes from feature to feature, and of one in proportion to the
+    height, which shears the head to the front or back and stretches it.
 
     Args:
       rng: the source of random numbers.

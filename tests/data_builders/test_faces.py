@@ -185,7 +185,9 @@ def test_the_page_shows_what_was_found(archive, detector):
     assert [marked(entry) for entry in entries] == [(True, 2)] * 3
     plain = entries[0]._replace(found=(), landmarks=())
     assert marked(plain) == (False, 2) and inspection._pairs([plain]) != inspection._pairs(entries)
-    box = inspection._thumbnail(inspection.decoded(plain.face()), [entries[0].found], entries[0].landmarks)
+    box = inspection._thumbnail(
+        inspection.decoded(plain.face()), [entries[0].found], entries[0].landmarks
+    )
     assert box in inspection._pairs(entries[:1])
 
 
