@@ -123,7 +123,7 @@ def get_config() -> ml_collections.ConfigDict:
         contrast=0.20,  # largest change of the X-ray's contrast, as a fraction
         erase=0.05,  # largest rectangle erased from the X-ray, as a fraction of its area
         # Standard deviation of a smooth displacement that X-ray and face of the same view share,
-        # as a fraction of the side.
+        # as a fraction of the side. The whole head is sheared and stretched by 3.5 times as much.
         bend=0.0,
         # How varied X-rays are, as those of other devices, films and holders: 0 as they are, 1 as
         # real ones. Framing and tilt move the face too; see cranio_jax/data/radiographs.py.
@@ -210,7 +210,7 @@ def get_config() -> ml_collections.ConfigDict:
         keep_faces=True,  # write generated faces to WORKDIR/faces, and reuse those that are there
         max_subjects=0,  # evaluate this many test subjects only; 0: all
         # How varied the test people's X-rays are made, as by augment.radiograph: 0 as they are, 1
-        # as real ones. Faces move with them.
+        # as real ones. Heads stay where they are.
         radiograph=0.0,
         bootstrap=10_000,  # rounds of resampling behind each interval
         pictures=8,  # examples shown in the report

@@ -95,7 +95,7 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
 
 
 def test_x_rays_of_test_people_are_varied_on_demand(config):
-    """Each always in the same way; the face and the mask of the head move along."""
+    """Each always in the same way. Heads stay where they are, or framing would tell them apart."""
     builder = data.make_builder(config.data)
     plain = read_test_examples(config, builder)
     config.evaluate.radiograph = 1.0
@@ -104,7 +104,7 @@ def test_x_rays_of_test_people_are_varied_on_demand(config):
     for name in ("xray", "face", "head_mask"):
         assert all((a[name] == b[name]).all() for a, b in zip(varied, again, strict=True))
         changed = [(a[name] != b[name]).any() for a, b in zip(varied, plain, strict=True)]
-        assert np.mean(changed) > 0.9
+        assert np.mean(changed) > 0.7 if name == "xray" else not any(changed)
 
 
 def test_a_diverged_checkpoint_gives_no_number(run, tmp_path, monkeypatch):
