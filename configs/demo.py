@@ -11,8 +11,12 @@ Without any training, the ControlNet that ships makes a face of an X-ray:
 python -m cranio_jax.main --config=configs/demo.py --config.job=reconstruct \
     --config.reconstruct.xrays=docs/xray_frontal.png
 
-Variant 'phantom_controlnet' is the recipe of the ControlNet that ships: it grows from the U-Net, as
-the paper's does. 'smoke' runs every part in a minute or two.
+Variant 'varied' starts from `phantom_cranio_diff`, which was trained on X-rays as varied as real
+ones: use it for X-rays of your own.
+
+Variants 'phantom_controlnet' and 'phantom_cranio_diff' are the recipes of these networks. In the
+first a ControlNet grows from the U-Net, as the paper's does. 'smoke' runs every part in a minute or
+two.
 """
 
 import ml_collections
@@ -66,7 +70,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         variant,
         {
             "phantom_controlnet": phantom_controlnet,
-            "phantom_controlnet_varied": phantom_controlnet_varied,
+            "phantom_cranio_diff": phantom_cranio_diff,
+            "varied": varied,
             "smoke": smoke,
         },
     )
@@ -93,18 +98,23 @@ def phantom_controlnet(c: ml_collections.ConfigDict) -> None:
     )
 
 
-def phantom_controlnet_varied(c: ml_collections.ConfigDict) -> None:
-    """Sets what follows: X-rays as varied as real ones, and a U-Net that is trained with them.
-
-    --config.pretrained.controlnet names the ControlNet of the first part.
-    """
+def phantom_cranio_diff(c: ml_collections.ConfigDict) -> None:
+    """Sets what follows: X-rays as varied as real ones, and a U-Net that is trained with them."""
     phantom_controlnet(c)
+    c.pretrained.controlnet = "shipped:phantom_controlnet"
+    c.method.controlnet = {}
     c.data.cranio_phantom.update(vary_xrays=True, dry=0.15)
     c.data.cached_variants = 4
     # The bend is large, since real jaws differ more than those of procedural people.
-    c.augment.update(flip=0.5, bend=0.04, radiograph=1.0)
+    c.augment.update(flip=0.3, bend=0.03, radiograph=1.0)
     c.method.trained = ("controlnet", "unet")
-    c.train.update(num_steps=6_000, learning_rate=4e-4)
+    c.train.update(batch_size=16, num_steps=3_600, learning_rate=3e-4)
+
+
+def varied(c: ml_collections.ConfigDict) -> None:
+    """Sets networks that were trained on varied X-rays, and trains them on such X-rays."""
+    c.pretrained.update(model="shipped:phantom_cranio_diff", controlnet="")
+    c.augment.radiograph = 1.0
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:

@@ -74,13 +74,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     c.sampling.update(num_steps=20, guidance_scale=2.0)
     c.evaluate.num_samples = 1
-    variants = {
-        "published": published,
-        "phantom_sd": phantom_sd,
-        "phantom_framed": phantom_framed,
-        "smoke": smoke,
-    }
-    common.apply_variant(c, variant, variants)
+    common.apply_variant(
+        c, variant, {"published": published, "phantom_sd": phantom_sd, "smoke": smoke}
+    )
     return c
 
 
@@ -97,18 +93,6 @@ def phantom_sd(c: ml_collections.ConfigDict) -> None:
     # A prompt does not tell whether a face looks to the left or to the right.
     c.augment.flip = 0.0
     common.network_people(c, seed=0)
-
-
-def phantom_framed(c: ml_collections.ConfigDict) -> None:
-    """Sets what follows: faces framed as X-rays are. --config.pretrained.model names the first."""
-    published(c)
-    phantom_sd(c)
-    c.prompt.length = 32
-    c.data.cranio_phantom.update(vary_xrays=True, dry=0.15)
-    c.data.cached_variants = 4
-    # An X-ray tells where the head looks; a ControlNet follows it.
-    c.augment.update(flip=0.5, radiograph=1.0)
-    c.train.update(num_steps=2_000, learning_rate=3e-4, warmup_steps=100)
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:

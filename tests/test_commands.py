@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from configs import common
 from cranio_jax import assets, main
@@ -95,10 +95,12 @@ RUN_HERE = {
     "cut": rf"{PROGRAM}cut\.py .*",
     "siamese": rf"{PROGRAM}siamese\.py .*",
     "challenge": r"python -m data_builders\.cephalograms\.challenge .*",
-    "millimetres": rf"{PROGRAM}demo\.py --workdir=mm .*cephalograms.*",
+    "varied picture": rf"{PROGRAM}demo\.py:varied --config\.job=reconstruct .*",
+    "millimetres": rf"{PROGRAM}demo\.py:varied --workdir=mm .*cephalograms.*",
     "public set": rf"{PROGRAM}common\.py .*iit_mandi_s2f.*",
     "ct": r"python -m data_builders\.rendering\.ct .*",
-    "diffusers": r"import diffusers.*",
+    "diffusers": r"import diffusers\n\n.*",
+    "diffusers with an X-ray": r"import diffusers\nimport PIL.*",
     "builder": r"import tensorflow_datasets.*",
     "ceiling": r"python -m data_builders\.cranio_phantom\.overview ceiling",
     "text pictures": r"python -m tests\.data_builders\.text_pictures .*",
@@ -306,6 +308,30 @@ def test_diffusers_opens_what_ships(desk):
     face = np.asarray(Image.open(desk / "face.png")).mean(-1)
     assert face.shape == (128, 128)
     assert face[40:90, 45:85].mean() < face[:10, :10].mean() - 30
+
+
+def head_of(face):
+    """Returns where a picture differs from the wall behind the head."""
+    return np.abs(np.asarray(face) - np.asarray(face)[2, 2].astype(float)).max(-1) > 40
+
+
+def test_faces_lie_where_the_head_is(desk):
+    """Also in an X-ray that is moved and mirrored, by the program and by diffusers."""
+    (desk / "cranio_jax").symlink_to(ROOT / "cranio_jax")
+    (desk / "docs").mkdir()
+    small = Image.open(ROOT / "docs/xray_lateral.png").convert("L").resize((104, 104))
+    moved = Image.new("L", (128, 128))
+    moved.paste(ImageOps.mirror(small), (20, 24))
+    moved.save(desk / "docs/xray_lateral.png")
+    exec(command("diffusers with an X-ray"), {})
+    run("varied picture", "--config.mesh.data=1", "--config.reconstruct.num_samples=1")
+    (made,) = desk.glob("reconstructions/*/face_*.png")
+    bone = np.asarray(moved) > 60
+    for face in (Image.open(desk / "face.png"), Image.open(made)):
+        assert face.size == (128, 128)
+        head = head_of(face)
+        assert (head & bone).sum() > 0.95 * bone.sum() and head.sum() < 3 * bone.sum()
+        assert not head[:16].any()
 
 
 def test_prompt_words(config, desk):
