@@ -1,6 +1,7 @@
 """The cache of what frozen networks make of the records."""
 
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,22 @@ from cranio_jax.training import latent_cache, loop
 from tests.fresh import fresh
 
 
+@pytest.fixture(scope="module")
+def own_records(tmp_path_factory):
+    return tmp_path_factory.mktemp("own") / "records"
+
+
 @pytest.fixture
-def config(config):
-    """With a small autoencoder; the ControlNet alone is trained."""
+def config(config, own_records):
+    """With a small autoencoder; the ControlNet alone is trained.
+
+    The records are a copy, since other processes encode the shared ones.
+    """
+    if not own_records.exists():
+        shared = pathlib.Path(str(data.make_builder(config.data).data_dir))
+        place = own_records / shared.relative_to(config.data.data_dir)
+        shutil.copytree(shared, place, ignore=shutil.ignore_patterns("encoded"))
+    config.data.data_dir = str(own_records)
     config.method.update(codec="vae", trained=("controlnet",))
     config.method.vae = dict(block_out_channels=(8, 8, 8), norm_num_groups=4, layers_per_block=1)
     config.method.vae.down_block_types, config.method.vae.up_block_types = (
