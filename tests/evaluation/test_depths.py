@@ -14,8 +14,9 @@ from cranio_jax.metrics.estimates import Estimate
 from cranio_jax.reporting import tables
 from data_builders.cephalograms.landmarks import BONE, DEPTHS, LANDMARKS
 from data_builders.cranio_phantom import cohort, head
+from data_builders.cranio_phantom.skull import LANDMARKS as skull_landmarks
 from data_builders.cranio_phantom.skull import from_template
-from data_builders.rendering.volume import project_point
+from data_builders.rendering.volume import project_point, ray_points
 from tests.data_builders.test_cephalograms import PLACES, write_list
 
 
@@ -67,14 +68,14 @@ def test_a_perfect_face_has_no_error(config, tmp_path):
     assert np.abs(found - people.truth).max() < 0.8 * people.mm[0]
 
 
-# On bone in the middle plane, and towards the skin: y and z in the template, in mm.
-MIDLINE = {
-    "glabella": ((95, 34), (1, 0)),
-    "prosthion": ((91, -41), (1, 0)),
-    "infradentale": ((84, -57), (1, 0)),
-    "supramentale": ((79.5, -72), (1, 0)),
-    "pogonion": ((86.5, -87), (1, 0)),
-    "anterior nasal spine": ((96, -27.5), (0.8, -0.6)),
+# Landmarks on bone in the middle plane, and the directions towards skin: to the front and upwards.
+TOWARDS = {
+    "glabella": (1, 0),
+    "prosthion": (1, 0),
+    "infradentale": (1, 0),
+    "supramentale": (1, 0),
+    "pogonion": (1, 0),
+    "anterior nasal spine": (0.8, -0.6),
 }
 
 
@@ -92,9 +93,9 @@ def test_depths_of_a_silhouette_are_those_of_the_geometry(index):
     skull, tissue, _ = cohort.appearance(cohort.draw(7, index), 45, 0, cohort.Spread())
     field = jax.jit(lambda places: head.outer_distance(places, skull, tissue))
     frame = head.frame(128)
-    template = np.float32([[0.0, *place] for place, _ in MIDLINE.values()])
+    template = np.float32([skull_landmarks[name] for name in TOWARDS])
     bone = np.array(from_template(tuple(template.T), skull)).T
-    towards = np.array([[0.0, *direction] for _, direction in MIDLINE.values()])
+    towards = np.array([[0.0, *direction] for direction in TOWARDS.values()])
 
     # Where rays leave the head.
     steps = np.arange(0.0, 40.0, 0.1)
@@ -102,9 +103,8 @@ def test_depths_of_a_silhouette_are_those_of_the_geometry(index):
     truth = steps[outside.argmax(1)]
 
     # A picture of it: the share of each pixel that the head covers, by 4 x 4 rays.
-    rows, columns = (np.mgrid[:512, :512] + 0.5) / 4 - 0.5 - 63.5
-    away = np.stack([0.0 * rows, columns, -rows], -1) * frame.pixel + np.array(frame.center)
-    cover = ~np.concatenate([in_front(field, part) for part in np.split(away, 16)])
+    seen = np.asarray(ray_points(head.frame(512), "lateral", jnp.zeros((512, 512))))
+    cover = ~np.concatenate([in_front(field, part) for part in np.split(seen, 16)])
     share = cover.reshape(128, 4, 128, 4).mean((1, 3))[..., None]
     face = share * np.array([200.0, 150, 120]) + (1 - share) * np.array([200.0, 210, 220])
 
