@@ -300,6 +300,8 @@ def _distances(points, offset, skull, tissue):
 
 
 _COARSE = 5.0  # mm; the grid that rays start from
+_RIM = 1.5  # mm; of rays that pass nearer than this by the grid, the exact distance decides
+_GRAZING = np.float32([-4, -2, 0, 2, 4])  # mm along a ray, from the grid's nearest sample
 _HERE = np.zeros(3, np.float32)
 _TOWARD = {"frontal": (0.0, 1.0, 0.0), "lateral": (1.0, 0.0, 0.0)}
 _TETRAHEDRON = 0.3 * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32)  # mm
@@ -316,10 +318,29 @@ def _advance(points, toward, distance, least):
 
 @partial(jax.jit, static_argnames=("fine", "view"))
 def _near_surface(coarse: Volume, fine: Frame, view: str):
-    # The grid misses parts thinner than its spacing by up to 1 mm, so the march starts a little
-    # before the crossing.
-    depth = surface.first_crossing(coarse, fine, view, -1.0, -200.0)
-    return depth, tuple(jnp.moveaxis(ray_points(fine, view, depth + 3.0), -1, 0))
+    """Returns each ray's least distance to the head, where it has it, and where its march starts.
+
+    All are as the grid sees them. It misses parts thinner than its spacing by up to 1 mm, so the
+    march starts a little before the crossing.
+    """
+    nearness, depth = surface.highest(coarse, fine, view, -200.0)
+    crossing = surface.first_crossing(coarse, fine, view, -_RIM, -200.0)
+    return (
+        -nearness.ravel(),
+        *(
+            tuple(jnp.moveaxis(ray_points(fine, view, d), -1, 0).reshape(3, -1))
+            for d in (depth, crossing + 3.0)
+        ),
+    )
+
+
+@jax.jit
+def _nearest(points, toward, skull, tissue):
+    """Returns where rays that graze the head come nearest to it, and the distance in mm."""
+    places = [tuple(p + t * o for p, t in zip(points, toward, strict=True)) for o in _GRAZING]
+    distances = jnp.stack([_distances(place, _HERE, skull, tissue) for place in places])
+    offset = jnp.array(_GRAZING)[distances.argmin(0)]
+    return tuple(p + t * offset for p, t in zip(points, toward, strict=True)), distances.min(0)
 
 
 @jax.jit
@@ -401,7 +422,7 @@ def portraits(
     distance then lead to the surface. Rays that miss the head are left out. The others are traced
     in pieces of one size, so that all pictures share one compilation and a piece fits the cache.
     """
-    # Find where rays meet the head. Parameters go to the device once, not at each of many calls.
+    # Parameters go to the device once, not at each of many calls.
     skull, tissue, colour = jax.device_put((skull, tissue, colour))
     grid = tuple(np.moveaxis(_grid(_COARSE), -1, 0))
     coarse = _volume(-_distances(grid, _HERE, skull, tissue), _COARSE)
@@ -409,20 +430,34 @@ def portraits(
     faces = []
     masks = []
     for view in VIEWS:
-        depth, points = jax.tree.map(np.ravel, _near_surface(coarse, fine, view))
-        # Trace the rays that meet it.
-        colours = np.tile(np.array([*surface.BACKGROUND, 1.0], np.float32), (depth.size, 1))
-        met = depth > surface.MISS
-        rays = np.flatnonzero(met)
-        for start in range(0, len(rays), _PIECE):
-            piece = rays[start : start + _PIECE]
-            padded = np.pad(piece, (0, _PIECE - len(piece)), mode="edge")
-            traced = _trace(tuple(p[padded] for p in points), view, skull, tissue, colour)
+        # Find the rays that meet the head. Those that graze it start where they are nearest.
+        distance, nearest, starts = jax.tree.map(np.array, _near_surface(coarse, fine, view))
+        rim = np.flatnonzero(np.abs(distance) < _RIM)
+        toward = tuple(np.full(_PIECE, t, np.float32) for t in _TOWARD[view])
+        for piece, padded in _pieces(rim):
+            grazing = _nearest(tuple(p[padded] for p in nearest), toward, skull, tissue)
+            (*places, distance[piece]) = (
+                np.asarray(a)[: len(piece)] for a in (*grazing[0], grazing[1])
+            )
+            for start, place in zip(starts, places, strict=True):
+                start[piece] = place
+        met = distance < 0.0
+        # Trace them.
+        colours = np.tile(np.array([*surface.BACKGROUND, 1.0], np.float32), (distance.size, 1))
+        for piece, padded in _pieces(np.flatnonzero(met)):
+            traced = _trace(tuple(p[padded] for p in starts), view, skull, tissue, colour)
             # Cut on the host: a device would compile a program for each length.
             colours[piece] = np.asarray(traced)[: len(piece)]
         # Average each pixel's rays.
         colours = colours.reshape(fine.size, fine.size, 4)
         faces.append(_downsample(colours[..., :3], colours[..., 3], factor=supersample))
-        hits = (met.reshape(fine.size, fine.size) & (colours[..., 3] > 0.5)).astype(np.float32)
-        masks.append(hits.reshape(size, supersample, size, supersample, 1).mean((1, 3)) >= 0.5)
+        hits = met.reshape(size, supersample, size, supersample, 1).astype(np.float32)
+        masks.append(hits.mean((1, 3)) >= 0.5)
     return Portraits(jnp.stack(faces), np.stack(masks))
+
+
+def _pieces(rays: np.ndarray):
+    """Yields the indices of rays in pieces, each also repeated at its end to one size."""
+    for start in range(0, len(rays), _PIECE):
+        piece = rays[start : start + _PIECE]
+        yield piece, np.pad(piece, (0, _PIECE - len(piece)), mode="edge")

@@ -27,12 +27,8 @@ def first_crossing(
     The depth lies on the front axis (frontal) or the right axis (lateral). It is exact for the
     trilinear interpolant, since rays run along a grid axis. It is MISS where a ray meets nothing.
     """
-    # The volume at the pixels, from the far side to the viewer.
     axis = 1 if view == "frontal" else 0
-    seen = look_along(volume, view)
-    planes = resample_plane(
-        seen.values, rows=seen.rows, columns=seen.columns, frame=frame, view=view, outside=outside
-    )
+    planes = _along_rays(volume, frame, view, outside)
 
     # The last sample that exceeds the level, and the crossing between it and the next one.
     inside = planes > level
@@ -43,6 +39,25 @@ def first_crossing(
     part = (here - level) / jnp.maximum(here - before, 1e-6)
     depth = volume.origin[axis] + volume.spacing[axis] * (hit + part)
     return jnp.where(inside.any(-1), depth, MISS)
+
+
+def highest(
+    volume: Volume, frame: Frame, view: str, outside: float
+) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
+    """Returns the highest of the samples on each pixel's ray, and its depth in mm."""
+    axis = 1 if view == "frontal" else 0
+    planes = _along_rays(volume, frame, view, outside)
+    return planes.max(-1), volume.origin[axis] + volume.spacing[axis] * planes.argmax(-1)
+
+
+def _along_rays(
+    volume: Volume, frame: Frame, view: str, outside: float
+) -> Float[Array, "h w depth"]:
+    """Returns the volume at the pixels, from the far side to the viewer."""
+    seen = look_along(volume, view)
+    return resample_plane(
+        seen.values, rows=seen.rows, columns=seen.columns, frame=frame, view=view, outside=outside
+    )
 
 
 def _at(planes: Float[Array, "h w depth"], index: Int[Array, "h w"]) -> Float[Array, "h w"]:

@@ -88,9 +88,12 @@ def in_front(field, places):
 
 @jax.numpy_rank_promotion("allow")  # as the cohort is made
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_depths_of_a_silhouette_are_those_of_the_geometry(index):
-    """Six depths of procedural heads at 128 pixels, against the distance field they are made of."""
-    skull, tissue, _ = cohort.appearance(cohort.draw(7, index), 45, 0, cohort.Spread())
+def test_depths_are_those_of_the_geometry(index):
+    """Six depths of procedural heads at 128 pixels, against the distance field they are made of.
+
+    They are measured in the portrait, and in a silhouette that is drawn without the renderer.
+    """
+    skull, tissue, colour = cohort.appearance(cohort.draw(7, index), 45, 0, cohort.Spread())
     field = jax.jit(lambda places: head.outer_distance(places, skull, tissue))
     frame = head.frame(128)
     template = np.float32([skull_landmarks[name] for name in TOWARDS])
@@ -106,12 +109,19 @@ def test_depths_of_a_silhouette_are_those_of_the_geometry(index):
     seen = np.asarray(ray_points(head.frame(512), "lateral", jnp.zeros((512, 512))))
     cover = ~np.concatenate([in_front(field, part) for part in np.split(seen, 16)])
     share = cover.reshape(128, 4, 128, 4).mean((1, 3))[..., None]
-    face = share * np.array([200.0, 150, 120]) + (1 - share) * np.array([200.0, 210, 220])
+    silhouette = share * np.array([200.0, 150, 120]) + (1 - share) * np.array([200.0, 210, 220])
+    portraits = head.portraits(skull, tissue, colour, 128)
+    portrait = np.round(255 * np.asarray(portraits.faces[1]))
 
     ends = [project_point(frame, "lateral", jnp.float32(mm)) for mm in (bone, bone + towards)]
-    as_batch = [jnp.float32(value)[None] for value in (face, *ends, 40.0 / frame.pixel)]
-    found = np.asarray(measured(*as_batch))[0] * frame.pixel
-    assert np.abs(found - truth).max() < 1.0
+    for face in (silhouette, portrait):
+        as_batch = [jnp.float32(value)[None] for value in (face, *ends, 40.0 / frame.pixel)]
+        found = np.asarray(measured(*as_batch))[0] * frame.pixel
+        assert np.abs(found - truth).max() < 1.0
+
+    # The mask of the portrait is the same silhouette.
+    differs = portraits.masks[1] != (share >= 0.5)
+    assert differs.sum() < 0.01 * (share >= 0.5).sum()
 
 
 def test_too_few_people_and_methods_without_x_rays(config, tmp_path):
