@@ -435,12 +435,10 @@ def portraits(
         rim = np.flatnonzero(np.abs(distance) < _RIM)
         toward = tuple(np.full(_PIECE, t, np.float32) for t in _TOWARD[view])
         for piece, padded in _pieces(rim):
-            grazing = _nearest(tuple(p[padded] for p in nearest), toward, skull, tissue)
-            (*places, distance[piece]) = (
-                np.asarray(a)[: len(piece)] for a in (*grazing[0], grazing[1])
-            )
+            places, least = _nearest(tuple(p[padded] for p in nearest), toward, skull, tissue)
+            distance[piece] = np.asarray(least)[: len(piece)]
             for start, place in zip(starts, places, strict=True):
-                start[piece] = place
+                start[piece] = np.asarray(place)[: len(piece)]
         met = distance < 0.0
         # Trace them.
         colours = np.tile(np.array([*surface.BACKGROUND, 1.0], np.float32), (distance.size, 1))

@@ -1,7 +1,8 @@
 """A workdir of version 0.1.0 is resumed, evaluated and reported.
 
 `version_0.1.0.tar.gz` holds one without its faces: the smallest Pix2Pix after two steps, made by
-that version from the settings of `config`.
+that version from the settings of `config`. Its portraits were up to 2.4 mm thicker (records
+before 1.5.0), which changes losses and scores by less than 1 %.
 """
 
 import json
@@ -15,6 +16,7 @@ from cranio_jax.evaluation.results import read_results
 from tests.runs.test_faults import losses
 
 ARCHIVE = pathlib.Path(__file__).with_name("version_0.1.0.tar.gz")
+_TOLERANCE = 1e-2
 # What 0.1.0 itself logged when it went on.
 LOSSES = {3: 13.661797523498535, 4: 14.057866096496582}
 
@@ -53,7 +55,7 @@ def test_it_is_evaluated(config, workdir):
     assert after.rows.keys() == before.rows.keys()
     for name, row in before.rows.items():
         for metric, estimate in row.items():
-            assert after.rows[name][metric].mean == pytest.approx(estimate.mean, rel=1e-4)
+            assert after.rows[name][metric].mean == pytest.approx(estimate.mean, rel=_TOLERANCE)
 
 
 def test_it_goes_on(config, workdir, capsys):
@@ -62,6 +64,6 @@ def test_it_goes_on(config, workdir, capsys):
     main.run(config, workdir)
     assert "resuming from step 2" in capsys.readouterr().err
     ours = losses(workdir)
-    assert {step: ours[step] for step in LOSSES} == pytest.approx(LOSSES, rel=1e-4)
+    assert {step: ours[step] for step in LOSSES} == pytest.approx(LOSSES, rel=_TOLERANCE)
     (change,) = json.loads((workdir / "config.json").read_text())["history"]
     assert change["after_step"] == 2
