@@ -2,7 +2,7 @@
 
 `version_0.1.0.tar.gz` holds one without its faces: the smallest Pix2Pix after two steps, made by
 that version from the settings of `config`. Its portraits were up to 2.4 mm thicker (records
-before 1.5.0), which changes losses and scores by less than 1 %.
+before 1.5.0), which changes its scores by less than 1 %.
 """
 
 import json
@@ -16,9 +16,9 @@ from cranio_jax.evaluation.results import read_results
 from tests.runs.test_faults import losses
 
 ARCHIVE = pathlib.Path(__file__).with_name("version_0.1.0.tar.gz")
-_TOLERANCE = 1e-2
-# What 0.1.0 itself logged when it went on.
-LOSSES = {3: 13.661797523498535, 4: 14.057866096496582}
+# With its own portraits 0.1.0 went on with 13.6618 and 14.0579. The last program that did the same
+# to 1e-4 logs these with the portraits of records 1.5.0.
+LOSSES = {3: 13.714609146118164, 4: 14.091968536376953}
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_it_is_evaluated(config, workdir):
     assert after.rows.keys() == before.rows.keys()
     for name, row in before.rows.items():
         for metric, estimate in row.items():
-            assert after.rows[name][metric].mean == pytest.approx(estimate.mean, rel=_TOLERANCE)
+            assert after.rows[name][metric].mean == pytest.approx(estimate.mean, rel=1e-2)
 
 
 def test_it_goes_on(config, workdir, capsys):
@@ -64,6 +64,6 @@ def test_it_goes_on(config, workdir, capsys):
     main.run(config, workdir)
     assert "resuming from step 2" in capsys.readouterr().err
     ours = losses(workdir)
-    assert {step: ours[step] for step in LOSSES} == pytest.approx(LOSSES, rel=_TOLERANCE)
+    assert {step: ours[step] for step in LOSSES} == pytest.approx(LOSSES, rel=1e-4)
     (change,) = json.loads((workdir / "config.json").read_text())["history"]
     assert change["after_step"] == 2
