@@ -301,7 +301,7 @@ def _distances(points, offset, skull, tissue):
 
 _COARSE = 5.0  # mm; the grid that rays start from
 _RIM = 1.5  # mm; of rays that pass nearer than this by the grid, the exact distance decides
-_GRAZING = np.float32([-4, -2, 0, 2, 4])  # mm along a ray, from the grid's nearest sample
+_GRAZING = np.arange(-4, 5, 2, dtype=np.float32)  # mm along a ray, from the grid's nearest sample
 _HERE = np.zeros(3, np.float32)
 _TOWARD = {"frontal": (0.0, 1.0, 0.0), "lateral": (1.0, 0.0, 0.0)}
 _TETRAHEDRON = 0.3 * np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], np.float32)  # mm
