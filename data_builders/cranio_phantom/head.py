@@ -1,5 +1,6 @@
 """A whole head: its volume in Hounsfield units, its X-rays and its portraits."""
 
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -324,14 +325,12 @@ def _near_surface(coarse: Volume, fine: Frame, view: str):
     march starts a little before the crossing.
     """
     nearness, depth = surface.highest(coarse, fine, view, -200.0)
-    crossing = surface.first_crossing(coarse, fine, view, -_RIM, -200.0)
-    return (
-        -nearness.ravel(),
-        *(
-            tuple(jnp.moveaxis(ray_points(fine, view, d), -1, 0).reshape(3, -1))
-            for d in (depth, crossing + 3.0)
-        ),
+    start = surface.first_crossing(coarse, fine, view, -_RIM, -200.0) + 3.0
+    nearest, starts = (
+        tuple(jnp.moveaxis(ray_points(fine, view, along), -1, 0).reshape(3, -1))
+        for along in (depth, start)
     )
+    return -nearness.ravel(), nearest, starts
 
 
 @jax.jit
@@ -454,7 +453,7 @@ def portraits(
     return Portraits(jnp.stack(faces), np.stack(masks))
 
 
-def _pieces(rays: np.ndarray):
+def _pieces(rays: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields the indices of rays in pieces, each also repeated at its end to one size."""
     for start in range(0, len(rays), _PIECE):
         piece = rays[start : start + _PIECE]

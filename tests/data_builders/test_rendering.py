@@ -107,6 +107,9 @@ def test_surface_of_a_ball(view):
     nearest = (CENTER[1] if view == "frontal" else CENTER[0]) + exact / 2
     assert np.abs(depth - nearest)[away < 34].max() < 0.35
     assert (depth[away > 43] == surface.MISS).all()
+    highest, middle = surface.highest(ball(), FRAME, view, -1000.0)
+    assert highest.max() == ball().values.max() and highest[away > 43].max() < -500
+    assert (middle < depth)[away < 34].all()
     points = ray_points(FRAME, view, depth)
     normal = surface.normals_from_volume(ball(), points, -1000.0)
     outward = (points - jnp.asarray(CENTER)[None, None]) / RADIUS
