@@ -77,14 +77,15 @@ def _curve(picture: Picture, rng: np.random.Generator, strength: float) -> Pictu
     The air around the head may be brighter than black, but for a seam along the skin.
     """
     glow = _glow(picture, rng, strength) if rng.random() < 0.8 else 0.0
+    # Thin soft tissue is dim, but films show even the tip of a nose against the air.
+    rim = strength * rng.uniform(0.0, 0.2) if rng.random() < 0.8 else 0.0
+    film = rim * (1.0 - np.exp(-picture / rng.uniform(0.01, 0.06)))
     picture = picture ** np.exp(strength * rng.uniform(-0.5, 0.4))
     if rng.random() < 0.4:
         slope, middle = rng.uniform(1.0, 4.0), rng.uniform(0.35, 0.7)
         low, curve, high = (np.tanh(slope * (x - middle)) for x in (0.0, picture, 1.0))
-        # Thin soft tissue is dim, but a rim of it stays visible against the air.
-        rim = strength * rng.uniform(0.0, 0.2)
-        film = rim * (1.0 - np.exp(-picture / rng.uniform(0.02, 0.08)))
-        picture = film + (1.0 - rim) * (curve - low) / (high - low)
+        picture = (curve - low) / (high - low)
+    picture = film + (1.0 - rim) * picture
     if rng.random() < 0.2:
         picture = np.minimum(1.0, picture * (1.0 + strength * rng.uniform(0.0, 0.3)))
     black = strength * max(0.0, rng.uniform(-0.15, 0.15))
@@ -97,7 +98,7 @@ def _glow(picture: Picture, rng: np.random.Generator, strength: float) -> Pictur
     It is what filters that even out a film do. Air beyond a dark seam is as bright as soft tissue
     within a few percent of the side, and may be as bright as bone at the edge.
     """
-    air = np.uint8(_blurred(picture, 0.5) < rng.uniform(0.015, 0.03))
+    air = np.uint8(picture < rng.uniform(0.003, 0.015))
     distance = cv2.distanceTransform(air, cv2.DIST_L2, 5) / len(picture)
     distance = _blurred(distance, rng.uniform(0.2, 1.0))
     slope = np.exp(rng.uniform(np.log(0.7), np.log(5.0))) * (0.4 + 0.6 * _smooth(rng, air.shape))

@@ -620,8 +620,9 @@ def paint_face(hu, p, skull: Skull, voxel):
     cells = jnp.abs(noise(x / 5.5, y / 6.5, z / 6.5, skull.seed + 7.0))
     hu = _paint(hu, ethmoid, jnp.where(cells < 0.16, 500.0, -850.0), voxel)
 
-    # The nasal cavity with two conchae and its septum.
-    hu = _paint(hu, passage, -880.0, voxel)
+    # The nasal cavity with two conchae and its septum. Its air ends where the bone does: in front
+    # the soft nose shows as grey as the lips.
+    hu = _paint(hu, smooth_max(passage, y - 93.0, 3.0), -880.0, voxel)
     for cx, cz, half, scroll in ((7.6, -15.5, 18.0, 4.4), (6.4, -2.0, 14.0, 3.3)):
         roll = capsule((x, y, z), (cx, 66 - half, cz), (cx, 66 + half, cz), scroll, 0.7 * scroll)
         hu = _paint(hu, roll, 45.0, voxel)
