@@ -154,6 +154,9 @@ def get_config() -> ml_collections.ConfigDict:
         # LoRA files to merge, separated by commas. A trained `unet_lora` starts from one that fits.
         lora="",
         lora_scale=1.0,  # factor of the merged LoRA files
+        # File of a network that finds the head's outline in X-rays, which the ControlNet then sees
+        # beside the X-ray; see configs/outline.py. Empty: the model's own, if it has one.
+        outline="",
         revision="",  # of the hub's repository; empty: its default
     )
 

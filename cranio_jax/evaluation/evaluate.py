@@ -37,8 +37,11 @@ from cranio_jax.evaluation.scorer import Scorer, Scores
 from cranio_jax.files import buckets
 from cranio_jax.files.pictures import PairedFolders
 from cranio_jax.methods import Batch, method_class
+from cranio_jax.metrics.estimates import mean_interval
 from cranio_jax.metrics.features import Features
+from cranio_jax.metrics.masks import IOU, overlap
 from cranio_jax.metrics.registry import PairMetric, SetMetric, of_kind
+from cranio_jax.metrics.resampling import subject_means
 from cranio_jax.runs.provenance import provenance
 from cranio_jax.runs.state import restore
 
@@ -54,6 +57,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
       shuffled X-rays if it reads X-rays, and the mean face.
     - An embedder is scored by how well it tells real faces apart.
     - A matcher is scored by how well it finds a face by its X-ray.
+    - An outline network is scored by the overlap of the heads that it finds with the true ones.
 
     Of a generator, errors in millimetres are measured too if `data.cephalograms.manifest` is set.
     With data.builder=cephalograms they are all that is measured, of published weights.
@@ -73,7 +77,12 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
     elif config.data.builder == "cephalograms":
         results = depths.score_published(config, workdir)
     else:
-        score = {"generator": _generator, "embedder": _embedder, "matcher": _matcher}
+        score = {
+            "generator": _generator,
+            "embedder": _embedder,
+            "matcher": _matcher,
+            "outline": _outline,
+        }
         results = score[method_class(config).kind](config, workdir)
     if cluster.is_first():
         write(workdir / "results.json", results)
@@ -91,6 +100,8 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
     examples = read_test_examples(config, builder, images=())
     who = who_of(examples)
     kind = method_class(config).kind
+    if kind == "outline":
+        return
     if kind != "embedder" and method_class(config).reads_xrays:
         shuffled_xrays([e | {"xray": None} for e in examples], config.seed)
     if kind != "generator":
@@ -363,6 +374,57 @@ def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
         networks={},
         not_computed={},
         resizing=RESIZING,
+        **origin_of(method, step, builder, data.fingerprint(builder)),
+        **provenance(config),
+    )
+
+
+def _outline(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
+    """Writes outline.safetensors, and scores it on the X-rays of the test subjects."""
+    # Write the file.
+    method, mesh, state, _, step = restore(config, workdir)
+    params = method.generation_params(state)
+    whole = multihost_utils.process_allgather(params, tiled=True)
+    if cluster.is_first():
+        path = workdir / pretrained.OUTLINE
+        pretrained.save_outline(path, whole, method.settings, config.export.dtype)
+    cluster.wait_for_all("outline")
+
+    # Score the network.
+    builder = data.make_builder(config.data)
+    examples = read_test_examples(config, builder, ("xray", "head_mask"))
+    jitted = jax.jit(
+        lambda params, batch: overlap(method.find(params, batch), batch["head_mask"] > 0),
+        out_shardings=sharding.replicated(mesh),
+    )
+    found = data.collected(
+        lambda batch: {IOU.name: jitted(params, batch)},
+        examples,
+        config.evaluate.batch_size,
+        mesh,
+        "finding heads",
+    )
+    subjects = [e["subject"] for e in examples]
+    name = config.method.name
+    return Results(
+        rows={
+            name: {
+                metric: mean_interval(values, subjects, config.evaluate.bootstrap, config.seed)
+                for metric, values in found.items()
+            }
+        },
+        differences={},
+        by_subject=BySubject(
+            subjects=sorted(set(subjects)),
+            rows={name: {key: subject_means(v, subjects).tolist() for key, v in found.items()}},
+        ),
+        retrieval={},
+        images=len(examples),
+        subjects=len(set(subjects)),
+        radiograph=config.evaluate.radiograph,
+        networks={},
+        not_computed={},
+        resizing="X-rays are seen at the side that the network was trained with",
         **origin_of(method, step, builder, data.fingerprint(builder)),
         **provenance(config),
     )

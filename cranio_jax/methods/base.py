@@ -16,7 +16,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.models.functional import Network, Params
 
 Tree = Any
-Kind = Literal["generator", "embedder", "matcher"]
+Kind = Literal["generator", "embedder", "matcher", "outline"]
 Metrics = dict[str, jax.Array]
 
 
@@ -29,13 +29,15 @@ class Method(Protocol):
     once and never saved. Functions that take a batch are pure and run inside jit.
 
     Attributes:
-      kind: 'generator' has `generate`; 'embedder' embeds faces, 'matcher' faces and X-rays.
+      kind: 'generator' has `generate`; 'embedder' embeds faces, 'matcher' faces and X-rays;
+        'outline' has `find`.
       reads_xrays: whether its faces depend on the X-ray; others have no row of shuffled X-rays.
       writes_pipeline: whether job=export can write it as a diffusers pipeline.
       supports_remat: whether train.remat=True is possible.
       remat: whether a step recomputes activations to save memory.
       needs_faces: whether a step reads the faces even if latents are cached.
       needs_subjects: whether a step reads `subject_index`.
+      needs_masks: whether a step reads `head_mask`.
       settings: by network, the fields of its config.json.
       networks: by name, those whose parameters `init` draws as `drawn` does.
     """
@@ -45,6 +47,7 @@ class Method(Protocol):
     writes_pipeline: ClassVar[bool]
     supports_remat: ClassVar[bool]
     needs_subjects: ClassVar[bool]
+    needs_masks: ClassVar[bool]
 
     @property
     def remat(self) -> bool: ...
@@ -103,7 +106,7 @@ class Method(Protocol):
     def describe(self) -> list[str]:
         """Returns lines for an exported model's card, if `writes_pipeline`."""
 
-    if TYPE_CHECKING:  # a method has one of the two, as its `kind` says
+    if TYPE_CHECKING:  # a method has one of these, as its `kind` says
 
         def generate(self, params: Tree, frozen: Tree, batch: Batch, key: jax.Array) -> jax.Array:
             """Returns faces `(batch, height, width, 3)` in [-1, 1].
@@ -114,14 +117,19 @@ class Method(Protocol):
         def embed(self, params: Tree, frozen: Tree, batch: Batch) -> dict[str, jax.Array]:
             """Returns vectors `(batch, width)` of each `face`, and of a matcher's `xray`."""
 
+        def find(self, params: Tree, batch: Batch) -> jax.Array:
+            """Returns where the head is in each `xray`, `(batch, height, width, 1)`, bool."""
+
 
 class FromScratch:
     """Defaults of a method that has no frozen network and starts from no published weights.
 
-    A subclass adds `kind`, `init`, `train_step`, `generation_params`, and `generate` or `embed`.
+    A subclass adds `kind`, `init`, `train_step`, `generation_params`, and `generate`, `embed` or
+    `find`.
     """
 
     reads_xrays: ClassVar[bool] = True
+    needs_masks: ClassVar[bool] = False
     writes_pipeline: ClassVar[bool] = False
     supports_remat: ClassVar[bool] = False
     remat = False

@@ -3,12 +3,13 @@
 The modules register their metrics on import, in the order of a table's columns.
 """
 
-from cranio_jax.metrics import pairs, sets, retrieval  # isort: skip
+from cranio_jax.metrics import pairs, sets, retrieval, masks  # isort: skip
 from cranio_jax.metrics.images import MS_SSIM_SIDE, SSIM_SIDE, ms_ssim, psnr, ssim
 
 __all__ = [
     "MS_SSIM_SIDE",
     "SSIM_SIDE",
+    "masks",
     "ms_ssim",
     "pairs",
     "psnr",

@@ -11,6 +11,7 @@ from cranio_jax.models.controlnet import ControlNetConfig, ControlNetModel
 from cranio_jax.models.inception import FIDInception
 from cranio_jax.models.lora import add_lora, is_lora
 from cranio_jax.models.lpips import LPIPS, TRUNKS, check_side
+from cranio_jax.models.outline import OutlineNetwork
 from cranio_jax.models.tiny_decoder import TinyDecoder, TinyDecoderConfig
 from cranio_jax.models.unet import UNet2DConditionConfig, UNet2DConditionModel
 
@@ -25,6 +26,7 @@ __all__ = [
     "ControlNetConfig",
     "ControlNetModel",
     "FIDInception",
+    "OutlineNetwork",
     "TinyDecoder",
     "TinyDecoderConfig",
     "UNet2DConditionConfig",

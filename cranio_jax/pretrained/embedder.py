@@ -1,24 +1,18 @@
 """Embedders of faces: published ArcFace weights, or a network trained here."""
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-import safetensors
-import safetensors.numpy
-
 from cranio_jax import models
 from cranio_jax.errors import InputError
-from cranio_jax.files.atomic import whole_file
 from cranio_jax.models.functional import Network, shared_network
 from cranio_jax.pretrained.files import Tensor, open_weights, sha256
 from cranio_jax.pretrained.kinds import Kind, recognise
-from cranio_jax.pretrained.save import tensors_of
+from cranio_jax.pretrained.notes import read_note, save_noted
 
-_FIELD = "cranio_jax_embedder"  # of a safetensors file's metadata
+_KIND = "embedder"
 
 
 class Embedder(NamedTuple):
@@ -61,14 +55,12 @@ def save_embedder(
 ) -> None:
     """Writes a trained embedder with all that is needed to use it, in numbers of `dtype`."""
     note = {"settings": settings, "crop": list(crop), "seed": seed}
-    content = {key: np.ascontiguousarray(value, dtype) for key, value in tensors_of(params)}
-    with whole_file(path, "wb") as file:
-        file.write(safetensors.numpy.save(content, {"format": "pt", _FIELD: json.dumps(note)}))
+    save_noted(path, params, _KIND, note, dtype)
 
 
 def open_embedder(path: pathlib.Path) -> Embedder:
     """Returns the embedder in a file. Raises InputError if it holds none."""
-    if note := _read_note(path):
+    if note := read_note(path, _KIND):
         crop: Any = tuple(note["crop"])
         return Embedder(path, note["settings"], crop, note["seed"], sha256(path))
     kind = kinds_of(path)[0]
@@ -79,7 +71,7 @@ def open_embedder(path: pathlib.Path) -> Embedder:
 
 def kinds_of(path: pathlib.Path) -> list[Kind]:
     """Returns what a file of weights holds. Raises InputError, naming it, if that is unknown."""
-    if note := _read_note(path):
+    if note := read_note(path, _KIND):
         network = note["settings"]["network"]
         return [Kind("embedder", network, f"an embedder trained here, {network}")]
     with open_weights(path) as tensors:
@@ -94,7 +86,7 @@ def open_part(path: pathlib.Path, part: str, network: str) -> Iterator[dict[str,
     another network, or unknown tensors.
     """
     with open_weights(path) as tensors:
-        if _read_note(path):
+        if read_note(path, _KIND):
             yield tensors
             return
         parts = recognise(tensors, path.name)
@@ -104,15 +96,3 @@ def open_part(path: pathlib.Path, part: str, network: str) -> Iterator[dict[str,
                 return
         titles = " and ".join(kind.title for kind, _ in parts)
         raise InputError(f"{path.name} is {titles}; expected the {part} of {network}")
-
-
-def _read_note(path: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the note of `save_embedder` in a safetensors file; None in other files."""
-    if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    try:
-        with safetensors.safe_open(path, "numpy") as opened:
-            note = (opened.metadata() or {}).get(_FIELD)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged or cut short ({error}); fetch it again") from None
-    return json.loads(note) if note else None

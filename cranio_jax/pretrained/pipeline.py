@@ -20,6 +20,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.pretrained.files import Tensor, choose, open_weights, sha256, shard_patterns
 from cranio_jax.pretrained.load import current_tensors
 from cranio_jax.pretrained.lora import FILES, Lora, find_lora, merged, read_lora
+from cranio_jax.pretrained.outline import FILE as OUTLINE
 from cranio_jax.pretrained.single_file import (
     find_file,
     open_file,
@@ -48,7 +49,8 @@ class Pipeline:
 
     Attributes:
       folders: by part, where its files are; a single file may hold several parts. LoRA files are
-        'lora', 'lora 2' and so on, and the one that training continues is 'unet_lora' too.
+        'lora', 'lora 2' and so on, and the one that training continues is 'unet_lora' too. The
+        file of an outline network is 'outline'.
       settings: by part, the content of its config.json (scheduler_config.json for the scheduler),
         or what a single file states of it, None where it states nothing.
       name: what the user called it: a hub id, or the folder's own name. It holds no path.
@@ -214,7 +216,7 @@ def find(
 
 def _wanted(files: list[str], parts: tuple[str, ...]) -> list[str]:
     """Returns what to fetch of a repository: settings, tokenizer, one format of the weights."""
-    wanted = ["model_index.json"]
+    wanted = ["model_index.json", OUTLINE]
     for prefix in (f"{part}/" for part in parts) if parts else ("",):
         here = [f.removeprefix(prefix) for f in files if f.startswith(prefix)]
         wanted += [prefix + f for f in here if f.endswith((".json", ".txt")) and "/" not in f]
@@ -230,7 +232,7 @@ def open_pipeline(config: ml_collections.ConfigDict, lora_rank: int = 0) -> Pipe
       config: `model`, a diffusers folder, a hub id, a single file (here or as owner/name/file on
         the hub), or empty. `controlnet` and `vae`, each the same, replace the model's own.
         `tokenizer`, a folder or hub id; `lora`, files, folders or hub ids with commas between
-        them; `lora_scale`; `revision` of the model.
+        them; `lora_scale`; `outline`, a file; `revision` of the model.
       lora_rank: of additions to the U-Net that are trained; they start from a LoRA that fits.
 
     Raises:
@@ -239,7 +241,11 @@ def open_pipeline(config: ml_collections.ConfigDict, lora_rank: int = 0) -> Pipe
     c = config
     others = (c.get(name, "") for name in ("controlnet", "vae", "tokenizer", "lora"))
     scale = float(c.get("lora_scale", 1.0))
-    return _open_pipeline(c.model, *others, scale, c.revision).continuing(lora_rank)
+    pipeline = _open_pipeline(c.model, *others, scale, c.revision).continuing(lora_rank)
+    if outline := c.get("outline", ""):
+        folders = pipeline.folders | {"outline": assets.located(outline)}
+        return dataclasses.replace(pipeline, folders=folders)
+    return pipeline
 
 
 @functools.cache
@@ -341,6 +347,8 @@ def _folder(model: str, revision: str) -> tuple[dict[str, pathlib.Path], dict[st
         for part, path in folders.items()
         if part != "tokenizer"
     }
+    if (folder / OUTLINE).is_file():
+        folders["outline"] = folder / OUTLINE
     return folders, settings
 
 

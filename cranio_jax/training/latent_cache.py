@@ -39,7 +39,7 @@ def training_examples(
     For each pair, `data.cached_variants` augmented variants are encoded. A step draws one of them,
     and exposes and erases its X-ray at random. With 0 variants nothing is kept.
 
-    Raises InputError if files can't be written.
+    Raises InputError if files can't be written, or records lack what the method needs.
     """
     variants = config.data.cached_variants
     fields = method.encodable() if variants else {}
@@ -64,7 +64,13 @@ def training_examples(
         return example | {"latents": latents[index * variants + variant]}
 
     needs_faces = latents is None or method.needs_faces
-    images = ("xray", "face") if needs_faces else ("xray",)
+    if method.needs_masks and "head_mask" not in builder.info.features:
+        raise InputError(
+            f"data.builder={config.data.builder}: its records hold no masks of the head, which "
+            f"{config.method.name} learns from. Use cranio_phantom."
+        )
+    needed = {"face": needs_faces, "head_mask": method.needs_masks}
+    images = ("xray", *(name for name, is_needed in needed.items() if is_needed))
     numbered = data.subjects(builder, "train", config) if method.needs_subjects else ()
     return data.Examples(builder, "train", config, images, numbered), prepare
 

@@ -9,7 +9,7 @@ import pytest
 
 from cranio_jax import data
 from cranio_jax.methods import make_method
-from cranio_jax.methods.cranio_diff import PatchCodec
+from cranio_jax.models.patches import PatchCodec
 from tests.fresh import fresh
 
 

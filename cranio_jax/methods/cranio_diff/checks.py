@@ -123,6 +123,15 @@ def read_codec(settings: ml_collections.ConfigDict, vae: models.AutoencoderKLCon
     raise InputError(f"method.codec={settings.codec!r}: it is unknown. Use 'patch' or 'vae'.")
 
 
+def check_condition(controlnet: models.ControlNetConfig) -> None:
+    """Raises InputError if the ControlNet has no channel for an outline beside the X-ray."""
+    if controlnet.conditioning_channels != 3:
+        raise InputError(
+            f"method.controlnet.conditioning_channels={controlnet.conditioning_channels}: with "
+            "pretrained.outline the ControlNet sees X-ray, outline and X-ray. Set it to 3."
+        )
+
+
 def check_hints(controlnet: models.ControlNetConfig, factor: int) -> None:
     """Raises InputError if the ControlNet does not shrink X-rays by the codec's `factor`."""
     hints = controlnet.conditioning_embedding_out_channels

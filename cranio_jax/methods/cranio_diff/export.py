@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cranio_jax import pretrained
 from cranio_jax.files.atomic import write_json
+from cranio_jax.pretrained.outline import FILE as OUTLINE
 
 if TYPE_CHECKING:
     from cranio_jax.methods.cranio_diff.method import CranioDiff
@@ -34,7 +35,9 @@ def write(folder: pathlib.Path, method: "CranioDiff", params: dict[str, Any], dt
     if "unet_lora" in params:
         pretrained.save(folder, "unet_lora", pretrained.tensors_of(params["unet_lora"]), dtype)
 
-    # Tokenizer, scheduler, index.
+    # The outline network, which diffusers does not know. Tokenizer, scheduler, index.
+    if "outline" in method.networks:
+        shutil.copyfile(published["outline"], folder / OUTLINE)
     hidden = shutil.ignore_patterns(".*")
     shutil.copytree(published["tokenizer"], folder / "tokenizer", ignore=hidden)
     scheduler = method.scheduler_config
@@ -73,7 +76,14 @@ def describe(method: "CranioDiff", template: str) -> list[str]:
     """Returns lines for the card: how the networks are used, for users of diffusers."""
     lines = [f"- prompt: `{template}`"]
     if "controlnet" in method.networks:
-        lines[0] += "; the X-ray, bone bright, in three equal channels, is the ControlNet's input"
+        lines[0] += "; the ControlNet's input is "
+        if "outline" in method.networks:
+            lines[0] += (
+                "the X-ray, bone bright, in red and blue, and in green the head that "
+                f"`{OUTLINE}` finds in it; job=reconstruct writes it as `condition.png`"
+            )
+        else:
+            lines[0] += "the X-ray, bone bright, in three equal channels"
     if "unet_lora" in method.trained:
         lines.append("- the U-Net's LoRA is separate: `pipeline.load_lora_weights(FOLDER)`")
     return [*lines, _sampling(method)]

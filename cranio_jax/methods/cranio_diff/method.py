@@ -19,36 +19,17 @@ from cranio_jax.methods.cranio_diff import checks, export, loading, losses
 from cranio_jax.methods.loss_networks import FeatureFile, load_features, loss_file, lpips
 from cranio_jax.models import alignment
 from cranio_jax.models.functional import Network, Params, shared_network
+from cranio_jax.models.patches import PatchCodec
 
 Tree = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchCodec:
-    """A lossless alternative to the autoencoder: `patch` x `patch` pixels become channels."""
-
-    patch: int
-
-    def encode(self, picture: Float[Array, "b H W c"]) -> Float[Array, "b h w d"]:
-        """Returns the picture's blocks of pixels as channels (space to depth)."""
-        b, height, width, c = picture.shape
-        p = self.patch
-        blocks = picture.reshape(b, height // p, p, width // p, p, c).transpose(0, 1, 3, 2, 4, 5)
-        return blocks.reshape(b, height // p, width // p, p * p * c)
-
-    def decode(self, latents: Float[Array, "b h w d"]) -> Float[Array, "b H W c"]:
-        """Returns the picture that `encode` encoded."""
-        b, h, w, d = latents.shape
-        p = self.patch
-        blocks = latents.reshape(b, h, w, p, p, d // (p * p)).transpose(0, 1, 3, 2, 4, 5)
-        return blocks.reshape(b, h * p, w * p, d // (p * p))
 
 
 class CranioDiff:
     """Latent diffusion with a ControlNet and a prompt; see `methods.base.Method`.
 
     Attributes:
-      networks: by name; 'lpips', 'embedder' and 'light_decoder' are only for the loss.
+      networks: by name; 'lpips', 'embedder' and 'light_decoder' are only for the loss. 'outline',
+        if there is one, adds the outline that it finds to the ControlNet's picture.
       trained: names of the trained parts; 'unet_lora' are the U-Net's additions.
       settings: the fields of each published part's config.json, and of the scheduler's.
       pipeline: the published files.
@@ -63,6 +44,7 @@ class CranioDiff:
     writes_pipeline = True
     supports_remat = True
     needs_subjects = False
+    needs_masks = False
 
     def __init__(self, config: ml_collections.ConfigDict):
         """Builds the structure of all networks without parameters.
@@ -115,7 +97,9 @@ class CranioDiff:
         self.networks = self._make_networks(structure, rank)
         self.feature_files: dict[str, list[FeatureFile]] = {}
         self._add_feature_networks(m.losses)
+        self._outline: pretrained.Outline | None = None
         if self.reads_xrays:
+            self._add_outline_network(structure.controlnet)
             checks.check_hints(structure.controlnet, codec.factor)
         checks.check_codec(structure, codec, self.size)
         checks.check_tokens(config.prompt.length, tokenizer.size, structure.text_encoder)
@@ -150,6 +134,14 @@ class CranioDiff:
             part: shared_network(functools.partial(make, fields, dtype=self.dtype, **more))
             for part, (make, fields, more) in kinds.items()
         }
+
+    def _add_outline_network(self, controlnet: models.ControlNetConfig) -> None:
+        """Adds the network whose outline the ControlNet sees beside the X-ray, if it has a file."""
+        if "outline" not in self.pipeline.folders:
+            return
+        checks.check_condition(controlnet)
+        self._outline = pretrained.open_outline(self.pipeline.folders["outline"])
+        self.networks["outline"] = self._outline.network(self.dtype)
 
     def _add_feature_networks(self, settings: ml_collections.ConfigDict) -> None:
         """Adds the networks of the decoded terms whose weight is not 0, and their files."""
@@ -189,6 +181,9 @@ class CranioDiff:
             if name in self.feature_files:
                 files = self.feature_files[name]
                 loaded[name] = load_features(files, network, mesh, self.dtype)
+            elif name == "outline" and self._outline:
+                places = loading.shardings(network.shapes(), mesh, self.dtype)
+                loaded[name] = self._outline.load(network, places, self.dtype)
             elif self._is_published(name) and not (frozen_only and name in self.trained):
                 loaded[name] = self._load_part(name, network, mesh)
         if "unet_lora" in self.pipeline.folders and not frozen_only:
@@ -283,6 +278,20 @@ class CranioDiff:
             fields["context"] = self._context(frozen, batch["prompt_ids"])
         return fields
 
+    def condition(
+        self, params: Tree, xray: UInt8[Array, "b H W 1"]
+    ) -> Float[Array, "b H W channels"]:
+        """Returns the picture that the ControlNet sees, in [0, 1].
+
+        It is the X-ray. With an outline network it has three channels: the X-ray, the probability
+        that a pixel is of the head, and the X-ray again.
+        """
+        picture = xray.astype(self.dtype) / 255.0
+        if self._outline is None:
+            return picture
+        head = jax.nn.sigmoid(self._bind("outline", params)(xray)).astype(self.dtype)
+        return jnp.concatenate([picture, head, picture], -1)
+
     def _denoiser(
         self, params: Tree, xray: UInt8[Array, "b H W 1"], scale: float
     ) -> Callable[..., Array]:
@@ -293,7 +302,7 @@ class CranioDiff:
                 x.astype(self.dtype), timesteps, context.astype(self.dtype)
             ).astype(self.exact)
         control = self._bind("controlnet", params)
-        picture = xray.astype(self.dtype) / 255.0
+        picture = self.condition(params, xray)
 
         def denoise(x, timesteps, context, control_strength=1.0):
             copies = x.shape[0] // picture.shape[0]  # guidance runs both prompts in one batch
