@@ -155,7 +155,8 @@ def get_config() -> ml_collections.ConfigDict:
         lora="",
         lora_scale=1.0,  # factor of the merged LoRA files
         # File of a network that finds the head's outline in X-rays, which the ControlNet then sees
-        # beside the X-ray; see configs/outline.py. Empty: the model's own, if it has one.
+        # beside the X-ray, or a folder that holds it; see configs/outline.py. Empty: the model's
+        # own, if it has one.
         outline="",
         revision="",  # of the hub's repository; empty: its default
     )

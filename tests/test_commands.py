@@ -41,6 +41,7 @@ from cranio_jax.models.functional import Network
 from cranio_jax.pretrained import __main__ as pretrained
 from cranio_jax.pretrained.embedder import open_embedder, save_embedder
 from cranio_jax.pretrained.kinds import kinds
+from cranio_jax.pretrained.outline import open_outline
 from cranio_jax.pretrained.save import tensors_of
 from data_builders.cranio_phantom import cohort, overview
 from data_builders.cranio_phantom.cranio_phantom_dataset_builder import (
@@ -94,6 +95,7 @@ RUN_HERE = {
     "cyclegan": rf"{PROGRAM}cyclegan\.py .*",
     "cut": rf"{PROGRAM}cut\.py .*",
     "siamese": rf"{PROGRAM}siamese\.py .*",
+    "outline": rf"{PROGRAM}outline\.py --.*",
     "challenge": r"python -m data_builders\.cephalograms\.challenge .*",
     "varied picture": rf"{PROGRAM}demo\.py:varied --config\.job=reconstruct .*",
     "millimetres": rf"{PROGRAM}demo\.py:varied --workdir=mm .*cephalograms.*",
@@ -446,6 +448,11 @@ def test_recipes_of_what_ships():
             assert embedder.settings.items() <= config.method.to_dict().items()
             assert (embedder.crop, embedder.seed) == (tuple(config.method.crop), config.seed)
             continue
+        if config.method.name == "outline":
+            folder = assets.located("shipped:phantom_cranio_diff")
+            stated = open_outline(folder / "outline.safetensors").settings
+            assert stated == {"widths": list(config.method.widths), "side": 128}
+            continue
         for part in ("vae", "unet", "text_encoder", "scheduler", "controlnet"):
             folder = assets.located("shipped:phantom_sd") / part
             if part == "controlnet":
@@ -590,6 +597,12 @@ def test_baselines(name, config, hospital, quick_steps, monkeypatch):
     flags = [flag for flag in tiny(config, name, **small) if "data_dir" not in flag]
     workdir = run(name, *flags, *ONE_STEP, *OWN, DIR=name, LIST="hospital/people.csv")
     assert (workdir / "checkpoints" / "1").exists() and quick_steps == [(8, 32, 32, 1)]
+
+
+def test_an_outline_network(config, desk):
+    flags = [flag for flag in tiny(config, "outline") if "name" not in flag]
+    workdir = run("outline", *flags, *settings("train", num_steps=1, checkpoint_every=0))
+    assert open_outline(workdir / "outline.safetensors").settings["side"] == 32
 
 
 def test_a_draft_of_another_folder(desk):

@@ -14,6 +14,7 @@ from cranio_jax.data import radiographs
 # another way.
 GEOMETRY = ("flip", "rotation", "bend", "radiograph")
 MOVES = 2
+_MASKS = ("head_mask", "xray_mask")
 
 # Control points of the bend per side, about one facial feature apart.
 _KNOTS = 4
@@ -55,13 +56,14 @@ def move(
 ) -> dict[str, Any]:
     """Flips, turns, bends and moves the (square) X-ray, face and landmarks of an example alike.
 
-    The mask of the head moves with the face. Fields that the example lacks are skipped. Flip and
+    Masks move with them. Fields that the example lacks are skipped. Flip and
     rotation are the paper's. The bend is ours: it makes a new person from an X-ray and a face, so
     that few people suffice. It is left out where the two have different views, since they are not
     in register then. `radiograph` is ours too: it frames both as X-rays are framed, and tilts them
     further.
     """
-    images = {name: example[name] for name in ("xray", "face", "head_mask") if name in example}
+    names = ("xray", "face", *_MASKS)
+    images = {name: example[name] for name in names if name in example}
     landmarks = example.get("landmarks")
     side = next(iter(images.values())).shape[1]
 
@@ -97,7 +99,7 @@ def move(
                 image,
                 source,
                 fill=image[0, 0] if name == "face" else (0,),
-                between=cv2.INTER_NEAREST if name == "head_mask" else cv2.INTER_LINEAR,
+                between=cv2.INTER_NEAREST if name in _MASKS else cv2.INTER_LINEAR,
             )
             for name, image in images.items()
         }

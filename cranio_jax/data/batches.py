@@ -22,6 +22,7 @@ FIELDS = {
     "prompt_ids": "(length,) int32, token ids",
     "id_hash": "() uint32, of the example's id; it seeds the noise",
     "mask": "() float32, 0 for padding examples",
+    "xray_mask": "(h, w, 1) uint8, not 0 at the head in the X-ray, soft tissue included",
     "frontal": "() float32, 1 for a frontal face",
     "landmarks": "(5, 2) float32, x and y of eyes, nose tip and mouth corners; NaN if unknown",
     "subject_index": "() int32, which of the training subjects it is",

@@ -35,6 +35,8 @@ from data_builders.cephalograms.landmarks import BONE, DEPTHS, LANDMARKS
 MEAN_DEPTH = "mean depth of the others"
 RIDGE = "ridge regression on bone"
 ALL = "all"
+# The head that an outline network finds in the X-ray, measured as a face is.
+OUTLINE = "outline alone"
 _REACH = 45.0  # mm; how far a profile is looked for
 _LEAST_PEOPLE = 5
 # Where the two landmarks of each depth are in LANDMARKS.
@@ -125,6 +127,9 @@ def score(config: ml_collections.ConfigDict, generator: Generator, workdir: path
     rows = {name: measured[0]}
     if count > 1:
         rows[f"{name}, mean of {count} samples"] = np.mean(measured, 0)
+    heads = generator.outlines(people.examples)
+    if heads is not None:
+        rows[OUTLINE] = measure(people, np.repeat(heads, 3, -1))
     others = rivals(people)
 
     # Compare.

@@ -392,9 +392,9 @@ def _outline(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
 
     # Score the network.
     builder = data.make_builder(config.data)
-    examples = read_test_examples(config, builder, ("xray", "head_mask"))
+    examples = read_test_examples(config, builder, ("xray", "xray_mask"))
     jitted = jax.jit(
-        lambda params, batch: overlap(method.find(params, batch), batch["head_mask"] > 0),
+        lambda params, batch: overlap(method.find(params, batch), batch["xray_mask"] > 0),
         out_shardings=sharding.replicated(mesh),
     )
     found = data.collected(

@@ -128,6 +128,30 @@ class Generator:
         """Returns a face of each example; `draw` is the number of the sample."""
         return np.concatenate([faces for _, faces in self._faces(examples, draw, title)])
 
+    def outlines(self, examples: Sequence[dict[str, Any]]) -> UInt8[np.ndarray, "n h w 1"] | None:
+        """Returns the probability that each pixel of an `xray` is of the head, times 255.
+
+        It is what the ControlNet sees beside the X-ray; None without an outline network.
+        """
+        network = self.method.networks.get("outline")
+        if network is None:
+            return None
+
+        def find(params: Any, batch: Batch) -> Array:
+            head = jax.nn.sigmoid(network.bind(params)(batch["xray"]).astype(jnp.float32))
+            return jnp.round(255.0 * head).astype(jnp.uint8)
+
+        jitted = jax.jit(find, out_shardings=sharding.replicated(self.mesh))
+        params = self.frozen["outline"]
+        found = data.collected(
+            lambda batch: {"head": jitted(params, batch)},
+            examples,
+            self.batch_size,
+            self.mesh,
+            "outlines",
+        )
+        return found["head"]
+
     def folder(self, workdir: pathlib.Path, records: str) -> pathlib.Path:
         """Returns the folder for faces of this checkpoint and these settings.
 

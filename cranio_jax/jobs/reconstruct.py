@@ -97,8 +97,9 @@ def reconstruct(
     Without a workdir, published weights are used as they are, and the current folder takes its
     place. Returns a folder for each X-ray, under workdir/reconstructions. It holds `face_K.png`,
     `mean.png`, `spread.png` (the standard deviation of each pixel over the samples), `sheet.png`
-    and `record.json`. It is named by the profile and the pixels, not by the file, whose name may be
-    a patient's. The same job writes the same folder again, any other job a folder of its own.
+    and `record.json`. With an outline network it holds `condition.png` too, what the ControlNet
+    sees. It is named by the profile and the pixels, not by the file, whose name may be a patient's.
+    The same job writes the same folder again, any other job a folder of its own.
 
     Raises InputError if a file or a setting is wrong.
     """
@@ -123,11 +124,13 @@ def reconstruct(
     prompt = make_prompt(config.prompt.template, *profile, config.prompt.known_ages)
     ids = make_tokenizer(config)([prompt])[0]
     home = workdir or pathlib.Path()
+    squares = [xray.square[..., None] for xray in prepared]
+    heads = generator.outlines([{"xray": square} for square in squares])
     folders = []
-    for number, xray in enumerate(prepared):
-        title = f"X-ray {number + 1} of {len(prepared)}"
-        square = xray.square[..., None]
-        folders.append(_one(config, home, generator, square, prompt, ids, title))
+    for number, square in enumerate(squares):
+        title = f"X-ray {number + 1} of {len(squares)}"
+        head = None if heads is None else heads[number]
+        folders.append(_one(config, home, generator, square, head, prompt, ids, title))
     return folders
 
 
@@ -148,6 +151,7 @@ def _one(
     workdir: pathlib.Path,
     generator: Generator,
     xray: UInt8[np.ndarray, "h w 1"],
+    head: UInt8[np.ndarray, "h w 1"] | None,
     prompt: str,
     ids: Int32[np.ndarray, "length"],
     title: str,
@@ -173,6 +177,8 @@ def _one(
     spread = (faces / 255.0).std(0).mean(-1)
     pictures = {f"face_{k}": face for k, face in enumerate(faces)}
     pictures["xray"] = np.repeat(xray, 3, -1)
+    if head is not None:
+        pictures["condition"] = np.concatenate([xray, head, xray], -1)
     pictures["mean"] = np.round(mean).astype(np.uint8)
     pictures["spread"] = sheets.heat(spread)
     pictures["sheet"] = sheets.sheet(
@@ -186,6 +192,8 @@ def _one(
     folder = workdir / "reconstructions" / name
     for name, picture in pictures.items():
         write_png(folder / f"{name}.png", picture)
+    if head is None:
+        (folder / "condition.png").unlink(missing_ok=True)
     for old in set(folder.glob("face_*.png")) - {folder / f"{name}.png" for name in pictures}:
         old.unlink()  # an earlier job had more samples
 

@@ -37,7 +37,7 @@ class Method(Protocol):
       remat: whether a step recomputes activations to save memory.
       needs_faces: whether a step reads the faces even if latents are cached.
       needs_subjects: whether a step reads `subject_index`.
-      needs_masks: whether a step reads `head_mask`.
+      needs_masks: whether a step reads `xray_mask`.
       settings: by network, the fields of its config.json.
       networks: by name, those whose parameters `init` draws as `drawn` does.
     """

@@ -38,12 +38,13 @@ class Outline(base.FromScratch):
         Raises InputError on impossible settings.
         """
         m = config.method
-        if config.data.settings.pairing != "matched":
+        size, least = config.data.settings.size, 2 ** len(m.widths)
+        if size % least:
             raise InputError(
-                f"data.settings.pairing={config.data.settings.pairing!r}: the outline in an X-ray "
-                "is known from the portrait of the same view. Set it to 'matched'."
+                f"data.settings.size={size}: {len(m.widths)} method.widths need a multiple of "
+                f"{least}. Set one, or fewer widths."
             )
-        self.settings = {"widths": tuple(m.widths), "side": config.data.settings.size}
+        self.settings = {"widths": tuple(m.widths), "side": size}
         dtype = jnp.dtype(config.compute_dtype)
         try:
             network = shared_network(
@@ -71,7 +72,7 @@ class Outline(base.FromScratch):
         """Returns the state after one update, and metrics."""
 
         def loss(params: Tree, batch: Tree, _: Tree) -> tuple[Array, base.Metrics]:
-            true = batch["head_mask"] > 0
+            true = batch["xray_mask"] > 0
             logits = self.networks["outline"].bind(params["outline"])(batch["xray"])
             logits = logits.astype(jnp.float32)
             value = optax.sigmoid_binary_cross_entropy(logits, true.astype(jnp.float32)).mean()

@@ -232,7 +232,8 @@ def open_pipeline(config: ml_collections.ConfigDict, lora_rank: int = 0) -> Pipe
       config: `model`, a diffusers folder, a hub id, a single file (here or as owner/name/file on
         the hub), or empty. `controlnet` and `vae`, each the same, replace the model's own.
         `tokenizer`, a folder or hub id; `lora`, files, folders or hub ids with commas between
-        them; `lora_scale`; `outline`, a file; `revision` of the model.
+        them; `lora_scale`; `outline`, a file, or a pipeline's folder that holds it; `revision` of
+        the model.
       lora_rank: of additions to the U-Net that are trained; they start from a LoRA that fits.
 
     Raises:
@@ -243,8 +244,9 @@ def open_pipeline(config: ml_collections.ConfigDict, lora_rank: int = 0) -> Pipe
     scale = float(c.get("lora_scale", 1.0))
     pipeline = _open_pipeline(c.model, *others, scale, c.revision).continuing(lora_rank)
     if outline := c.get("outline", ""):
-        folders = pipeline.folders | {"outline": assets.located(outline)}
-        return dataclasses.replace(pipeline, folders=folders)
+        path = assets.located(outline)
+        file = path / OUTLINE if path.is_dir() else path
+        return dataclasses.replace(pipeline, folders=pipeline.folders | {"outline": file})
     return pipeline
 
 

@@ -137,7 +137,7 @@ class Builder(LocalBuilder):
         "1.3.0": "A mask of the head in the portrait.",
         "1.4.0": "In the order of the subjects; more than a gigabyte can be written.",
         "1.5.0": "Portraits end where the head does; they were up to 2.4 mm too wide.",
-        "1.6.0": "In X-rays the soft nose is as grey as the lips; it held air.",
+        "1.6.0": "In X-rays the soft nose is as grey as the lips. A mask of the head in the X-ray.",
     }
     BUILDER_CONFIGS = [
         PhantomConfig(size=size, pairing=pairing) for size in SIZES for pairing in PAIRINGS
@@ -157,6 +157,7 @@ class Builder(LocalBuilder):
                     "xray": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
                     "face": tfds.features.Image(shape=(size, size, 3), encoding_format="png"),
                     "head_mask": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
+                    "xray_mask": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
                     "xray_view": tfds.features.Text(),
                     "face_view": tfds.features.Text(),
                     "sex": tfds.features.Text(),
@@ -217,10 +218,12 @@ class _Xrays(NamedTuple):
 
     Attributes:
       png: the X-rays' files, by view.
+      masks: files of where the head is in them, soft tissue included, by view.
       landmarks: `(len(LANDMARKS), 2)` pixels, by view.
     """
 
     png: dict[str, bytes]
+    masks: dict[str, bytes]
     landmarks: dict[str, np.ndarray]
 
 
@@ -251,6 +254,7 @@ def subject_records(config: PhantomConfig, index: int) -> list[Record]:
                 "xray": io.BytesIO(xrays.png[xray_view]),
                 "face": io.BytesIO(faces[face_view]),
                 "head_mask": io.BytesIO(masks[face_view]),
+                "xray_mask": io.BytesIO(xrays.masks[xray_view]),
                 "xray_view": xray_view,
                 "face_view": face_view,
                 "sex": subject.sex,
@@ -273,9 +277,11 @@ def _xrays(config: PhantomConfig, skull: Skull, tissue: Tissue, index: int) -> l
         exposure = exposures.draw(rng, skull) if config.vary_xrays else None
         dry = bool(rng.uniform() < config.dry)
         pictures = head.expose(volume, config.size, exposure, dry)
+        masks = head.silhouettes(volume, config.size, exposure)[..., None]
         distance = exposure.beam.distance if exposure else None
         landmarks = _projected(LANDMARKS, skull, frame, distance)
-        made.append(_Xrays(dict(zip(VIEWS, map(_png, pictures), strict=True)), landmarks))
+        files = [dict(zip(VIEWS, map(_png, each), strict=True)) for each in (pictures, masks)]
+        made.append(_Xrays(*files, landmarks))
     return made if config.vary_xrays else made * config.appearances
 
 

@@ -177,6 +177,13 @@ def expose(head: Volume, size: int, exposure: Exposure | None = None, dry: bool 
     return jnp.stack([xray.radiograph(head, frame(size), view, beam) for view in VIEWS])
 
 
+@partial(jax.jit, static_argnames="size")
+def silhouettes(head: Volume, size: int, exposure: Exposure | None = None):
+    """Returns where X-rays show the head, soft tissue included, `(2, size, size)`, as VIEWS."""
+    beam = exposure.beam if exposure else xray.STANDARD
+    return jnp.stack([xray.silhouette(head, frame(size), view, beam) for view in VIEWS])
+
+
 def radiographs(skull: Skull, tissue: Tissue, size: int, spacing: float):
     """Returns the X-rays `(2, size, size)` in [0, 1], in the order of VIEWS."""
     return expose(volume(skull, tissue, spacing), size)

@@ -6,6 +6,7 @@ the front, 2 to the top. Pictures are as seen by somebody who faces the subject
 stands at the subject's right (`lateral`: the subject looks to the picture's right).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -189,7 +190,11 @@ def resample_plane(
 
 
 def resample_slices(
-    planes: Planes, larger: Float[Array, "depth"], frame: Frame, view: str
+    planes: Planes,
+    larger: Float[Array, "depth"],
+    frame: Frame,
+    view: str,
+    combine: Callable[[Array, Array], Array] = jnp.add,
 ) -> Float[Array, "h w"]:
     """Returns the sum over slices, each magnified about the middle of the picture.
 
@@ -200,6 +205,7 @@ def resample_slices(
       larger: how much each of them is magnified.
       frame: the picture.
       view: 'frontal' or 'lateral'.
+      combine: how a slice is added to those before; `jnp.maximum` gives the largest of each pixel.
     """
     to_columns, to_rows = pixel_axes(frame, view)
     across = frame.center[0] if view == "frontal" else frame.center[1]
@@ -210,7 +216,7 @@ def resample_slices(
         pixel = frame.pixel / scale
         by_row = _weights(up + (to_rows - up) / scale, planes.rows, pixel)
         by_column = _weights(across + (to_columns - across) / scale, planes.columns, pixel)
-        return total + by_row @ values @ by_column.T, None
+        return combine(total, by_row @ values @ by_column.T), None
 
     empty = jnp.zeros((frame.size, frame.size))
     total, _ = jax.lax.scan(add, empty, (jnp.moveaxis(planes.values, -1, 0), larger))

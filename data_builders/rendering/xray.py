@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from data_builders.rendering.volume import (
     Frame,
@@ -74,6 +74,21 @@ def path_attenuation(
         view=view,
         outside=0.0,
     )
+
+
+def silhouette(
+    volume: Volume, frame: Frame, view: str, beam: Beam = STANDARD
+) -> Bool[Array, "h w"]:
+    """Returns which rays meet the head, soft tissue included: it covers half of the pixel or more.
+
+    Thin tissue is there even if the developed X-ray does not show it.
+    """
+    share = jnp.clip(1.0 + volume.values / 1000.0, 0.0, 1.0)
+    seen = look_along(volume._replace(values=share), view)
+    larger = jnp.ones(len(seen.depths))
+    if beam.distance is not None:
+        larger = magnification(seen.depths, frame, view, beam.distance)
+    return resample_slices(seen, larger, frame, view, jnp.maximum) >= 0.5
 
 
 def _blur(image: Float[Array, "h w"], sigma: float) -> Float[Array, "h w"]:

@@ -13,6 +13,7 @@ KINDS = {
     "cranio_diff": "generator",
     "cut": "generator",
     "cyclegan": "generator",
+    "outline": "outline",
     "pix2pix": "generator",
     "siamese": "matcher",
     "text_to_image": "generator",
@@ -36,7 +37,8 @@ def test_a_method_has_the_whole_interface(name):
     assert isinstance(method, Method)
     assert method.kind == KINDS[name]
     assert hasattr(method, "generate") == (method.kind == "generator")
-    assert hasattr(method, "embed") == (method.kind != "generator")
+    assert hasattr(method, "embed") == (method.kind in ("embedder", "matcher"))
+    assert hasattr(method, "find") == method.needs_masks == (method.kind == "outline")
     assert method.writes_pipeline == (name in WRITE_PIPELINES)
     assert method.supports_remat == (name in ("cranio_diff", "text_to_image"))
     assert method.reads_xrays == (name not in ("autoencoder", "text_to_image"))

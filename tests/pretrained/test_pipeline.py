@@ -21,7 +21,7 @@ from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 from cranio_jax.methods.cranio_diff import losses
 from cranio_jax.models.functional import Network
-from cranio_jax.pretrained import save, save_embedder, tensors_of
+from cranio_jax.pretrained import save, save_embedder, save_outline, tensors_of
 from cranio_jax.pretrained.names import from_torch, torch_key
 from cranio_jax.runs import workdir
 
@@ -67,11 +67,23 @@ def test_fifty_steps_with_guidance(pipelines, settings, family):
     np.testing.assert_allclose(np.asarray(faces) / 2 + 0.5, wanted, atol=1e-3)
 
 
-def test_published_weights_make_faces_of_an_xray(pipelines, settings, tmp_path, monkeypatch):
-    """Without a workdir there is no training run; the faces are diffusers'."""
+@pytest.mark.parametrize("seen_as", ["xray", "condition"])
+def test_published_weights_make_faces_of_an_xray(
+    pipelines, settings, tmp_path, monkeypatch, seen_as
+):
+    """Without a workdir there is no training run; the faces are diffusers'.
+
+    With an outline network, diffusers is given the picture that is written for it.
+    """
     monkeypatch.chdir(tmp_path)
     folder, reference = pipelines()
     config = settings(folder)
+    if seen_as == "condition":
+        network = Network(lambda rngs: models.OutlineNetwork((4, 8), 16, rngs=rngs))
+        file = tmp_path / "outline.safetensors"
+        params = network.init(jax.random.key(0))
+        save_outline(file, params, {"widths": (4, 8), "side": 16}, "float32")
+        config.pretrained.outline = str(file)
     config.job = "reconstruct"
     config.sampling.update(num_steps=4, guidance_scale=2.0)
     xray = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
@@ -82,7 +94,9 @@ def test_published_weights_make_faces_of_an_xray(pipelines, settings, tmp_path, 
     (made,) = (tmp_path / "reconstructions").iterdir()
     faces = np.stack([np.asarray(Image.open(made / f"face_{k}.png")) for k in range(2)])
     key = jax.random.fold_in(jax.random.key(config.seed + 2), 0)
-    seen = np.asarray(Image.open(made / "xray.png"))
+    seen = np.asarray(Image.open(made / f"{seen_as}.png"))
+    assert (made / "condition.png").exists() == (seen_as == "condition")
+    assert np.array_equal(seen[..., 0], np.asarray(Image.open(made / "xray.png"))[..., 0])
     first = zlib.crc32(np.ascontiguousarray(seen[..., :1]).tobytes())
     ids = [np.uint32((first + k) % 2**32) for k in range(2)]
     noise = np.stack([jax.random.normal(jax.random.fold_in(key, i), (8, 8, 4)) for i in ids])
