@@ -11,7 +11,13 @@ from cranio_jax.data.batches import (
     ordered_batches,
     to_device_fields,
 )
-from cranio_jax.data.builders import builder_settings, make_builder, open_builder, records_name
+from cranio_jax.data.builders import (
+    builder_settings,
+    check_masks,
+    make_builder,
+    open_builder,
+    records_name,
+)
 from cranio_jax.data.examples import Examples
 from cranio_jax.data.splits import ExampleSource, fingerprint, read_split, split_subjects, subjects
 
@@ -26,6 +32,7 @@ __all__ = [
     "TrainingBatches",
     "augment",
     "builder_settings",
+    "check_masks",
     "collected",
     "device_batches",
     "displacement",

@@ -174,3 +174,12 @@ def _alone(path: str) -> contextlib.AbstractContextManager:
     folder = pathlib.Path(path).parent
     folder.parent.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+def check_masks(builder: tfds.core.DatasetBuilder, config: ml_collections.ConfigDict) -> None:
+    """Raises InputError if records do not say where the head is in their X-rays."""
+    if "xray_mask" not in builder.info.features:
+        raise InputError(
+            f"data.builder={config.data.builder}: its records hold no masks of X-rays, which "
+            f"{config.method.name} needs. Use cranio_phantom."
+        )

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 Picture = Float[np.ndarray, "h w"]  # in [0, 1], bone bright
 Film = UInt8[np.ndarray, "h w"]  # what lies on it
 
+VARIED = 2  # rises when `vary` changes an X-ray in another way
 TILT = 10.0  # largest rotation in degrees
 _ZOOM = (-0.15, 0.30)  # least and largest zoom, as logarithms
 # How far from the middle profile and chin are, of heads that face the right; and the face's half

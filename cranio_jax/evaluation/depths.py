@@ -127,9 +127,9 @@ def score(config: ml_collections.ConfigDict, generator: Generator, workdir: path
     rows = {name: measured[0]}
     if count > 1:
         rows[f"{name}, mean of {count} samples"] = np.mean(measured, 0)
-    heads = generator.outlines(people.examples)
-    if heads is not None:
-        rows[OUTLINE] = measure(people, np.repeat(heads, 3, -1))
+    conditions = generator.conditions(people.examples)
+    if conditions is not None:
+        rows[OUTLINE] = measure(people, np.repeat(conditions[..., 1:2], 3, -1))
     others = rivals(people)
 
     # Compare.

@@ -97,11 +97,12 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
     """
     if config.evaluate.generated:
         return
-    examples = read_test_examples(config, builder, images=())
-    who = who_of(examples)
     kind = method_class(config).kind
     if kind == "outline":
+        data.check_masks(builder, config)
         return
+    examples = read_test_examples(config, builder, images=())
+    who = who_of(examples)
     if kind != "embedder" and method_class(config).reads_xrays:
         shuffled_xrays([e | {"xray": None} for e in examples], config.seed)
     if kind != "generator":
@@ -380,49 +381,53 @@ def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
 
 
 def _outline(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
-    """Writes outline.safetensors, and scores it on the X-rays of the test subjects."""
+    """Writes outline.safetensors, and scores that file on the X-rays of the test subjects."""
     # Write the file.
     method, mesh, state, _, step = restore(config, workdir)
-    params = method.generation_params(state)
-    whole = multihost_utils.process_allgather(params, tiled=True)
+    path = workdir / pretrained.OUTLINE
+    params = multihost_utils.process_allgather(method.generation_params(state), tiled=True)
     if cluster.is_first():
-        path = workdir / pretrained.OUTLINE
-        pretrained.save_outline(path, whole, method.settings, config.export.dtype)
+        pretrained.save_outline(path, params, method.settings, config.export.dtype)
     cluster.wait_for_all("outline")
 
-    # Score the network.
+    # Score it as Cranio-Diff uses it.
     builder = data.make_builder(config.data)
+    data.check_masks(builder, config)
     examples = read_test_examples(config, builder, ("xray", "xray_mask"))
-    jitted = jax.jit(
-        lambda params, batch: overlap(method.find(params, batch), batch["xray_mask"] > 0),
-        out_shardings=sharding.replicated(mesh),
-    )
-    found = data.collected(
-        lambda batch: {IOU.name: jitted(params, batch)},
+    opened = pretrained.open_outline(buckets.local_file(path))
+    dtype = jnp.dtype(config.compute_dtype)
+    network = opened.network(dtype)
+    placed = opened.load(network, mesh, dtype)
+
+    def score(params: Any, batch: Batch) -> dict[str, jax.Array]:
+        predicted = network.bind(params)(batch["xray"]) > 0
+        return {IOU.name: overlap(predicted, batch["xray_mask"] > 0)}
+
+    jitted = jax.jit(score, out_shardings=sharding.replicated(mesh))
+    scores = data.collected(
+        lambda batch: jitted(placed, batch),
         examples,
         config.evaluate.batch_size,
         mesh,
         "finding heads",
     )
+
     subjects = [e["subject"] for e in examples]
     name = config.method.name
+    intervals = {
+        metric: mean_interval(values, subjects, config.evaluate.bootstrap, config.seed)
+        for metric, values in scores.items()
+    }
+    each = {metric: subject_means(v, subjects).tolist() for metric, v in scores.items()}
     return Results(
-        rows={
-            name: {
-                metric: mean_interval(values, subjects, config.evaluate.bootstrap, config.seed)
-                for metric, values in found.items()
-            }
-        },
+        rows={name: intervals},
         differences={},
-        by_subject=BySubject(
-            subjects=sorted(set(subjects)),
-            rows={name: {key: subject_means(v, subjects).tolist() for key, v in found.items()}},
-        ),
+        by_subject=BySubject(subjects=sorted(set(subjects)), rows={name: each}),
         retrieval={},
         images=len(examples),
         subjects=len(set(subjects)),
         radiograph=config.evaluate.radiograph,
-        networks={},
+        networks={name: opened.sha256},
         not_computed={},
         resizing="X-rays are seen at the side that the network was trained with",
         **origin_of(method, step, builder, data.fingerprint(builder)),

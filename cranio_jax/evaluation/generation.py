@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, UInt8, UInt32
 
 import cranio_jax
 from cranio_jax import data
+from cranio_jax.data.radiographs import VARIED
 from cranio_jax.distributed import cluster, sharding
 from cranio_jax.errors import InputError
 from cranio_jax.files.atomic import write_json
@@ -128,29 +129,29 @@ class Generator:
         """Returns a face of each example; `draw` is the number of the sample."""
         return np.concatenate([faces for _, faces in self._faces(examples, draw, title)])
 
-    def outlines(self, examples: Sequence[dict[str, Any]]) -> UInt8[np.ndarray, "n h w 1"] | None:
-        """Returns the probability that each pixel of an `xray` is of the head, times 255.
+    def conditions(self, examples: Sequence[dict[str, Any]]) -> UInt8[np.ndarray, "n h w 3"] | None:
+        """Returns what the ControlNet sees of each `xray`, rounded to 8 bits.
 
-        It is what the ControlNet sees beside the X-ray; None without an outline network.
+        Red and blue are the X-ray, green is where an outline network finds the head. Returns None
+        without such a network, since the ControlNet sees the X-ray then.
         """
-        network = self.method.networks.get("outline")
-        if network is None:
+        if "outline" not in self.method.networks:
             return None
+        method: Any = self.method
 
-        def find(params: Any, batch: Batch) -> Array:
-            head = jax.nn.sigmoid(network.bind(params)(batch["xray"]).astype(jnp.float32))
-            return jnp.round(255.0 * head).astype(jnp.uint8)
+        def see(params: Any, batch: Batch) -> Array:
+            picture = method.condition(params, batch["xray"])
+            return jnp.round(255.0 * picture.astype(jnp.float32)).astype(jnp.uint8)
 
-        jitted = jax.jit(find, out_shardings=sharding.replicated(self.mesh))
-        params = self.frozen["outline"]
-        found = data.collected(
-            lambda batch: {"head": jitted(params, batch)},
+        jitted = jax.jit(see, out_shardings=sharding.replicated(self.mesh))
+        pictures = data.collected(
+            lambda batch: {"condition": jitted(self.frozen, batch)},
             examples,
             self.batch_size,
             self.mesh,
             "outlines",
         )
-        return found["head"]
+        return pictures["condition"]
 
     def folder(self, workdir: pathlib.Path, records: str) -> pathlib.Path:
         """Returns the folder for faces of this checkpoint and these settings.
@@ -166,7 +167,7 @@ class Generator:
             "sampling": c.sampling.to_dict(),
             "prompt": c.prompt.to_dict(),
             "seed": c.seed,
-            "radiograph": c.evaluate.radiograph,
+            "radiograph": [c.evaluate.radiograph, VARIED] if c.evaluate.radiograph else 0.0,
             "compute_dtype": c.compute_dtype,
             "records": records,
             "cranio_jax": cranio_jax.__version__,

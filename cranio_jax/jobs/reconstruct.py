@@ -125,12 +125,14 @@ def reconstruct(
     ids = make_tokenizer(config)([prompt])[0]
     home = workdir or pathlib.Path()
     squares = [xray.square[..., None] for xray in prepared]
-    heads = generator.outlines([{"xray": square} for square in squares])
+    conditions = generator.conditions([{"xray": square} for square in squares])
     folders = []
     for number, square in enumerate(squares):
         title = f"X-ray {number + 1} of {len(squares)}"
-        head = None if heads is None else heads[number]
-        folders.append(_one(config, home, generator, square, head, prompt, ids, title))
+        pictures = {"xray": np.repeat(square, 3, -1)}
+        if conditions is not None:
+            pictures["condition"] = conditions[number]
+        folders.append(_one(config, home, generator, pictures, prompt, ids, title))
     return folders
 
 
@@ -150,14 +152,23 @@ def _one(
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
     generator: Generator,
-    xray: UInt8[np.ndarray, "h w 1"],
-    head: UInt8[np.ndarray, "h w 1"] | None,
+    seen: dict[str, UInt8[np.ndarray, "h w 3"]],
     prompt: str,
     ids: Int32[np.ndarray, "length"],
     title: str,
 ) -> pathlib.Path:
-    """Reconstructs the faces of one X-ray; returns its folder."""
+    """Reconstructs the faces of one X-ray; returns its folder.
+
+    Args:
+      config, generator: of the job.
+      workdir: in which the folder is made.
+      seen: `xray`, and `condition` if the ControlNet sees more than that.
+      prompt: with the profile.
+      ids: its tokens.
+      title: of the progress line.
+    """
     r = config.reconstruct
+    xray = seen["xray"][..., :1]
     # The pixels decide the noise, so an X-ray gives the same faces wherever its file is.
     digest = zlib.crc32(xray.tobytes())
     example = {
@@ -176,9 +187,7 @@ def _one(
     mean = faces.mean(0, dtype=np.float64)
     spread = (faces / 255.0).std(0).mean(-1)
     pictures = {f"face_{k}": face for k, face in enumerate(faces)}
-    pictures["xray"] = np.repeat(xray, 3, -1)
-    if head is not None:
-        pictures["condition"] = np.concatenate([xray, head, xray], -1)
+    pictures |= seen
     pictures["mean"] = np.round(mean).astype(np.uint8)
     pictures["spread"] = sheets.heat(spread)
     pictures["sheet"] = sheets.sheet(
@@ -192,7 +201,7 @@ def _one(
     folder = workdir / "reconstructions" / name
     for name, picture in pictures.items():
         write_png(folder / f"{name}.png", picture)
-    if head is None:
+    if "condition" not in seen:
         (folder / "condition.png").unlink(missing_ok=True)
     for old in set(folder.glob("face_*.png")) - {folder / f"{name}.png" for name in pictures}:
         old.unlink()  # an earlier job had more samples

@@ -5,15 +5,18 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+
 from cranio_jax import models
+from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.models.functional import Network, Params, shared_network
-from cranio_jax.pretrained.files import open_weights
+from cranio_jax.pretrained.files import open_weights, sha256
 from cranio_jax.pretrained.load import load
 from cranio_jax.pretrained.notes import read_note, save_noted
 
 _KIND = "outline"
-FILE = "outline.safetensors"  # in the folder of a run, and of a pipeline
+FILE = "outline.safetensors"  # in the folder of a run, and of a ControlNet
 
 
 def save_outline(
@@ -29,20 +32,25 @@ class Outline(NamedTuple):
     Attributes:
       file: of the weights.
       settings: for `models.OutlineNetwork`.
+      sha256: of the file.
     """
 
     file: pathlib.Path
     settings: dict[str, Any]
+    sha256: str
 
     def network(self, dtype: Any = None) -> Network:
         """Returns the network, without parameters."""
         settings = self.settings | {"widths": tuple(self.settings["widths"])}
         return shared_network(functools.partial(models.OutlineNetwork, **settings, dtype=dtype))
 
-    def load(self, network: Network, shardings: dict[str, Any], dtype: Any) -> Params:
-        """Returns the parameters in `dtype`, placed as `shardings` says by path."""
+    def load(self, network: Network, mesh: jax.sharding.Mesh, dtype: Any) -> Params:
+        """Returns the parameters in `dtype`, on the mesh."""
+        shapes = network.shapes()
+        abstract = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape in shapes.items()}
+        places: Any = sharding.state_sharding(abstract, mesh)
         with open_weights(self.file) as tensors:
-            return load(network.shapes(), tensors, shardings, self.file.name, dtype)
+            return load(shapes, tensors, places, self.file.name, dtype)
 
 
 def open_outline(path: pathlib.Path) -> Outline:
@@ -55,4 +63,4 @@ def open_outline(path: pathlib.Path) -> Outline:
             f"pretrained.outline={path.name}: it is not a network that finds outlines in X-rays. "
             "Name the outline.safetensors that job=evaluate of configs/outline.py wrote."
         )
-    return Outline(path, note["settings"])
+    return Outline(path, note["settings"], sha256(path))

@@ -216,7 +216,7 @@ def find(
 
 def _wanted(files: list[str], parts: tuple[str, ...]) -> list[str]:
     """Returns what to fetch of a repository: settings, tokenizer, one format of the weights."""
-    wanted = ["model_index.json", OUTLINE]
+    wanted = ["model_index.json", OUTLINE, f"controlnet/{OUTLINE}"]
     for prefix in (f"{part}/" for part in parts) if parts else ("",):
         here = [f.removeprefix(prefix) for f in files if f.startswith(prefix)]
         wanted += [prefix + f for f in here if f.endswith((".json", ".txt")) and "/" not in f]
@@ -232,8 +232,8 @@ def open_pipeline(config: ml_collections.ConfigDict, lora_rank: int = 0) -> Pipe
       config: `model`, a diffusers folder, a hub id, a single file (here or as owner/name/file on
         the hub), or empty. `controlnet` and `vae`, each the same, replace the model's own.
         `tokenizer`, a folder or hub id; `lora`, files, folders or hub ids with commas between
-        them; `lora_scale`; `outline`, a file, or a pipeline's folder that holds it; `revision` of
-        the model.
+        them; `lora_scale`; `outline`, a local file, or a pipeline's folder that holds it;
+        `revision` of the model.
       lora_rank: of additions to the U-Net that are trained; they start from a LoRA that fits.
 
     Raises:
@@ -245,7 +245,8 @@ def open_pipeline(config: ml_collections.ConfigDict, lora_rank: int = 0) -> Pipe
     pipeline = _open_pipeline(c.model, *others, scale, c.revision).continuing(lora_rank)
     if outline := c.get("outline", ""):
         path = assets.located(outline)
-        file = path / OUTLINE if path.is_dir() else path
+        inside = [path / OUTLINE, path / "controlnet" / OUTLINE]
+        file = next((file for file in inside if file.is_file()), path)
         return dataclasses.replace(pipeline, folders=pipeline.folders | {"outline": file})
     return pipeline
 
@@ -277,6 +278,10 @@ def _open_pipeline(
     for part, other in (("controlnet", controlnet), ("vae", vae)):
         if other:
             folders[part], settings[part] = _other_part(part, other, settings.get(part, {}))
+    # The outline network lies beside the ControlNet that is shown its outlines.
+    beside = folders["controlnet"] / OUTLINE if "controlnet" in folders else None
+    if beside and beside.is_file():
+        folders["outline"] = beside
     # The tokenizer.
     if tokenizer:
         folders["tokenizer"] = _tokenizer_folder(tokenizer)
@@ -349,8 +354,6 @@ def _folder(model: str, revision: str) -> tuple[dict[str, pathlib.Path], dict[st
         for part, path in folders.items()
         if part != "tokenizer"
     }
-    if (folder / OUTLINE).is_file():
-        folders["outline"] = folder / OUTLINE
     return folders, settings
 
 

@@ -36,7 +36,8 @@ _FREE = (
 # Paths of weights, which are identified by their content instead.
 _PLACES = (
     *("pretrained.model", "pretrained.controlnet", "pretrained.revision", "pretrained.vae"),
-    *("pretrained.tokenizer", "pretrained.lora", "train.init_from", "method.files"),
+    *("pretrained.tokenizer", "pretrained.lora", "pretrained.outline", "train.init_from"),
+    "method.files",
     *("method.losses.trunk_file", "method.losses.heads_file", "method.losses.embedder_file"),
     "method.losses.decoder",
 )

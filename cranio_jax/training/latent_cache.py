@@ -63,13 +63,10 @@ def training_examples(
             example = data.expose(example, rng, config.augment)
         return example | {"latents": latents[index * variants + variant]}
 
-    needs_faces = latents is None or method.needs_faces
-    if method.needs_masks and "xray_mask" not in builder.info.features:
-        raise InputError(
-            f"data.builder={config.data.builder}: its records hold no masks of X-rays, which "
-            f"{config.method.name} learns from. Use cranio_phantom."
-        )
-    needed = {"face": needs_faces, "xray_mask": method.needs_masks}
+    if method.needs_masks:
+        data.check_masks(builder, config)
+    encodes = latents is None and method.kind != "outline"
+    needed = {"face": method.needs_faces or encodes, "xray_mask": method.needs_masks}
     images = ("xray", *(name for name, is_needed in needed.items() if is_needed))
     numbered = data.subjects(builder, "train", config) if method.needs_subjects else ()
     return data.Examples(builder, "train", config, images, numbered), prepare

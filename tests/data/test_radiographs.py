@@ -125,12 +125,13 @@ def test_x_ray_and_face_are_framed_alike(config):
         np.testing.assert_array_equal(here, after["face"][..., 0] > 120)
 
 
-def test_the_mask_of_the_head_is_framed_with_the_face(config):
+@pytest.mark.parametrize("name", ["head_mask", "xray_mask"])
+def test_masks_are_framed_with_the_face(config, name):
     for seed in range(20):
         example = marked() | {"xray_view": "frontal", "face_view": "frontal"}
-        example["head_mask"] = np.uint8(example["face"][..., :1] > 120)
+        example[name] = np.uint8(example["face"][..., :1] > 120)
         after = data.move(example, np.random.default_rng(seed), moving(config))
-        head, mask = after["face"][..., 0] > 120, after["head_mask"][..., 0]
+        head, mask = after["face"][..., 0] > 120, after[name][..., 0]
         assert set(np.unique(mask)) == {0, 1} and (head != mask).mean() < 0.01 < head.mean()
 
 

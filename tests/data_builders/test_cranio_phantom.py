@@ -274,6 +274,22 @@ def test_dry_x_rays_have_no_neck(varied):
         np.testing.assert_array_equal(picture(changed[key], "face"), picture(dry[key], "face"))
 
 
+def test_masks_of_x_rays_hold_soft_tissue(varied):
+    """They are those of the living head, as its X-ray shows it; a dry skull's too."""
+    (plain, changed, dry), _ = varied
+    for key in changed:
+        mask = picture(changed[key], "xray_mask")
+        assert set(np.unique(mask)) == {0, 255}
+        np.testing.assert_array_equal(mask, picture(dry[key], "xray_mask"))
+        # A seam of tissue is too thin to be seen, and processing darkens what is beside bone.
+        for records in (plain, changed):
+            mask = picture(records[key], "xray_mask") > 0
+            seen = picture(records[key]) > 3
+            assert (seen & ~mask).mean() < 0.01 and (mask & ~seen).mean() < 0.03
+        # Unlike the portrait's mask, it has no hair and is of the reference age.
+        assert (mask != (picture(changed[key], "head_mask") > 0)).mean() > 0.005
+
+
 def test_metal_is_in_teeth():
     """Every metal tooth lies between nose and chin, near the front, and is as dense as metal."""
     subject = cohort.draw(0, 3)

@@ -88,6 +88,24 @@ def test_far_focal_points_give_parallel_rays():
     np.testing.assert_allclose(far, xray.path_attenuation(ball(), FRAME, "lateral"), atol=2e-3)
 
 
+@pytest.mark.parametrize("distance", [None, 500.0])
+@pytest.mark.parametrize("view", ["frontal", "lateral"])
+def test_silhouettes_end_where_the_ball_does(view, distance):
+    """In perspective, a ball's outline is its tangent cone's; its middle is that of the shadow."""
+    beam = xray.Beam(distance=distance)
+    seen = np.asarray(xray.silhouette(ball(inside=-70.0), FRAME, view, beam))
+    columns, rows = np.meshgrid(*(np.asarray(a) for a in pixel_axes(FRAME, view)))
+    middle = np.array(CENTER[1:] if view == "lateral" else CENTER[::2])
+    radius = RADIUS
+    if distance:
+        larger = distance / (distance - 6) if view == "frontal" else distance / (distance - 10)
+        middle = middle * larger
+        radius = RADIUS * larger / np.sqrt(1 - (RADIUS / (distance / larger)) ** 2)
+    away = np.hypot(columns - middle[0], rows - middle[1])
+    assert seen[away < radius - 1.5].all() and not seen[away > radius + 1.5].any()
+    assert seen.sum() * FRAME.pixel**2 == pytest.approx(np.pi * radius**2, rel=0.02)
+
+
 def test_lower_energies_show_more_bone():
     hu = jnp.array([0.0, 1000.0])
     hard, soft = (xray.attenuation(hu, calcium) for calcium in (0.007, 0.021))

@@ -83,9 +83,9 @@ def test_it_learns_and_its_file_is_read_again(outline, tmp_path):
     assert "IoU of the head" in (tmp_path / "table.md").read_text()
     # The file.
     opened = pretrained.open_outline(tmp_path / "outline.safetensors")
+    assert results["networks"] == {"outline": opened.sha256}
     network = opened.network()
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    params = opened.load(network, dict.fromkeys(network.shapes(), one), jnp.float32)
+    params = opened.load(network, sharding.make_mesh(1, 1), jnp.float32)
     examples = data.Examples(
         data.make_builder(outline.data), "test", outline, ("xray", "xray_mask")
     )
@@ -174,7 +174,9 @@ def test_wrong_settings_are_named(config, outline, quick_config, tmp_path):
         make_method(config)
     config.pretrained.outline = str(saved(outline, tmp_path / "outline.safetensors"))
     config.method.controlnet.conditioning_channels = 1
-    with pytest.raises(InputError, match=r"conditioning_channels=1: with pretrained.outline"):
+    with pytest.raises(
+        InputError, match=r"pretrained.outline=outline.safetensors: the .*=1, and X-ray"
+    ):
         make_method(config)
 
 
@@ -182,5 +184,5 @@ def test_records_without_masks_are_refused(outline, tmp_path, monkeypatch):
     builder = data.make_builder(outline.data)
     monkeypatch.delitem(builder.info.features._feature_dict, "xray_mask")
     monkeypatch.setattr(data, "make_builder", lambda *_: builder)
-    with pytest.raises(InputError, match="hold no masks of X-rays, which outline learns from"):
+    with pytest.raises(InputError, match="hold no masks of X-rays, which outline needs"):
         train(outline, tmp_path)

@@ -18,6 +18,10 @@ from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.jobs.export import export
 from cranio_jax.methods import make_method
+from cranio_jax.models import OutlineNetwork
+from cranio_jax.models.functional import Network
+from cranio_jax.pretrained import pipeline as published_pipeline
+from cranio_jax.pretrained import save_outline, sha256
 from cranio_jax.pretrained.names import torch_key, torch_shape
 from cranio_jax.training import loop
 
@@ -250,6 +254,59 @@ def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
         x, np.full(2, t, np.float32), words
     )
     assert np.linalg.norm(got - wanted) < 1e-4 * np.linalg.norm(wanted)
+
+
+def write_outline(path, seed):
+    network = Network(lambda rngs: OutlineNetwork((4, 8), 16, rngs=rngs))
+    settings = {"widths": (4, 8), "side": 16}
+    save_outline(path, network.init(jax.random.key(seed)), settings, "float32")
+    return path
+
+
+def test_an_outline_network_moves_with_its_controlnet(trained, published, tmp_path):
+    config = trained[0].copy_and_resolve_references()
+    first, second = (write_outline(tmp_path / f"{i}.safetensors", i) for i in range(2))
+    config.pretrained.outline = str(first)
+    method = make_method(config)
+    # The published ControlNet has never seen an outline.
+    assert method.untrained() == ["controlnet"]
+    mesh = sharding.make_mesh(1, 1)
+    state, frozen = method.init(jax.random.key(0), method.load(mesh, frozen_only=False))
+    folder = tmp_path / "exported"
+    method.write_pipeline(folder, state["ema"] | frozen, state, "float32")
+    beside = folder / "controlnet" / "outline.safetensors"
+    assert beside.read_bytes() == first.read_bytes()
+    assert any(f"`controlnet/{beside.name}` finds in it" in line for line in method.describe())
+    _, info = diffusers.ControlNetModel.from_pretrained(
+        folder / "controlnet", output_loading_info=True
+    )
+    assert not any(info.values()), info
+
+    # Read again: whole, or as the ControlNet of another model.
+    config.pretrained.outline = ""
+    for config.pretrained.model, config.pretrained.controlnet in (
+        (str(folder), ""),
+        (str(published), str(folder)),
+    ):
+        again = make_method(config)
+        assert again.untrained() == [] and "outline" in again.networks
+        assert again.weight_hashes()["outline"] == sha256(first)
+    # Another ControlNet sees X-rays alone; other outlines mean that it must be trained.
+    config.pretrained.update(model=str(folder), controlnet=str(published))
+    assert "outline" not in make_method(config).networks
+    config.pretrained.update(controlnet="", outline=str(second))
+    assert make_method(config).untrained() == ["controlnet"]
+    config.pretrained.outline = ""
+    config.method.name = "text_to_image"
+    config.method.trained = ("unet",)
+    assert "outline" not in make_method(config).networks
+
+    # Without the file.
+    config.method.update(name="cranio_diff", trained=("controlnet",))
+    beside.rename(tmp_path / "lost.safetensors")
+    published_pipeline._open_pipeline.cache_clear()
+    with pytest.raises(InputError, match="has learnt with an outline network .* not beside it"):
+        make_method(config)
 
 
 def test_nothing_of_stable_diffusion_to_export(config, tmp_path):

@@ -80,10 +80,14 @@ def test_published_weights_make_faces_of_an_xray(
     config = settings(folder)
     if seen_as == "condition":
         network = Network(lambda rngs: models.OutlineNetwork((4, 8), 16, rngs=rngs))
-        file = tmp_path / "outline.safetensors"
+        copy = shutil.copytree(folder, tmp_path / "copy")
+        file = copy / "controlnet" / "outline.safetensors"
         params = network.init(jax.random.key(0))
         save_outline(file, params, {"widths": (4, 8), "side": 16}, "float32")
-        config.pretrained.outline = str(file)
+        stated = json.loads((file.parent / "config.json").read_text())
+        stated["_outline"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        (file.parent / "config.json").write_text(json.dumps(stated))
+        config.pretrained.model = str(copy)
     config.job = "reconstruct"
     config.sampling.update(num_steps=4, guidance_scale=2.0)
     xray = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)

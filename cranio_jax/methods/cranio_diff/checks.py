@@ -23,6 +23,8 @@ SCHEDULE = (
     "rescale_betas_zero_snr",
 )
 _SCHEDULER = (*SCHEDULE, "steps_offset", "set_alpha_to_one", "trained_betas")
+# Of a ControlNet's config.json: the SHA-256 of the outline network that it has learnt with.
+OUTLINE_FIELD = "_outline"
 GATES = ("none", "quadratic", "below")
 
 
@@ -123,12 +125,22 @@ def read_codec(settings: ml_collections.ConfigDict, vae: models.AutoencoderKLCon
     raise InputError(f"method.codec={settings.codec!r}: it is unknown. Use 'patch' or 'vae'.")
 
 
-def check_condition(controlnet: models.ControlNetConfig) -> None:
-    """Raises InputError if the ControlNet has no channel for an outline beside the X-ray."""
+def check_condition(controlnet: models.ControlNetConfig, file: str) -> None:
+    """Raises InputError if the ControlNet has no channel for the outline that `file` finds."""
     if controlnet.conditioning_channels != 3:
         raise InputError(
-            f"method.controlnet.conditioning_channels={controlnet.conditioning_channels}: with "
-            "pretrained.outline the ControlNet sees X-ray, outline and X-ray. Set it to 3."
+            f"pretrained.outline={file}: the ControlNet has conditioning_channels="
+            f"{controlnet.conditioning_channels}, and X-ray, outline and X-ray need 3. Use a "
+            "ControlNet with 3 channels, or no outline."
+        )
+
+
+def check_no_outline(learnt_with: str | None) -> None:
+    """Raises InputError if the ControlNet has learnt with an outline network, of that SHA-256."""
+    if learnt_with:
+        raise InputError(
+            "pretrained.outline: the ControlNet has learnt with an outline network (SHA-256 "
+            f"{learnt_with[:12]}), which is not beside it. Name its outline.safetensors."
         )
 
 

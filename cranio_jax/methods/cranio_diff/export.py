@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write(folder: pathlib.Path, method: "CranioDiff", params: dict[str, Any], dtype: str) -> None:
-    """Writes the networks, the tokenizer, the scheduler and the index.
+    """Writes the networks, the outline network, the tokenizer, the scheduler and the index.
 
     What was not trained is copied from the published files, tensor for tensor.
     """
@@ -35,9 +35,11 @@ def write(folder: pathlib.Path, method: "CranioDiff", params: dict[str, Any], dt
     if "unet_lora" in params:
         pretrained.save(folder, "unet_lora", pretrained.tensors_of(params["unet_lora"]), dtype)
 
-    # The outline network, which diffusers does not know. Tokenizer, scheduler, index.
+    # The outline network, which diffusers does not know.
     if "outline" in method.networks:
-        shutil.copyfile(published["outline"], folder / OUTLINE)
+        shutil.copyfile(published["outline"], folder / "controlnet" / OUTLINE)
+
+    # Tokenizer, scheduler, index.
     hidden = shutil.ignore_patterns(".*")
     shutil.copytree(published["tokenizer"], folder / "tokenizer", ignore=hidden)
     scheduler = method.scheduler_config
@@ -80,7 +82,7 @@ def describe(method: "CranioDiff", template: str) -> list[str]:
         if "outline" in method.networks:
             lines[0] += (
                 "the X-ray, bone bright, in red and blue, and in green the head that "
-                f"`{OUTLINE}` finds in it; job=reconstruct writes it as `condition.png`"
+                f"`controlnet/{OUTLINE}` finds in it; job=reconstruct writes it as `condition.png`"
             )
         else:
             lines[0] += "the X-ray, bone bright, in three equal channels"

@@ -101,6 +101,8 @@ class CranioDiff:
         if self.reads_xrays:
             self._add_outline_network(structure.controlnet)
             checks.check_hints(structure.controlnet, codec.factor)
+        elif config.pretrained.outline:
+            raise InputError("pretrained.outline: it is for a ControlNet. Leave it empty.")
         checks.check_codec(structure, codec, self.size)
         checks.check_tokens(config.prompt.length, tokenizer.size, structure.text_encoder)
         checks.check_learning_rates(m)
@@ -136,12 +138,21 @@ class CranioDiff:
         }
 
     def _add_outline_network(self, controlnet: models.ControlNetConfig) -> None:
-        """Adds the network whose outline the ControlNet sees beside the X-ray, if it has a file."""
+        """Adds the network whose outline the ControlNet sees beside the X-ray, if it has a file.
+
+        Its hash is kept with the ControlNet's settings, since a ControlNet that has learnt from
+        outlines makes wrong faces without them. Raises InputError if the file is missing then.
+        """
+        settings = self.settings["controlnet"]
+        self._learnt_with = settings.pop(checks.OUTLINE_FIELD, None)
         if "outline" not in self.pipeline.folders:
+            checks.check_no_outline(self._learnt_with)
             return
-        checks.check_condition(controlnet)
-        self._outline = pretrained.open_outline(self.pipeline.folders["outline"])
+        path = self.pipeline.folders["outline"]
+        checks.check_condition(controlnet, path.name)
+        self._outline = pretrained.open_outline(path)
         self.networks["outline"] = self._outline.network(self.dtype)
+        settings[checks.OUTLINE_FIELD] = self._outline.sha256
 
     def _add_feature_networks(self, settings: ml_collections.ConfigDict) -> None:
         """Adds the networks of the decoded terms whose weight is not 0, and their files."""
@@ -182,8 +193,7 @@ class CranioDiff:
                 files = self.feature_files[name]
                 loaded[name] = load_features(files, network, mesh, self.dtype)
             elif name == "outline" and self._outline:
-                places = loading.shardings(network.shapes(), mesh, self.dtype)
-                loaded[name] = self._outline.load(network, places, self.dtype)
+                loaded[name] = self._outline.load(network, mesh, self.dtype)
             elif self._is_published(name) and not (frozen_only and name in self.trained):
                 loaded[name] = self._load_part(name, network, mesh)
         if "unet_lora" in self.pipeline.folders and not frozen_only:
@@ -196,8 +206,13 @@ class CranioDiff:
         return name in folders or (name == "controlnet" and "unet" in folders)
 
     def untrained(self) -> list[str]:
-        """Returns the networks that no file gives, a ControlNet that grows from a U-Net's too."""
+        """Returns the networks that no file gives, a ControlNet that grows from a U-Net's too.
+
+        A ControlNet that has learnt with another outline network, or with none, counts as such.
+        """
         given = {*self.pipeline.folders, *self.feature_files}
+        if self._outline and self._outline.sha256 != self._learnt_with:
+            given -= {"controlnet"}
         return sorted(self.networks.keys() - given)
 
     def _load_part(self, name: str, network: Network, mesh: jax.sharding.Mesh) -> Params:
