@@ -22,7 +22,7 @@ from cranio_jax.distributed import cluster
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.assembly import origin_of
 from cranio_jax.evaluation.generation import Generator
-from cranio_jax.evaluation.results import BySubject, Depths, Results
+from cranio_jax.evaluation.results import OUTLINE, BySubject, Depths, Results
 from cranio_jax.files.pictures import write_png
 from cranio_jax.methods import method_class
 from cranio_jax.metrics.depths import depths
@@ -35,8 +35,6 @@ from data_builders.cephalograms.landmarks import BONE, DEPTHS, LANDMARKS
 MEAN_DEPTH = "mean depth of the others"
 RIDGE = "ridge regression on bone"
 ALL = "all"
-# The head that an outline network finds in the X-ray, measured as a face is.
-OUTLINE = "outline alone"
 _REACH = 45.0  # mm; how far a profile is looked for
 _LEAST_PEOPLE = 5
 # Where the two landmarks of each depth are in LANDMARKS.

@@ -11,6 +11,9 @@ from cranio_jax.errors import InputError
 from cranio_jax.files.atomic import write_json
 from cranio_jax.metrics.estimates import Estimate
 
+# The row of the head that an outline network finds in the X-ray, measured as a face is.
+OUTLINE = "outline alone"
+
 # Estimates by metric, and those by row of a table.
 Metrics = dict[str, Estimate]
 Rows = dict[str, Metrics]

@@ -24,8 +24,8 @@ def check_export(config: ml_collections.ConfigDict) -> None:
     """Raises InputError if the model isn't Stable Diffusion's."""
     if not method_class(config).writes_pipeline:
         raise InputError(
-            f"job=export writes a diffusers pipeline, which {config.method.name} is not; an"
-            " embedder's file is written by job=evaluate"
+            f"job=export writes a diffusers pipeline, which {config.method.name} is not; the file "
+            "of an embedder or an outline network is written by job=evaluate"
         )
     method_class(config).check_export(config)
 

@@ -94,7 +94,7 @@ class Method(Protocol):
         """Returns the number of parameters of each network."""
 
     def generation_params(self, state: Tree) -> Tree:
-        """Returns the part of the state that `generate` or `embed` takes."""
+        """Returns the part of the state that `generate`, `embed` or `find` takes."""
 
     @staticmethod
     def check_export(config: ml_collections.ConfigDict) -> None:

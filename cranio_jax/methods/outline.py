@@ -1,7 +1,8 @@
 """A network that finds the outline of the head, soft tissue included, in an X-ray.
 
 It generates no face. Cranio-Diff shows its outline to the ControlNet beside the X-ray, as other
-ControlNets are shown edges or poses that a network has found (`pretrained.outline`). It is ours.
+ControlNets are shown edges or poses that a network has found (`pretrained.outline`). The paper has
+none; it is our choice.
 """
 
 import functools
@@ -42,7 +43,7 @@ class Outline(base.FromScratch):
         if size % least:
             raise InputError(
                 f"data.settings.size={size}: {len(m.widths)} method.widths need a multiple of "
-                f"{least}. Set one, or fewer widths."
+                f"{least}. Set such a size, or fewer widths."
             )
         self.settings = {"widths": tuple(m.widths), "side": size}
         dtype = jnp.dtype(config.compute_dtype)

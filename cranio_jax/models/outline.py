@@ -34,7 +34,7 @@ class _Level(nnx.Module):
 
 
 class OutlineNetwork(nnx.Module):
-    """Turns an X-ray into the logit of each pixel's being of the head, soft tissue included."""
+    """Turns an X-ray into the logit that a pixel is of the head, for each pixel."""
 
     def __init__(self, widths: Sequence[int], side: int, *, dtype=None, rngs: nnx.Rngs):
         """Args:
@@ -50,10 +50,7 @@ class OutlineNetwork(nnx.Module):
             raise ValueError(f"widths={tuple(widths)}: they must be positive multiples of 4")
         least = 2 ** len(widths)
         if side < 1 or side % least:
-            raise ValueError(
-                f"side={side}: it is not a multiple of {least}, by which {len(widths)} levels "
-                "divide it"
-            )
+            raise ValueError(f"side={side}: {len(widths)} levels need a multiple of {least}")
         self.side = side
         self.dtype = dtype
         inputs = (_PATCH**2, *widths[:-1])
@@ -74,14 +71,14 @@ class OutlineNetwork(nnx.Module):
         pictures = xrays.astype(self.dtype or jnp.float32) / 127.5 - 1.0
         codec = PatchCodec(_PATCH)
         hidden = codec.encode(_scaled(pictures, self.side))
-        # From fine to coarse; each level but the last is kept.
+        # From fine to coarse.
         skipped: list[Array] = []
         for level in self.down:
             if skipped:
                 hidden = nnx.max_pool(hidden, (2, 2), strides=(2, 2))
             hidden = level(hidden)
             skipped.append(hidden)
-        # And back.
+        # From coarse to fine, with what each level saw on the way there.
         for level, finer in zip(self.up, skipped[-2::-1], strict=True):
             hidden = _scaled(hidden, finer.shape[1])
             hidden = level(jnp.concatenate([hidden, finer], -1))
@@ -90,6 +87,6 @@ class OutlineNetwork(nnx.Module):
 
 
 def _scaled(pictures: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c"]:
-    """Returns pictures at another side; smaller ones are smoothed first."""
+    """Returns pictures at another side. Pictures that shrink are smoothed first."""
     count, _, _, channels = pictures.shape
     return jax.image.resize(pictures, (count, side, side, channels), "linear")

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cranio_jax.evaluation.results import Retrieval, Rows, Scored
+from cranio_jax.evaluation.results import OUTLINE, Retrieval, Rows, Scored
 from cranio_jax.files.atomic import whole_file
 from cranio_jax.metrics.estimates import Estimate
 from cranio_jax.metrics.registry import metric_of, place_of, title_of
@@ -128,6 +128,8 @@ def _depths(results: Scored) -> list[Table]:
     notes = ["mean absolute errors over people with 95 % intervals of resampling people"]
     notes.append("depths run from a landmark on bone towards the true one on skin")
     notes.append("the rivals know the depths of all other people; their landmarks are true ones")
+    if OUTLINE in depths.rows:
+        notes.append(f"{OUTLINE}: of the head in the X-ray, before a face is made of it")
     if depths.masked:
         notes.append("soft tissue is hidden in these X-rays, as if the skulls were dry")
     if depths.unknown:

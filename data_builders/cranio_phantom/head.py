@@ -179,7 +179,10 @@ def expose(head: Volume, size: int, exposure: Exposure | None = None, dry: bool 
 
 @partial(jax.jit, static_argnames="size")
 def silhouettes(head: Volume, size: int, exposure: Exposure | None = None):
-    """Returns where X-rays show the head, soft tissue included, `(2, size, size)`, as VIEWS."""
+    """Returns where the head is in X-rays, `(2, size, size)`, in the order of VIEWS.
+
+    Soft tissue is included. The arguments are those of `expose`.
+    """
     beam = exposure.beam if exposure else xray.STANDARD
     return jnp.stack([xray.silhouette(head, frame(size), view, beam) for view in VIEWS])
 

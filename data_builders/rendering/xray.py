@@ -79,16 +79,24 @@ def path_attenuation(
 def silhouette(
     volume: Volume, frame: Frame, view: str, beam: Beam = STANDARD
 ) -> Bool[Array, "h w"]:
-    """Returns which rays meet the head, soft tissue included: it covers half of the pixel or more.
+    """Returns the pixels of which the head covers a half or more, soft tissue included.
 
-    Thin tissue is there even if the developed X-ray does not show it.
+    Tissue that is too thin to be seen in the developed X-ray counts as well.
     """
     share = jnp.clip(1.0 + volume.values / 1000.0, 0.0, 1.0)
     seen = look_along(volume._replace(values=share), view)
-    larger = jnp.ones(len(seen.depths))
     if beam.distance is not None:
         larger = magnification(seen.depths, frame, view, beam.distance)
-    return resample_slices(seen, larger, frame, view, jnp.maximum) >= 0.5
+        return resample_slices(seen, larger, frame, view, jnp.maximum) >= 0.5
+    most = resample_plane(
+        seen.values.max(-1),
+        rows=seen.rows,
+        columns=seen.columns,
+        frame=frame,
+        view=view,
+        outside=0.0,
+    )
+    return most >= 0.5
 
 
 def _blur(image: Float[Array, "h w"], sigma: float) -> Float[Array, "h w"]:

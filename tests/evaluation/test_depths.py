@@ -66,6 +66,10 @@ def test_a_perfect_face_has_no_error(config, tmp_path):
         face[:20] = 210
     found = depths.measure(people, faces)
     assert np.abs(found - people.truth).max() < 0.8 * people.mm[0]
+    # An outline is measured as a face is.
+    heads = np.uint8(255 * (faces[..., :1] != 210))
+    alone = depths.measure(people, np.repeat(heads, 3, -1))
+    np.testing.assert_allclose(alone, found, atol=0.01)
 
 
 # Landmarks on bone in the middle plane, and the directions towards skin: to the front and upwards.
