@@ -155,6 +155,9 @@ def expose(
     """
     xray = example["xray"]
     if settings.radiograph:
+        if "xray_mask" in example:
+            mask = example["xray_mask"]
+            xray = radiographs.show_thin_tissue(xray, mask, rng, settings.radiograph)
         xray = radiographs.vary(xray, rng, settings.radiograph)
 
     # Contrast and brightness.

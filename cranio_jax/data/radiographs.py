@@ -21,6 +21,9 @@ _ZOOM = (-0.15, 0.30)  # least and largest zoom, as logarithms
 # width in a frontal view. They stay in the picture, whatever else is cut off.
 _PROFILE, _CHIN, _HALF = 0.43, 0.38, 0.30
 _RIM = 0.47  # from the middle
+# The probability that thin soft tissue is shown. A skull is dry if more than that share of its head
+# is darker than that, of 255.
+_THIN, _DRY, _SEEN = 0.8, 0.22, 4
 _BACK, _UP = 0.22, 0.12  # farthest shift to the back and upwards
 
 
@@ -67,6 +70,32 @@ def vary(
         if rng.random() < strength * probability:
             picture = np.clip(change(picture, rng, strength), 0.0, 1.0)
     return np.round(255.0 * picture).astype(np.uint8)[..., None]
+
+
+def show_thin_tissue(
+    xray: UInt8[np.ndarray, "h w 1"],
+    mask: UInt8[np.ndarray, "h w 1"],
+    rng: np.random.Generator,
+    strength: float,
+) -> UInt8[np.ndarray, "h w 1"]:
+    """Returns an X-ray that shows soft tissue up to the skin, as films of faces often do.
+
+    Filters, and processing for soft tissue, bring out what a plain exposure leaves as dark as air.
+    X-rays of dry skulls stay as they are.
+
+    Args:
+      xray: as rendered.
+      mask: not 0 at the head in it, soft tissue included.
+      rng: the source of random numbers.
+      strength: from 0 to 1, the probability.
+    """
+    head = mask[..., 0] > 0
+    unseen = (xray[..., 0] < _SEEN) & head
+    if rng.random() > _THIN * strength or unseen.sum() > _DRY * head.sum():
+        return xray
+    depth = cv2.distanceTransform(np.uint8(head), cv2.DIST_L2, 5) / len(head)
+    least = rng.uniform(0.04, 0.14) * (1.0 - np.exp(-depth / rng.uniform(0.002, 0.012)))
+    return np.maximum(xray, np.round(255.0 * least).astype(np.uint8)[..., None])
 
 
 # What the rays and the film do.
