@@ -280,8 +280,13 @@ def _xrays(config: PhantomConfig, skull: Skull, tissue: Tissue, index: int) -> l
         masks = head.silhouettes(volume, config.size, exposure)[..., None]
         distance = exposure.beam.distance if exposure else None
         landmarks = _projected(LANDMARKS, skull, frame, distance)
-        files = [dict(zip(VIEWS, map(_png, each), strict=True)) for each in (pictures, masks)]
-        made.append(_Xrays(*files, landmarks))
+        made.append(
+            _Xrays(
+                png=dict(zip(VIEWS, map(_png, pictures), strict=True)),
+                masks=dict(zip(VIEWS, map(_png, masks), strict=True)),
+                landmarks=landmarks,
+            )
+        )
     return made if config.vary_xrays else made * config.appearances
 
 
