@@ -115,7 +115,7 @@ def get_config() -> ml_collections.ConfigDict:
         validation_subjects=0,  # training subjects to hold out for validation
     )
 
-    # The paper's augmentations; `bend` and `radiograph` are ours.
+    # The paper's augmentations; `bend`, `skin` and `radiograph` are ours.
     c.augment = dict(
         flip=0.5,  # probability of mirroring X-ray and face
         rotation=5.0,  # largest rotation of X-ray and face, in degrees
@@ -125,6 +125,9 @@ def get_config() -> ml_collections.ConfigDict:
         # Standard deviation of a smooth displacement that X-ray and face of the same view share,
         # as a fraction of the side. The whole head is sheared and stretched by 3.5 times as much.
         bend=0.0,
+        # Standard deviation of a fine displacement of the skin alone, as a fraction of the side:
+        # soft tissue is thicker or thinner. Needs records with `head_mask`.
+        skin=0.0,
         # How varied X-rays are, as those of other devices, films and holders: 0 as they are, 1 as
         # real ones. Framing and tilt move the face too; see cranio_jax/data/radiographs.py.
         radiograph=0.0,

@@ -106,7 +106,7 @@ def phantom_cranio_diff(c: ml_collections.ConfigDict) -> None:
     c.data.cranio_phantom.update(vary_xrays=True, dry=0.15)
     c.data.cached_variants = 4
     # The bend is large, since real jaws differ more than those of procedural people.
-    c.augment.update(flip=0.3, bend=0.03, radiograph=1.0)
+    c.augment.update(flip=0.3, bend=0.03, skin=0.015, radiograph=1.0)
     c.method.trained = ("controlnet", "unet")
     c.train.update(batch_size=16, num_steps=3_600, learning_rate=3e-4)
 

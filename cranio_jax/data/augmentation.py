@@ -6,18 +6,22 @@ from typing import Any
 import cv2
 import ml_collections
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from cranio_jax.data import radiographs
 
 # The settings of augmentations that move the face, and a number that rises when they move it in
 # another way.
-GEOMETRY = ("flip", "rotation", "bend", "radiograph")
+GEOMETRY = ("flip", "rotation", "bend", "skin", "radiograph")
 MOVES = 2
 _MASKS = ("head_mask", "xray_mask")
 
-# Control points of the bend per side, about one facial feature apart.
+# Control points per side: those of the bend are about one facial feature apart, those of the skin
+# about one lip.
 _KNOTS = 4
+_SKIN_KNOTS = 11
+# How deep the skin's displacement goes, as a fraction of the side.
+_SKIN_DEPTH = 0.03
 # Iterations of the bend's inversion.
 _ROUNDS = 8
 # How much the bend shears and stretches the whole head, in units of `bend`. Jaws lie farther
@@ -39,16 +43,43 @@ def displacement(
       bend: the standard deviation of the displacement, as a fraction of the side.
       mirrored: True makes both sides of the middle column alike, as frontal faces are.
     """
-    knots = rng.standard_normal((_KNOTS, _KNOTS, 2)).astype(np.float32)
-    if mirrored:
-        knots = (knots + knots[:, ::-1] * np.array([-1, 1], np.float32)) / np.sqrt(np.float32(2))
-    centred = knots - knots.mean((0, 1))
-    local = cv2.resize(centred, (side, side), interpolation=cv2.INTER_CUBIC)
+    local = _smooth(rng, side, _KNOTS, mirrored)
     shear = _SHEAR * rng.standard_normal(2).astype(np.float32)
     if mirrored:
         shear[0] = 0.0
     height = np.linspace(-0.5, 0.5, side, dtype=np.float32)[:, None, None]
     return bend * side * (local + shear * height)
+
+
+def skin_displacement(
+    rng: np.random.Generator, mask: Num[np.ndarray, "side side 1"], skin: float, mirrored: bool
+) -> Float[np.ndarray, "side side 2"]:
+    """Returns a fine random displacement (x, y) in pixels at the outline of a head.
+
+    It falls to a quarter at the depth of facial bones, so that soft tissue is thicker or thinner.
+
+    Args:
+      rng: the source of random numbers.
+      mask: not 0 at the head.
+      skin: the standard deviation of the displacement, as a fraction of the side.
+      mirrored: True makes both sides of the middle column alike, as frontal faces are.
+    """
+    side = len(mask)
+    inside = (mask[..., 0] > 0).astype(np.float32)
+    blurred = cv2.GaussianBlur(inside, None, _SKIN_DEPTH * side, borderType=cv2.BORDER_REPLICATE)
+    weight = 4 * blurred * (1 - blurred)
+    return skin * side * weight[..., None] * _smooth(rng, side, _SKIN_KNOTS, mirrored)
+
+
+def _smooth(
+    rng: np.random.Generator, side: int, knots: int, mirrored: bool
+) -> Float[np.ndarray, "side side 2"]:
+    """Returns smooth random values of mean 0, with `knots` control points a side."""
+    values = rng.standard_normal((knots, knots, 2)).astype(np.float32)
+    if mirrored:
+        values = (values + values[:, ::-1] * np.array([-1, 1], np.float32)) / np.sqrt(np.float32(2))
+    centred = values - values.mean((0, 1))
+    return cv2.resize(centred, (side, side), interpolation=cv2.INTER_CUBIC)
 
 
 def move(
@@ -59,8 +90,9 @@ def move(
     Masks move with them. Fields that the example lacks are skipped. Flip and
     rotation are the paper's. The bend is ours: it makes a new person from an X-ray and a face, so
     that few people suffice. It is left out where the two have different views, since they are not
-    in register then. `radiograph` is ours too: it frames both as X-rays are framed, and tilts them
-    further.
+    in register then. So is `skin`, which needs a `head_mask`: by the bend alone, bone tells how
+    thick soft tissue is, and nobody looks at the tissue itself. `radiograph` is ours too: it frames
+    both as X-rays are framed, and tilts them further.
     """
     names = ("xray", "face", *_MASKS)
     images = {name: example[name] for name in names if name in example}
@@ -76,22 +108,29 @@ def move(
             landmarks = mirrored_places + np.array([side - 1, 0], np.float32)
 
     # Rotate about the middle, counterclockwise, with rows that run down; then bend, zoom and shift.
-    bend = settings.bend if example.get("xray_view") == example.get("face_view") else 0.0
+    in_register = example.get("xray_view") == example.get("face_view")
+    bend = settings.bend if in_register else 0.0
+    skin = settings.skin if in_register and "head_mask" in images else 0.0
     framing = radiographs.Framing(1.0, np.zeros(2, np.float32))
     if strength := settings.radiograph:
         framing = radiographs.framing(rng, strength, example.get("xray_view", ""), mirrored)
-    if settings.rotation or bend or strength:
+    if settings.rotation or bend or skin or strength:
         most = max(settings.rotation, strength * radiographs.TILT)
         angle = np.deg2rad(rng.uniform(-most, most))
         middle = np.float32((side - 1) / 2)
         cos, sin = np.cos(angle), np.sin(angle)
         turn = np.array([[cos, -sin], [sin, cos]], np.float32)
         push = np.zeros((1, 1, 2), np.float32)
+        frontal = example.get("face_view") == "frontal"
         if bend:
-            push = displacement(rng, side, bend, mirrored=example.get("face_view") == "frontal")
+            push = displacement(rng, side, bend, mirrored=frontal)
         columns_rows = np.moveaxis(np.indices((side, side), dtype=np.float32)[::-1], 0, -1)
         shifted = middle + side * framing.shift
         source = (columns_rows - shifted) @ (turn / framing.zoom).T + middle + push  # of each pixel
+        if skin:
+            mask = _sampled(images["head_mask"], source, (0,), cv2.INTER_NEAREST)
+            moved_skin = skin_displacement(rng, mask, skin, mirrored=frontal)
+            push, source = push + moved_skin, source + moved_skin
         if strength:  # the neck goes on below the picture
             source[..., 1] = np.minimum(source[..., 1], side - 1)
         images = {
@@ -105,7 +144,7 @@ def move(
         }
         if landmarks is not None:
             landmarks = _moved_landmarks(
-                landmarks - middle, turn * framing.zoom, shifted, push, _ROUNDS if bend else 1
+                landmarks - middle, turn * framing.zoom, shifted, push, _ROUNDS if bend or skin else 1
             )
 
     moved = example | {name: np.ascontiguousarray(image) for name, image in images.items()}

@@ -176,10 +176,10 @@ def _alone(path: str) -> contextlib.AbstractContextManager:
     return filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
-def check_masks(builder: tfds.core.DatasetBuilder, config: ml_collections.ConfigDict) -> None:
-    """Raises InputError if records do not say where the head is in their X-rays."""
-    if "xray_mask" not in builder.info.features:
+def check_masks(builder: tfds.core.DatasetBuilder, field: str, needed_by: str) -> None:
+    """Raises InputError if records lack a mask, `xray_mask` or `head_mask`, that something needs."""
+    if field not in builder.info.features:
         raise InputError(
-            f"data.builder={config.data.builder}: its records hold no masks of X-rays, which "
-            f"{config.method.name} needs. Use cranio_phantom."
+            f"data.builder={builder.name}: its records hold no {field}, which {needed_by} needs. "
+            "Use cranio_phantom."
         )

@@ -99,7 +99,7 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
         return
     kind = method_class(config).kind
     if kind == "outline":
-        data.check_masks(builder, config)
+        data.check_masks(builder, "xray_mask", config.method.name)
         return
     examples = read_test_examples(config, builder, images=())
     who = who_of(examples)
@@ -392,7 +392,7 @@ def _outline(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
 
     # Score it as Cranio-Diff uses it.
     builder = data.make_builder(config.data)
-    data.check_masks(builder, config)
+    data.check_masks(builder, "xray_mask", config.method.name)
     examples = read_test_examples(config, builder, ("xray", "xray_mask"))
     opened = pretrained.open_outline(buckets.local_file(path))
     dtype = jnp.dtype(config.compute_dtype)

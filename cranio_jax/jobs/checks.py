@@ -31,6 +31,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "augment.contrast": (0, 1),
     "augment.erase": (0, 1),
     "augment.bend": (0, 1),
+    "augment.skin": (0, 1),
     "augment.radiograph": (0, 1),
     "data.synthetic_weight": (0, math.inf),
     "pretrained.lora_scale": (-math.inf, math.inf),

@@ -43,6 +43,10 @@ def training_examples(
     """
     variants = config.data.cached_variants
     fields = method.encodable() if variants else {}
+    if method.needs_masks:
+        data.check_masks(builder, "xray_mask", config.method.name)
+    if config.augment.skin:
+        data.check_masks(builder, "head_mask", f"augment.skin={config.augment.skin:g}")
     folder = pathlib.Path(str(builder.data_dir)) / "encoded"
     cache = _Cache(folder, method, mesh, frozen, config.train.batch_size)
     contexts = None
@@ -63,10 +67,12 @@ def training_examples(
             example = data.expose(example, rng, config.augment)
         return example | {"latents": latents[index * variants + variant]}
 
-    if method.needs_masks:
-        data.check_masks(builder, config)
     encodes = latents is None and method.kind != "outline"
-    needed = {"face": method.needs_faces or encodes, "xray_mask": method.needs_masks}
+    needed = {
+        "face": method.needs_faces or encodes,
+        "xray_mask": method.needs_masks,
+        "head_mask": config.augment.skin > 0,
+    }
     images = ("xray", *(name for name, is_needed in needed.items() if is_needed))
     numbered = data.subjects(builder, "train", config) if method.needs_subjects else ()
     return data.Examples(builder, "train", config, images, numbered), prepare
@@ -97,7 +103,8 @@ def _latents(
 ) -> np.ndarray:
     """Returns latents of the faces, `(examples x variants, h, w, d)`."""
     variants = config.data.cached_variants
-    faces = data.Examples(builder, "train", config, images=("face",))
+    images = ("face", "head_mask") if config.augment.skin else ("face",)
+    faces = data.Examples(builder, "train", config, images)
 
     def fields_of(row: int) -> dict[str, Any]:
         index, variant = divmod(row, variants)
