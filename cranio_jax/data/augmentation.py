@@ -143,8 +143,9 @@ def move(
             for name, image in images.items()
         }
         if landmarks is not None:
+            rounds = _ROUNDS if bend or skin else 1
             landmarks = _moved_landmarks(
-                landmarks - middle, turn * framing.zoom, shifted, push, _ROUNDS if bend or skin else 1
+                landmarks - middle, turn * framing.zoom, shifted, push, rounds
             )
 
     moved = example | {name: np.ascontiguousarray(image) for name, image in images.items()}

@@ -177,7 +177,7 @@ def _alone(path: str) -> contextlib.AbstractContextManager:
 
 
 def check_masks(builder: tfds.core.DatasetBuilder, field: str, needed_by: str) -> None:
-    """Raises InputError if records lack a mask, `xray_mask` or `head_mask`, that something needs."""
+    """Raises InputError if records lack `xray_mask` or `head_mask`, which something needs."""
     if field not in builder.info.features:
         raise InputError(
             f"data.builder={builder.name}: its records hold no {field}, which {needed_by} needs. "

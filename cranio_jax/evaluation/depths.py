@@ -29,7 +29,7 @@ from cranio_jax.metrics.depths import depths
 from cranio_jax.metrics.estimates import Estimate, mean_interval
 from cranio_jax.metrics.resampling import subject_means
 from cranio_jax.runs.provenance import provenance
-from data_builders.cephalograms.landmarks import BONE, DEPTHS, LANDMARKS
+from data_builders.cephalograms.landmarks import BONE, CORNERS, DEPTHS, LANDMARKS
 
 # Rivals, which know the truth of everybody but the person.
 MEAN_DEPTH = "mean depth of the others"
@@ -39,6 +39,8 @@ _REACH = 45.0  # mm; how far a profile is looked for
 _LEAST_PEOPLE = 5
 # Where the two landmarks of each depth are in LANDMARKS.
 _ENDS = np.array([[LANDMARKS.index(name) for name in pair] for pair in DEPTHS.values()])
+# Where the profile nearest to the bone is looked for, at corners; elsewhere along one ray.
+_SPREAD = np.deg2rad([30.0 if skin in CORNERS else 0.0 for _, skin in DEPTHS.values()])
 _depths = jax.jit(depths)  # once for all samples
 PICTURE = "cephalograms.png"
 _COLUMNS = 3
@@ -217,10 +219,11 @@ def _examples(
 def measure(people: People, faces: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n k"]:
     """Returns the depths of soft tissue in faces, in mm.
 
-    They are measured from the true bone landmark in the direction of the true one on skin.
+    They are measured from the true bone landmark in the direction of the true one on skin, and to
+    the nearest place within 30 degrees of it where that is the bottom of a corner.
     """
-    bone, skin = people.landmarks[:, _ENDS[:, 0]], people.landmarks[:, _ENDS[:, 1]]
-    found = _depths(faces, jnp.float32(bone), jnp.float32(skin), jnp.float32(_REACH / people.mm))
+    ends = (people.landmarks[:, _ENDS[:, 0]], people.landmarks[:, _ENDS[:, 1]], _REACH / people.mm)
+    found = _depths(faces, *map(jnp.float32, ends), jnp.float32(_SPREAD))
     return np.asarray(found, np.float64) * people.mm[:, None]
 
 

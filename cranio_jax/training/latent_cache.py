@@ -30,11 +30,11 @@ def training_examples(
 ) -> tuple[data.Examples, data.Prepare]:
     """Returns `(examples, prepare)` to train on.
 
-    `prepare` augments an example, and adds the outputs of frozen networks: latents of the face,
-    the context of the prompt. That comes from files in `encoded/`, in the records' own folder
-    (the local copy of records in a bucket). A file's name is the hash of everything its content
-    depends on: records, weights, settings, augmentation, seed. So any change makes a new file, and
-    files may be removed at any time.
+    `prepare` augments an example, takes out what only that needs, and adds the outputs of frozen
+    networks: latents of the face, the context of the prompt. That comes from files in `encoded/`,
+    in the records' own folder (the local copy of records in a bucket). A file's name is the hash of
+    everything its content depends on: records, weights, settings, augmentation, seed. So any change
+    makes a new file, and files may be removed at any time.
 
     For each pair, `data.cached_variants` augmented variants are encoded. A step draws one of them,
     and exposes and erases its X-ray at random. With 0 variants nothing is kept.
@@ -60,9 +60,12 @@ def training_examples(
         if contexts:
             example = example | {"context": contexts[example["prompt_ids"].tobytes()]}
         if latents is None:
-            return data.augment(example, rng, config.augment)
+            example = data.augment(example, rng, config.augment)
+            example.pop("head_mask", None)
+            return example
         index, variant = example["index"], int(rng.integers(variants))
         example = data.move(example, _variant_rng(config.seed, index, variant), config.augment)
+        example.pop("head_mask", None)
         if method.reads_xrays:
             example = data.expose(example, rng, config.augment)
         return example | {"latents": latents[index * variants + variant]}

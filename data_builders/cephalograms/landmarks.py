@@ -32,3 +32,5 @@ DEPTHS = {
     "lower lip": ("lower_incisor", "lower_lip"),
     "chin": ("pogonion", "soft_pogonion"),
 }
+# Landmarks at the bottom of a corner of the profile: there the profile is nearest to the bone.
+CORNERS = ("subnasale",)

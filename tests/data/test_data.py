@@ -112,6 +112,7 @@ def test_geometry_moves_xray_and_face_together(config, setting, moved):
         {"bend": 0.03},
         {"flip": 1.0, "rotation": 30.0},
         {"rotation": 30.0, "bend": 0.03},
+        {"rotation": 30.0, "skin": 0.02},
     ],
 )
 def test_landmarks_move_with_the_face(config, setting):
@@ -123,7 +124,8 @@ def test_landmarks_move_with_the_face(config, setting):
         face[row - 1 : row + 2, column - 1 : column + 2] = (
             50 + 40 * i
         )  # each mark has a different brightness
-    after = data.move({"face": face, "landmarks": places}, np.random.default_rng(1), config.augment)
+    before = {"face": face, "landmarks": places, "head_mask": np.uint8(face[..., :1] > 0)}
+    after = data.move(before, np.random.default_rng(1), config.augment)
     order = (
         [1, 0, 2, 4, 3] if "flip" in setting else range(5)
     )  # the eye and mouth corner on the picture's left stay first
@@ -145,6 +147,45 @@ def test_a_bend_shears_and_stretches_the_head():
     frontal = data.displacement(np.random.default_rng(1), 128, 0.03, mirrored=True)
     np.testing.assert_allclose(frontal[..., 0], -frontal[:, ::-1, 0], atol=1e-4)
     np.testing.assert_allclose(frontal[..., 1], frontal[:, ::-1, 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("view", ["frontal", "lateral"])
+def test_skin_moves_and_what_is_deep_stays(config, view):
+    """A round head of radius 40 whose grey tells how far it is from the middle."""
+    config.augment.update(flip=0.0, rotation=0.0, bend=0.0, skin=0.015)
+    rows, columns = np.mgrid[:128, :128] - 63.5
+    radius = np.hypot(rows, columns)[..., None]
+    head = np.uint8(255 * (radius < 40))
+    grey = np.uint8(np.where(head > 0, 50 + 4 * radius, 0).round())
+    before = {
+        "xray": grey,
+        "face": np.repeat(grey, 3, -1),
+        "head_mask": head,
+        "xray_mask": head,
+        "xray_view": view,
+        "face_view": view,
+    }
+    rng = np.random.default_rng(0)
+    after = [data.move(before, rng, config.augment) for _ in range(60)]
+    for moved in after:
+        np.testing.assert_array_equal(moved["face"][..., :1], moved["xray"])
+        np.testing.assert_array_equal(moved["head_mask"], moved["xray_mask"])
+        if view == "frontal":
+            wrong = np.abs(moved["xray"][:, ::-1].astype(int) - moved["xray"]) > 3
+            assert wrong.mean() < 0.02
+
+    # Half of the displacement of 1.9 pixels is along the outline, and not seen.
+    moved = np.stack([example["xray"] for example in after]).astype(float)
+    by_depth = [(moved - grey)[:, (radius > d) & (radius < d + 1)].std() / 4 for d in (34, 31, 25)]
+    ends = np.stack([example["head_mask"] > 0 for example in after])
+    width = ends[:, 63, :, 0].sum(-1) / 2
+    assert 1.0 < width.std() * (np.sqrt(2) if view == "lateral" else 1) < 2.8
+    assert 0.5 < by_depth[0] < 1.4 and by_depth[1] < 0.7 * by_depth[0] and by_depth[2] < 0.15
+
+    # Nothing moves where X-ray and face are not in register, or no mask tells where the skin is.
+    for other in ({"face_view": "other"}, {"head_mask": None}):
+        example = {k: v for k, v in (before | other).items() if v is not None}
+        np.testing.assert_array_equal(data.move(example, rng, config.augment)["xray"], grey)
 
 
 def test_frontal_faces_have_landmarks(examples):

@@ -95,7 +95,8 @@ def in_front(field, places):
 def test_depths_are_those_of_the_geometry(index):
     """Six depths of procedural heads at 128 pixels, against the distance field they are made of.
 
-    They are measured in the portrait, and in a silhouette that is drawn without the renderer.
+    They are measured in the portrait, and in a silhouette that is drawn without the renderer: along
+    one ray, and along the shortest within 30 degrees.
     """
     skull, tissue, colour = cohort.appearance(cohort.draw(7, index), 45, 0, cohort.Spread())
     field = jax.jit(lambda places: head.outer_distance(places, skull, tissue))
@@ -104,10 +105,15 @@ def test_depths_are_those_of_the_geometry(index):
     bone = np.array(from_template(tuple(template.T), skull)).T
     towards = np.array([[0.0, *direction] for direction in TOWARDS.values()])
 
-    # Where rays leave the head.
+    # Where rays leave the head; the one in the middle is not turned.
     steps = np.arange(0.0, 40.0, 0.1)
-    outside = in_front(field, bone[:, None] + steps[:, None] * towards[:, None])
-    truth = steps[outside.argmax(1)]
+    cos, sin = (part(np.deg2rad(np.linspace(-30, 30, 13)))[:, None] for part in (np.cos, np.sin))
+    y, z = towards[:, 1], towards[:, 2]
+    rays = np.stack([np.zeros((13, 6)), cos * y - sin * z, sin * y + cos * z], -1)
+    left = [
+        in_front(field, bone[:, None] + steps[:, None] * ray[:, None]).argmax(1) for ray in rays
+    ]
+    truths = {0.0: steps[left[6]], np.pi / 6: steps[np.min(left, 0)]}
 
     # A picture of it: the share of each pixel that the head covers, by 4 x 4 rays.
     seen = np.asarray(ray_points(head.frame(512), "lateral", jnp.zeros((512, 512))))
@@ -120,8 +126,9 @@ def test_depths_are_those_of_the_geometry(index):
     ends = [project_point(frame, "lateral", jnp.float32(mm)) for mm in (bone, bone + towards)]
     for face in (silhouette, portrait):
         as_batch = [jnp.float32(value)[None] for value in (face, *ends, 40.0 / frame.pixel)]
-        found = np.asarray(measured(*as_batch))[0] * frame.pixel
-        assert np.abs(found - truth).max() < 1.0
+        for spread, truth in truths.items():
+            found = np.asarray(measured(*as_batch, jnp.full(6, spread)))[0] * frame.pixel
+            assert np.abs(found - truth).max() < 1.0
 
     # The masks of the portraits are the same silhouettes.
     rays = np.asarray(ray_points(head.frame(256), "frontal", jnp.zeros((256, 256))))

@@ -184,5 +184,5 @@ def test_records_without_masks_are_refused(outline, tmp_path, monkeypatch):
     builder = data.make_builder(outline.data)
     monkeypatch.delitem(builder.info.features._feature_dict, "xray_mask")
     monkeypatch.setattr(data, "make_builder", lambda *_: builder)
-    with pytest.raises(InputError, match="hold no masks of X-rays, which outline needs"):
+    with pytest.raises(InputError, match="hold no xray_mask, which outline needs"):
         train(outline, tmp_path)

@@ -19,9 +19,10 @@ def face(edge, size=64, slope=0.0, mirrored=False):
     return picture[:, ::-1] if mirrored else picture
 
 
-def measured(picture, bone, skin, reach=40.0):
+def measured(picture, bone, skin, reach=40.0, spread=0.0):
     as_batch = [jnp.asarray(value, jnp.float32)[None] for value in (picture, [bone], [skin])]
-    (found,) = np.asarray(depths(*as_batch, jnp.array([reach])))
+    spread = jnp.deg2rad(jnp.array([spread]))
+    (found,) = np.asarray(depths(*as_batch, jnp.array([reach]), spread))
     return found[0]
 
 
@@ -51,6 +52,18 @@ def test_the_nearest_edge_counts():
     picture = face(40.0)
     picture[:, 46:52] = SKIN
     assert measured(picture, (30.0, 31.0), (36.0, 31.0)) == pytest.approx(10.0, abs=0.12)
+
+
+@pytest.mark.parametrize("miss", [-2.0, 0.0, 2.0])
+def test_a_corner_is_found_though_the_ray_misses_it(miss):
+    """A nose with its lower side at the row 31.5, above a lip that comes forward by 45 degrees."""
+    picture, bone, corner = face(40.0, slope=1.0), (30.0, 33.5), (39.5, 31.5)
+    picture[:32, :56] = SKIN
+    expected = np.hypot(*np.subtract(corner, bone))
+    aim = (corner[0], corner[1] + miss)
+    assert measured(picture, bone, aim, spread=30.0) == pytest.approx(expected, abs=1.0)
+    if miss < 0:
+        assert measured(picture, bone, aim) > expected + 10
 
 
 def test_no_head_and_no_end_of_it():

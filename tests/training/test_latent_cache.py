@@ -41,7 +41,7 @@ def config(config, own_records):
     )
     config.method.unet.update(in_channels=4, out_channels=4)
     config.data.cached_variants = 2
-    config.augment.update(flip=0.5, rotation=5.0, bend=0.02)
+    config.augment.update(flip=0.5, rotation=5.0, bend=0.02, skin=0.01)
     return config
 
 
@@ -112,7 +112,7 @@ def test_cached_and_fresh_give_the_same_step(config, builder, cache, dtype):
         for row in rows
     )
     # The same examples with the same draws, whose faces are encoded by the step itself.
-    whole = data.Examples(builder, "train", config)
+    whole = data.Examples(builder, "train", config, ("xray", "face", "head_mask"))
     fresh = []
     for i in range(8):
         rng = np.random.default_rng(i)
@@ -126,7 +126,7 @@ def test_cached_and_fresh_give_the_same_step(config, builder, cache, dtype):
             for name in data.to_device_fields(rows[0])
         }
 
-    assert set(stack(fresh)) ^ set(stack(rows)) == {"face", "latents", "context"}
+    assert set(stack(fresh)) ^ set(stack(rows)) == {"face", "latents", "context", "head_mask"}
     # Bit for bit what the networks give...
     made = jax.jit(method.encode)(frozen, sharding.put_batch(stack(fresh), sharding.make_mesh()))
     for field in ("latents", "context"):
@@ -158,6 +158,7 @@ def test_a_second_start_encodes_nothing(config, builder, cache, monkeypatch, tmp
     "change,renewed",
     [
         (dict(augment=dict(rotation=4.0)), {"latents"}),
+        (dict(augment=dict(skin=0.0)), {"latents"}),
         (dict(augment=dict(brightness=0.3)), set()),
         (dict(data=dict(cached_variants=3)), {"latents"}),
         (dict(data=dict(synthetic=())), {"latents"}),
@@ -207,6 +208,12 @@ def test_faces_stay_where_the_loss_reads_them(config, builder, written, monkeypa
     np.testing.assert_array_equal(
         row["face"], data.move(examples[0], variant, config.augment)["face"]
     )
+
+
+def test_without_masks_skin_is_not_moved_in_silence(config, builder, written, monkeypatch):
+    monkeypatch.delitem(builder.info.features._feature_dict, "head_mask")
+    with pytest.raises(InputError, match="hold no head_mask, which augment.skin=0.01 needs. Use"):
+        prepared(config, builder, shapes)
 
 
 def test_a_folder_that_takes_no_file(config, builder, cache):
