@@ -39,6 +39,8 @@ def get_config() -> ml_collections.ConfigDict:
         trained=("controlnet", "unet"),
         codec="vae",
         prompt_dropout=0.0,
+        timesteps="uniform",
+        outline_weight=0.0,
         loss_weight="none",
         min_snr_gamma=5.0,
     )

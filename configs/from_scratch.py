@@ -27,6 +27,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         codec="patch",
         patch=4,  # side of the codec's blocks, in pixels
         prompt_dropout=0.0,
+        timesteps="uniform",
+        outline_weight=0.0,
         loss_weight="none",
         min_snr_gamma=5.0,
     )

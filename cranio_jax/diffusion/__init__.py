@@ -2,7 +2,13 @@
 
 from cranio_jax.diffusion.guidance import control_steps, guided, rescaled
 from cranio_jax.diffusion.samplers import SAMPLERS, run, sample, steps
-from cranio_jax.diffusion.schedules import PREDICTIONS, NoiseSchedule, loss_weight, make_schedule
+from cranio_jax.diffusion.schedules import (
+    PREDICTIONS,
+    NoiseSchedule,
+    draw_timesteps,
+    loss_weight,
+    make_schedule,
+)
 from cranio_jax.diffusion.settings import checked_steps, scheduler_config
 
 __all__ = [
@@ -11,6 +17,7 @@ __all__ = [
     "NoiseSchedule",
     "checked_steps",
     "control_steps",
+    "draw_timesteps",
     "guided",
     "loss_weight",
     "make_schedule",

@@ -6,12 +6,14 @@ x_t = alpha_t x_0 + sigma_t noise with alpha_t^2 = alphas_cumprod[t] and sigma_t
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+TIMESTEPS = ("uniform", "cubic")
 WEIGHTS = ("none", "epsilon", "v_prediction", "sample", "min_snr")
 
 
@@ -115,6 +117,21 @@ def make_schedule(
         root = np.sqrt(alphas_cumprod)
         alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return NoiseSchedule(alphas_cumprod, prediction_type)
+
+
+def draw_timesteps(key: Array, count: int, steps: int, distribution: str) -> Int[Array, "b"]:
+    """Returns random timesteps in [0, steps) to train on.
+
+    `distribution` is one of TIMESTEPS. 'cubic' is T (1 - u^3) for uniform u: half of the timesteps
+    lie in the noisiest eighth, where the condition decides the layout and x_t says little about it
+    (T2I-Adapter, Mou et al. 2023, section 3.4).
+    """
+    if distribution not in TIMESTEPS:
+        raise ValueError(f"distribution={distribution!r} is not one of {', '.join(TIMESTEPS)}")
+    if distribution == "uniform":
+        return jax.random.randint(key, (count,), 0, steps)
+    u = jax.random.uniform(key, (count,))
+    return jnp.minimum((steps * (1.0 - u**3)).astype(jnp.int32), steps - 1)
 
 
 def loss_weight(

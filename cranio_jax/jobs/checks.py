@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from cranio_jax.data.prompts import check_profile
-from cranio_jax.diffusion.schedules import WEIGHTS
+from cranio_jax.diffusion.schedules import TIMESTEPS, WEIGHTS
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.retrieval import protocols
@@ -72,6 +72,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "synthesize.least_cosine": (-1, 1),
     "method.prompt_dropout": (0, 1),
     "method.min_snr_gamma": (0, math.inf),
+    "method.outline_weight": (0, math.inf),
     "method.patch": (1, math.inf),
     "method.losses.lpips": (0, math.inf),
     "method.losses.identity": (0, math.inf),
@@ -108,6 +109,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "export.weights": ("ema", "raw"),
     "train.schedule": SCHEDULES,
     "method.loss_weight": WEIGHTS,
+    "method.timesteps": TIMESTEPS,
 }
 
 

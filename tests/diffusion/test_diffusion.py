@@ -64,6 +64,18 @@ def test_min_snr_weight():
     )
 
 
+def test_distributions_of_timesteps():
+    """A share x of cubic timesteps lies above T (1 - x^3)."""
+    key = jax.random.key(0)
+    for distribution, power in (("uniform", 1), ("cubic", 3)):
+        t = np.asarray(diffusion.draw_timesteps(key, 20_000, 1000, distribution))
+        assert t.min() >= 0 and t.max() <= 999
+        shares = np.array([(t >= 1000 * (1 - x**power)).mean() for x in (0.1, 0.5, 0.9)])
+        np.testing.assert_allclose(shares, [0.1, 0.5, 0.9], atol=0.012)
+    with pytest.raises(ValueError, match="'linear' is not one of uniform, cubic"):
+        diffusion.draw_timesteps(key, 4, 1000, "linear")
+
+
 MEAN, SPREAD = 0.7, 0.4
 
 

@@ -11,6 +11,7 @@ from cranio_jax import data, pretrained
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
+from cranio_jax.methods.cranio_diff import losses
 from cranio_jax.metrics.masks import overlap
 from cranio_jax.models import OutlineNetwork
 from cranio_jax.models.functional import Network
@@ -152,6 +153,42 @@ def test_the_controlnet_sees_the_outline(config, outline, tmp_path):
     assert np.abs(faces[0] - without).max() > 1e-3
 
 
+def test_latents_at_the_outline_count_more(config, outline, tmp_path):
+    # A head whose edge runs through the second of four columns of latents.
+    head = np.zeros((1, 16, 16, 1), np.float32)
+    head[:, :, 6:] = 1.0
+    head[:, 9, 6] = 0.5
+    cells = np.zeros((1, 4, 4, 1))
+    cells[0, 2, 1] = 1.0
+    expected = (1 + 4 * cells) / (1 + 4 / 16)
+    np.testing.assert_allclose(losses.outline_weights(jnp.asarray(head), 4, 4.0), expected)
+
+    # In a step the loss changes, and the squared error that is logged does not.
+    saved(outline, tmp_path / "outline.safetensors")
+    config.pretrained.outline = str(tmp_path)
+    config.method.controlnet.conditioning_channels = 3
+    rng = np.random.default_rng(0)
+    batch = {
+        "xray": rng.integers(0, 256, (2, 32, 32, 1), np.uint8),
+        "face": rng.integers(0, 256, (2, 32, 32, 3), np.uint8),
+        "prompt_ids": np.zeros((2, config.prompt.length), np.int32),
+        "frontal": np.ones(2, np.float32),
+    }
+    found = {}
+    for weight in (0.0, 4.0):
+        config.method.outline_weight = weight
+        method = make_method(config)
+        state, frozen = method.init(
+            jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False)
+        )
+        draws = method._draw(jnp.array(0), count=2, key=jax.random.key(1))
+        _, metrics = jax.jit(method.loss)(state["params"], frozen, batch, draws)
+        found[weight] = jax.tree.map(float, metrics)
+    assert found[0.0]["loss"] == pytest.approx(found[0.0]["mse"], rel=1e-6)
+    assert found[4.0]["mse"] == pytest.approx(found[0.0]["mse"], rel=1e-5)
+    assert abs(found[4.0]["loss"] - found[4.0]["mse"]) > 1e-4
+
+
 def test_wrong_settings_are_named(config, outline, quick_config, tmp_path):
     outline.method.widths = (8, 10)
     with pytest.raises(InputError, match=r"method.widths=\(8, 10\): they must be positive mult"):
@@ -163,6 +200,10 @@ def test_wrong_settings_are_named(config, outline, quick_config, tmp_path):
         make_method(outline)
     outline.method.widths = (8, 8)
     # The ControlNet's side.
+    config.method.outline_weight = 4.0
+    with pytest.raises(InputError, match=r"method.outline_weight=4: no network finds outlines"):
+        make_method(config)
+    config.method.outline_weight = 0.0
     config.pretrained.outline = str(tmp_path / "none.safetensors")
     config.method.controlnet.conditioning_channels = 3
     with pytest.raises(InputError, match=r"pretrained.outline=.*: no such file"):

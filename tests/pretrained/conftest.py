@@ -150,6 +150,8 @@ def settings():
             trained=("controlnet",),
             codec="vae",
             prompt_dropout=0.0,
+            timesteps="uniform",
+            outline_weight=0.0,
             loss_weight="none",
             min_snr_gamma=5.0,
         )

@@ -56,6 +56,8 @@ def trained(published, records, tmp_path_factory):
         trained=("controlnet",),
         codec="vae",
         prompt_dropout=0.1,
+        timesteps="uniform",
+        outline_weight=0.0,
         loss_weight="none",
         min_snr_gamma=5.0,
     )
@@ -206,6 +208,8 @@ def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
         name="cranio_diff",
         trained=("controlnet", "unet_lora"),
         codec="vae",
+        timesteps="uniform",
+        outline_weight=0.0,
         loss_weight="none",
         min_snr_gamma=5.0,
     )

@@ -144,6 +144,15 @@ def check_no_outline(learnt_with: str | None) -> None:
         )
 
 
+def check_outline_weight(settings: ml_collections.ConfigDict, has_outline: bool) -> None:
+    """Raises InputError if `config.method.outline_weight` is set where no outline is found."""
+    if settings.outline_weight and not has_outline:
+        raise InputError(
+            f"method.outline_weight={settings.outline_weight:g}: no network finds outlines. Set "
+            "pretrained.outline."
+        )
+
+
 def check_hints(controlnet: models.ControlNetConfig, factor: int) -> None:
     """Raises InputError if the ControlNet does not shrink X-rays by the codec's `factor`."""
     hints = controlnet.conditioning_embedding_out_channels

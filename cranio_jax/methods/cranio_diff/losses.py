@@ -53,7 +53,11 @@ def diffusion_loss(
     output = denoise(x_t, timesteps, context)
     error = output - schedule.target(x0, noise, timesteps)
     weight = diffusion.loss_weight(schedule, timesteps, m.loss_weight, m.min_snr_gamma)
-    each = weight * (error**2).mean((1, 2, 3))
+    squared = error**2
+    if m.outline_weight:
+        head = method.condition(params, batch["xray"])[..., 1:2]
+        squared *= outline_weights(head, method.factor, m.outline_weight)
+    each = weight * squared.mean((1, 2, 3))
     total, metrics = each.mean(), {"mse": (error**2).mean()}
 
     # Compare faces. Terms whose weight is 0 are not compiled.
@@ -67,6 +71,24 @@ def diffusion_loss(
             total += m.losses[name] * strength * value
         metrics |= terms
     return total, {"loss": total} | metrics
+
+
+def outline_weights(
+    head: Float[Array, "b H W 1"], factor: int, weight: float
+) -> Float[Array, "b h w 1"]:
+    """Returns the weight of each latent, of mean 1: those at the outline weigh `1 + weight` times.
+
+    Args:
+      head: the probability that a pixel is of the head.
+      factor: pixels per latent and side.
+      weight: how much more latents at the outline count than the others.
+    """
+    # A probability of a half is an edge.
+    edge = (4.0 * head * (1.0 - head)).astype(jnp.float32)
+    b, height, width, _ = edge.shape
+    cells = edge.reshape(b, height // factor, factor, width // factor, factor, 1).max((2, 4))
+    weights = 1.0 + weight * cells
+    return weights / weights.mean((1, 2, 3), keepdims=True)
 
 
 def decoded_terms(

@@ -103,6 +103,7 @@ class CranioDiff:
             checks.check_hints(structure.controlnet, codec.factor)
         elif config.pretrained.outline:
             raise InputError("pretrained.outline: it is for a ControlNet. Leave it empty.")
+        checks.check_outline_weight(m, self._outline is not None)
         checks.check_codec(structure, codec, self.size)
         checks.check_tokens(config.prompt.length, tokenizer.size, structure.text_encoder)
         checks.check_learning_rates(m)
@@ -362,7 +363,7 @@ class CranioDiff:
         m, side = self.config, self.size // self.factor
         k1, k2, k3 = jax.random.split(jax.random.fold_in(key, step), 3)
         draws = {
-            "timesteps": jax.random.randint(k1, (count,), 0, self.schedule.count),
+            "timesteps": diffusion.draw_timesteps(k1, count, self.schedule.count, m.timesteps),
             "noise": jax.random.normal(k2, (count, side, side, self.channels)),
             "drop_prompt": jax.random.bernoulli(k3, m.prompt_dropout, (count,)),
         }
