@@ -231,6 +231,8 @@ def test_no_whole_checkpoint(config, tmp_path):
 
 
 def test_records_with_flipped_bytes(config, tmp_path):
+    data.make_builder(config.data)
+    shutil.copytree(config.data.data_dir, tmp_path / "records")
     config.data.data_dir = str(tmp_path / "records")
     file = next(pathlib.Path(str(data.make_builder(config.data).data_dir)).glob("*train*"))
     good, bad = file.read_bytes(), bytearray(file.read_bytes())
