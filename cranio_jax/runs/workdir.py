@@ -50,7 +50,10 @@ _ADJUSTABLE = (
 
 # Values of fields that a workdir of an earlier version may lack.
 _EMPTY: tuple[Any, ...] = ("", 0, [], {})
-_NEW: dict[str, tuple[Any, ...]] = {"pretrained.lora_scale": (1.0,)}
+_NEW: dict[str, tuple[Any, ...]] = {
+    "pretrained.lora_scale": (1.0,),
+    "method.timesteps": ("uniform",),
+}
 
 
 def identity(config: ml_collections.ConfigDict, method: Method) -> dict[str, Any]:

@@ -224,3 +224,18 @@ def test_networks_that_differ_are_refused(config, tmp_path):
     gan.train.init_from = str(tmp_path / "nowhere")
     with pytest.raises(InputError, match="train.init_from=.*it holds no checkpoint"):
         started(gan, tmp_path / "none")
+
+
+def test_a_workdir_of_before_a_field_has_its_default(config, tmp_path):
+    method = mock.Mock(spec=Method, settings={})
+    method.weight_hashes.return_value = {}
+    workdir.claim(tmp_path, config, method)
+    path = tmp_path / "config.json"
+    fields = json.loads(path.read_text())
+    for block, name in (("method", "timesteps"), ("method", "outline_weight"), ("augment", "skin")):
+        del fields[block][name]
+    path.write_text(json.dumps(fields))
+    workdir.check(tmp_path, config, method)
+    config.method.timesteps = "cubic"
+    with pytest.raises(InputError, match="method.timesteps is None there and 'cubic' here"):
+        workdir.check(tmp_path, config, method)
