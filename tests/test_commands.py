@@ -102,7 +102,7 @@ RUN_HERE = {
     "public set": rf"{PROGRAM}common\.py .*iit_mandi_s2f.*",
     "ct": r"python -m data_builders\.rendering\.ct .*",
     "diffusers": r"import diffusers\n\n.*",
-    "diffusers with an X-ray": r"import diffusers\nimport PIL.*",
+    "diffusers with an X-ray": r"import pathlib\n\nimport diffusers.*",
     "builder": r"import tensorflow_datasets.*",
     "ceiling": r"python -m data_builders\.cranio_phantom\.overview ceiling",
     "text pictures": r"python -m tests\.data_builders\.text_pictures .*",
@@ -325,8 +325,8 @@ def test_faces_lie_where_the_head_is(desk):
     moved = Image.new("L", (128, 128))
     moved.paste(ImageOps.mirror(small), (20, 24))
     moved.save(desk / "docs/xray_lateral.png")
-    exec(command("diffusers with an X-ray"), {})
     run("varied picture", "--config.mesh.data=1", "--config.reconstruct.num_samples=1")
+    exec(command("diffusers with an X-ray"), {})
     (made,) = desk.glob("reconstructions/*/face_*.png")
     bone = np.asarray(moved) > 60
     for face in (Image.open(desk / "face.png"), Image.open(made)):
@@ -442,6 +442,12 @@ def test_recipes_of_what_ships():
         config, _ = parse(*shlex.split(text)[3:])
         people = config.data.cranio_phantom
         assert people.people == "networks" and people.appearances == 3
+        if config.method.name == "outline":
+            shipped = assets.located("shipped:phantom_cranio_diff") / "controlnet"
+            outline = open_outline(shipped / "outline.safetensors")
+            assert outline.settings["side"] == config.data.settings.size
+            assert tuple(outline.settings["widths"]) == config.method.widths
+            continue
         if config.method.name == "arcface":
             name = config.name.partition(":")[2]
             embedder = open_embedder(assets.located(f"shipped:{name}.safetensors"))
@@ -626,7 +632,8 @@ def test_errors_in_millimetres(desk):
     small = [*settings("sampling", num_steps=1), *settings("evaluate", bootstrap=20)]
     workdir = run("millimetres", *small, "--config.mesh.data=1", "--config.data.data_dir=records")
     depths = json.loads((workdir / "results.json").read_text())["depths"]
-    assert depths["images"] == depths["unknown"] == 5 and len(depths["rows"]) == 3
+    assert depths["images"] == depths["unknown"] == 5 and len(depths["rows"]) == 4
+    assert "outline alone" in depths["rows"]
     assert "5 X-rays of 5 real people" in (workdir / "table.md").read_text()
     assert "overlaid" in (workdir / "report.html").read_text()
     with Image.open(workdir / "cephalograms.png") as sheet:
