@@ -126,7 +126,10 @@ def _depths(results: Scored) -> list[Table]:
         cells = [(name, [cell(row[s], 2, sign=sign) for s in sites]) for name, row in rows.items()]
         parts.append(Table(title, sites, cells, []))
     notes = ["mean absolute errors over people with 95 % intervals of resampling people"]
-    notes.append("depths run from a landmark on bone towards the true one on skin")
+    notes.append(
+        "depths run from a landmark on bone towards the true one on skin, at the A point to the "
+        "nearest skin within 30 degrees"
+    )
     notes.append("the rivals know the depths of all other people; their landmarks are true ones")
     if OUTLINE in depths.rows:
         notes.append(f"{OUTLINE}: of the head in the X-ray, before a face is made of it")
