@@ -34,6 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         prompt_dropout=0.1,
         timesteps="uniform",
         outline_weight=0.0,
+        true_outline=0.0,
         # The steps of most noise decide what the prompt says; weights by SNR would silence them.
         loss_weight="none",
         min_snr_gamma=5.0,

@@ -90,7 +90,7 @@ def move(
     Masks move with them. Fields that the example lacks are skipped. Flip and
     rotation are the paper's. The bend is ours: it makes a new person from an X-ray and a face, so
     that few people suffice. It is left out where the two have different views, since they are not
-    in register then. So is `skin`, which needs a `head_mask`: by the bend alone, bone tells how
+    in register then. So is `skin`, which needs a mask: by the bend alone, bone tells how
     thick soft tissue is, and nobody looks at the tissue itself. `radiograph` is ours too: it frames
     both as X-rays are framed, and tilts them further.
     """
@@ -110,7 +110,8 @@ def move(
     # Rotate about the middle, counterclockwise, with rows that run down; then bend, zoom and shift.
     in_register = example.get("xray_view") == example.get("face_view")
     bend = settings.bend if in_register else 0.0
-    skin = settings.skin if in_register and "head_mask" in images else 0.0
+    mask = images.get("head_mask", images.get("xray_mask"))
+    skin = settings.skin if in_register and mask is not None else 0.0
     framing = radiographs.Framing(1.0, np.zeros(2, np.float32))
     if strength := settings.radiograph:
         framing = radiographs.framing(rng, strength, example.get("xray_view", ""), mirrored)
@@ -128,8 +129,8 @@ def move(
         shifted = middle + side * framing.shift
         source = (columns_rows - shifted) @ (turn / framing.zoom).T + middle + push  # of each pixel
         if skin:
-            mask = _sampled(images["head_mask"], source, (0,), cv2.INTER_NEAREST)
-            moved_skin = skin_displacement(rng, mask, skin, mirrored=frontal)
+            moved_mask = _sampled(mask, source, (0,), cv2.INTER_NEAREST)
+            moved_skin = skin_displacement(rng, moved_mask, skin, mirrored=frontal)
             push, source = push + moved_skin, source + moved_skin
         if strength:  # the neck goes on below the picture
             source[..., 1] = np.minimum(source[..., 1], side - 1)

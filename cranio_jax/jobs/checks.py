@@ -73,6 +73,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "method.prompt_dropout": (0, 1),
     "method.min_snr_gamma": (0, math.inf),
     "method.outline_weight": (0, math.inf),
+    "method.true_outline": (0, 1),
     "method.patch": (1, math.inf),
     "method.losses.lpips": (0, math.inf),
     "method.losses.identity": (0, math.inf),

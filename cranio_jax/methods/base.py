@@ -47,7 +47,9 @@ class Method(Protocol):
     writes_pipeline: ClassVar[bool]
     supports_remat: ClassVar[bool]
     needs_subjects: ClassVar[bool]
-    needs_masks: ClassVar[bool]
+
+    @property
+    def needs_masks(self) -> bool: ...
 
     @property
     def remat(self) -> bool: ...

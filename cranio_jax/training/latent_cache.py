@@ -45,7 +45,9 @@ def training_examples(
     fields = method.encodable() if variants else {}
     if method.needs_masks:
         data.check_masks(builder, "xray_mask", config.method.name)
-    if config.augment.skin:
+    # Skin is that of the face; an outline network has the X-ray alone.
+    moves_skin = config.augment.skin > 0 and method.kind != "outline"
+    if moves_skin:
         data.check_masks(builder, "head_mask", f"augment.skin={config.augment.skin:g}")
     folder = pathlib.Path(str(builder.data_dir)) / "encoded"
     cache = _Cache(folder, method, mesh, frozen, config.train.batch_size)
@@ -74,7 +76,7 @@ def training_examples(
     needed = {
         "face": method.needs_faces or encodes,
         "xray_mask": method.needs_masks,
-        "head_mask": config.augment.skin > 0,
+        "head_mask": moves_skin,
     }
     images = ("xray", *(name for name, is_needed in needed.items() if is_needed))
     numbered = data.subjects(builder, "train", config) if method.needs_subjects else ()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 
 from cranio_jax import data, pretrained
 from cranio_jax.distributed import sharding
@@ -189,6 +190,53 @@ def test_latents_at_the_outline_count_more(config, outline, tmp_path):
     assert abs(found[4.0]["loss"] - found[4.0]["mse"]) > 1e-4
 
 
+def test_a_soft_mask_is_scipys():
+    mask = np.random.default_rng(0).integers(0, 2, (2, 12, 16, 1), np.uint8)
+    expected = mask.astype(float)
+    for axis in (1, 2):
+        weights = np.array([1, 4, 6, 4, 1]) / 16
+        expected = ndimage.correlate1d(expected, weights, axis, mode="nearest")
+    np.testing.assert_allclose(losses.soft_mask(jnp.asarray(mask)), expected, atol=1e-6)
+
+
+def test_training_shows_the_true_outline(config, outline, tmp_path):
+    """With `method.true_outline` the loss depends on the masks, and no longer on the network."""
+    saved(outline, tmp_path / "outline.safetensors")
+    config.pretrained.outline = str(tmp_path)
+    config.method.controlnet.conditioning_channels = 3
+    rng = np.random.default_rng(0)
+    batch = {
+        "xray": rng.integers(0, 256, (2, 32, 32, 1), np.uint8),
+        "face": rng.integers(0, 256, (2, 32, 32, 3), np.uint8),
+        "prompt_ids": np.zeros((2, config.prompt.length), np.int32),
+        "frontal": np.ones(2, np.float32),
+    }
+    empty = batch | {"xray_mask": np.zeros((2, 32, 32, 1), np.uint8)}
+    full = batch | {"xray_mask": np.full((2, 32, 32, 1), 255, np.uint8)}
+
+    def found(share, batch, factor=1.0):
+        config.method.true_outline = share
+        method = make_method(config)
+        assert method.needs_masks == (share > 0)
+        state, frozen = method.init(
+            jax.random.key(0), method.load(sharding.make_mesh(1, 1), frozen_only=False)
+        )
+        # A ControlNet that starts has no effect: its last layers are 0.
+        control = state["params"]["controlnet"]
+        for path, values in control.items():
+            if "zero" in path or "controlnet" in path:
+                control[path] = values + 0.1
+        frozen = frozen | {"outline": jax.tree.map(lambda p: factor * p, frozen["outline"])}
+        draws = method._draw(jnp.array(0), count=2, key=jax.random.key(1))
+        loss, _ = jax.jit(method.loss)(state["params"], frozen, batch, draws)
+        return float(loss)
+
+    assert found(0.0, empty) == found(0.0, full) == found(0.0, batch)
+    assert abs(found(0.0, batch) - found(0.0, batch, factor=2.0)) > 1e-5
+    assert abs(found(1.0, empty) - found(1.0, full)) > 1e-5
+    assert found(1.0, full) == found(1.0, full, factor=2.0)
+
+
 def test_wrong_settings_are_named(config, outline, quick_config, tmp_path):
     outline.method.widths = (8, 10)
     with pytest.raises(InputError, match=r"method.widths=\(8, 10\): they must be positive mult"):
@@ -200,10 +248,11 @@ def test_wrong_settings_are_named(config, outline, quick_config, tmp_path):
         make_method(outline)
     outline.method.widths = (8, 8)
     # The ControlNet's side.
-    config.method.outline_weight = 4.0
-    with pytest.raises(InputError, match=r"method.outline_weight=4: no network finds outlines"):
-        make_method(config)
-    config.method.outline_weight = 0.0
+    for name in ("outline_weight", "true_outline"):
+        config.method[name] = 0.5
+        with pytest.raises(InputError, match=f"method.{name}=0.5: no network finds outlines"):
+            make_method(config)
+        config.method[name] = 0.0
     config.pretrained.outline = str(tmp_path / "none.safetensors")
     config.method.controlnet.conditioning_channels = 3
     with pytest.raises(InputError, match=r"pretrained.outline=.*: no such file"):

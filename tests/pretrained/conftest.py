@@ -152,6 +152,7 @@ def settings():
             prompt_dropout=0.0,
             timesteps="uniform",
             outline_weight=0.0,
+            true_outline=0.0,
             loss_weight="none",
             min_snr_gamma=5.0,
         )

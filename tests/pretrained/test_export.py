@@ -58,6 +58,7 @@ def trained(published, records, tmp_path_factory):
         prompt_dropout=0.1,
         timesteps="uniform",
         outline_weight=0.0,
+        true_outline=0.0,
         loss_weight="none",
         min_snr_gamma=5.0,
     )
@@ -210,6 +211,7 @@ def test_diffusers_adds_the_low_rank_additions(pipelines, records, tmp_path):
         codec="vae",
         timesteps="uniform",
         outline_weight=0.0,
+        true_outline=0.0,
         loss_weight="none",
         min_snr_gamma=5.0,
     )

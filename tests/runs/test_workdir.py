@@ -232,8 +232,9 @@ def test_a_workdir_of_before_a_field_has_its_default(config, tmp_path):
     workdir.claim(tmp_path, config, method)
     path = tmp_path / "config.json"
     fields = json.loads(path.read_text())
-    for block, name in (("method", "timesteps"), ("method", "outline_weight"), ("augment", "skin")):
-        del fields[block][name]
+    for name in ("timesteps", "outline_weight", "true_outline"):
+        del fields["method"][name]
+    del fields["augment"]["skin"]
     path.write_text(json.dumps(fields))
     workdir.check(tmp_path, config, method)
     config.method.timesteps = "cubic"

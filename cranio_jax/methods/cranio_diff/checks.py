@@ -144,13 +144,14 @@ def check_no_outline(learnt_with: str | None) -> None:
         )
 
 
-def check_outline_weight(settings: ml_collections.ConfigDict, has_outline: bool) -> None:
-    """Raises InputError if `config.method.outline_weight` is set where no outline is found."""
-    if settings.outline_weight and not has_outline:
-        raise InputError(
-            f"method.outline_weight={settings.outline_weight:g}: no network finds outlines. Set "
-            "pretrained.outline."
-        )
+def check_outline_settings(settings: ml_collections.ConfigDict, has_outline: bool) -> None:
+    """Raises InputError if settings of outlines are set where no outline is found."""
+    for name in ("outline_weight", "true_outline"):
+        if settings[name] and not has_outline:
+            raise InputError(
+                f"method.{name}={settings[name]:g}: no network finds outlines. Set "
+                "pretrained.outline."
+            )
 
 
 def check_hints(controlnet: models.ControlNetConfig, factor: int) -> None:

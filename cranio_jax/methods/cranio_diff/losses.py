@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from cranio_jax import diffusion
 from cranio_jax.models import alignment
@@ -31,7 +31,8 @@ def diffusion_loss(
       method: the networks and their settings.
       params: of all networks, trained and frozen.
       batch: with `xray`, and `latents` and `context` or what they are encoded from.
-      draws: `timesteps`, `noise`, `drop_prompt`, and `decoded`, the strength of the decoded terms.
+      draws: `timesteps`, `noise`, `drop_prompt`, `true_outline` (whether the ControlNet is
+        shown the true outline), and `decoded`, the strength of the decoded terms.
     """
     m, schedule = method.config, method.schedule
     timesteps, noise = draws["timesteps"], draws["noise"]
@@ -49,14 +50,18 @@ def diffusion_loss(
         context = jnp.where(draws["drop_prompt"][:, None, None], empty, context)
 
     # Denoise.
-    denoise = method._denoiser(params, batch["xray"], 1.0)
+    picture = method.condition(params, batch["xray"])
+    if m.true_outline:
+        outlines = soft_mask(batch["xray_mask"]).astype(picture.dtype)
+        shown = draws["true_outline"][:, None, None, None]
+        picture = picture.at[..., 1:2].set(jnp.where(shown, outlines, picture[..., 1:2]))
+    denoise = method._denoiser(params, picture, 1.0)
     output = denoise(x_t, timesteps, context)
     error = output - schedule.target(x0, noise, timesteps)
     weight = diffusion.loss_weight(schedule, timesteps, m.loss_weight, m.min_snr_gamma)
     squared = error**2
     if m.outline_weight:
-        head = method.condition(params, batch["xray"])[..., 1:2]
-        squared *= outline_weights(head, method.factor, m.outline_weight)
+        squared *= outline_weights(picture[..., 1:2], method.factor, m.outline_weight)
     each = weight * squared.mean((1, 2, 3))
     total, metrics = each.mean(), {"mse": (error**2).mean()}
 
@@ -71,6 +76,24 @@ def diffusion_loss(
             total += m.losses[name] * strength * value
         metrics |= terms
     return total, {"loss": total} | metrics
+
+
+def soft_mask(mask: Num[Array, "b H W 1"]) -> Float[Array, "b H W 1"]:
+    """Returns a mask whose edges are as soft as those that an outline network finds, in [0, 1].
+
+    A pixel is of the head where `mask` is not 0. Edges become three pixels wide, the median of
+    those that the network that ships finds in real X-rays.
+    """
+    head = (mask > 0).astype(jnp.float32)
+    # Binomial weights, whose standard deviation is a pixel.
+    for axis in (1, 2):
+        padded = jnp.pad(head, [(2, 2) if i == axis else (0, 0) for i in range(4)], "edge")
+        length = head.shape[axis]
+        head = sum(
+            weight / 16.0 * jax.lax.slice_in_dim(padded, k, k + length, axis=axis)
+            for k, weight in enumerate((1, 4, 6, 4, 1))
+        )
+    return head
 
 
 def outline_weights(

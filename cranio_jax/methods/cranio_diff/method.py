@@ -44,7 +44,6 @@ class CranioDiff:
     writes_pipeline = True
     supports_remat = True
     needs_subjects = False
-    needs_masks = False
 
     def __init__(self, config: ml_collections.ConfigDict):
         """Builds the structure of all networks without parameters.
@@ -103,7 +102,7 @@ class CranioDiff:
             checks.check_hints(structure.controlnet, codec.factor)
         elif config.pretrained.outline:
             raise InputError("pretrained.outline: it is for a ControlNet. Leave it empty.")
-        checks.check_outline_weight(m, self._outline is not None)
+        checks.check_outline_settings(m, self._outline is not None)
         checks.check_codec(structure, codec, self.size)
         checks.check_tokens(config.prompt.length, tokenizer.size, structure.text_encoder)
         checks.check_learning_rates(m)
@@ -270,6 +269,11 @@ class CranioDiff:
         """Returns True if decoded terms need the faces, even if latents are cached."""
         return bool(self.feature_files)
 
+    @property
+    def needs_masks(self) -> bool:
+        """Returns True if training shows true outlines."""
+        return self.config.true_outline > 0
+
     def encodable(self) -> dict[str, dict[str, Any]]:
         """Returns `latents` of faces and `context` of prompts, if their networks are frozen."""
         fields = {}
@@ -296,12 +300,14 @@ class CranioDiff:
 
     def condition(
         self, params: Tree, xray: UInt8[Array, "b H W 1"]
-    ) -> Float[Array, "b H W channels"]:
-        """Returns the picture that the ControlNet sees, in [0, 1].
+    ) -> Float[Array, "b H W channels"] | None:
+        """Returns the picture that the ControlNet sees, in [0, 1]; None without a ControlNet.
 
         It is the X-ray. With an outline network it has three channels: the X-ray, the probability
         that a pixel is of the head, and the X-ray again.
         """
+        if not self.reads_xrays:
+            return None
         picture = xray.astype(self.dtype) / 255.0
         if self._outline is None:
             return picture
@@ -309,16 +315,18 @@ class CranioDiff:
         return jnp.concatenate([picture, head, picture], -1)
 
     def _denoiser(
-        self, params: Tree, xray: UInt8[Array, "b H W 1"], scale: float
+        self,
+        params: Tree,
+        picture: Float[Array, "b H W channels"] | None,
+        scale: float,
     ) -> Callable[..., Array]:
-        """Returns the U-Net with the ControlNet, if any, on `xray`, its outputs times `scale`."""
+        """Returns the U-Net, with the ControlNet's outputs on `picture`, if any, times `scale`."""
         unet = self._bind("unet", params)
-        if not self.reads_xrays:
+        if picture is None:
             return lambda x, timesteps, context, _=1.0: unet(
                 x.astype(self.dtype), timesteps, context.astype(self.dtype)
             ).astype(self.exact)
         control = self._bind("controlnet", params)
-        picture = self.condition(params, xray)
 
         def denoise(x, timesteps, context, control_strength=1.0):
             copies = x.shape[0] // picture.shape[0]  # guidance runs both prompts in one batch
@@ -367,6 +375,9 @@ class CranioDiff:
             "noise": jax.random.normal(k2, (count, side, side, self.channels)),
             "drop_prompt": jax.random.bernoulli(k3, m.prompt_dropout, (count,)),
         }
+        if self.needs_masks:
+            k4 = jax.random.fold_in(k3, 1)
+            draws["true_outline"] = jax.random.bernoulli(k4, m.true_outline, (count,))
         if self.feature_files:
             warm = jnp.minimum((step + 1.0) / max(m.losses.warmup_steps, 1), 1.0)
             # A logged step is a multiple of `every` too, so that logs show the terms.
@@ -394,7 +405,7 @@ class CranioDiff:
             unconditional = jnp.broadcast_to(negative, context.shape)
         # Sample.
         denoise = diffusion.guided(
-            self._denoiser(params, batch["xray"], s.controlnet_scale),
+            self._denoiser(params, self.condition(params, batch["xray"]), s.controlnet_scale),
             context,
             unconditional,
             scale=s.guidance_scale,

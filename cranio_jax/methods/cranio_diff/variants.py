@@ -66,7 +66,7 @@ def vary(
     latents = method._latents(params, batch).astype(method.exact)
     wanted = method._context(params, batch["prompt_ids"], method.sampling.clip_skip)
     true = method._context(params, batch["true_ids"], method.sampling.clip_skip)
-    denoise = method._denoiser(params, batch["xray"], 1.0)
+    denoise = method._denoiser(params, None, 1.0)
 
     # Bring the latents to the first step's level.
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(batch["id_hash"])
