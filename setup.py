@@ -43,6 +43,7 @@ setuptools.setup(
         "importlib_resources",  # TFDS imports it without requiring it
         "jaxtyping",
         "loky",
+        "matplotlib>=3.9",
         "msgspec",
         "nibabel",
         "openpyxl",

@@ -1,98 +1,92 @@
-"""Charts as SVG."""
+"""Charts as SVG, drawn by matplotlib, which is imported late: most programs draw nothing."""
 
+import base64
 import html
-import itertools
+import io
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from cranio_jax.evaluation.results import Retrieval
 
-# One for each row of a study, which has up to twelve; a single experiment has the first few.
-_COLOURS = (
-    *("#1f6fb2", "#7aa6cf", "#a32020", "#8a8f98", "#11743a", "#d98a00"),
-    *("#7b3fa0", "#e377c2", "#17a2a2", "#6b4423", "#b5bd22", "#1b1f24"),
-)
-_AXIS = 'fill="none" stroke="#b9c2cc"'
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Letters stay text, and the same values give the same bytes.
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cranio_jax",
+    "font.family": "sans-serif",
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6eaee",
+    "legend.frameon": False,
+}
+_NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+_FIRST_RANKS = 20  # of a match curve that are drawn
+
+Points = Sequence[tuple[float, float]]
 
 
-def _text(x: float, y: float, words: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}">{words}</text>'
+def lines(
+    series: Mapping[str, Points],
+    title: str,
+    axes: tuple[str, str] = ("step", ""),
+    log: bool = False,
+) -> str:
+    """Returns a line chart as a figure of HTML; empty without a line of two points.
 
-
-def _figure(width: int, height: int, title: str, content: str, legend: str = "") -> str:
-    label = html.escape(title)
-    return (
-        f'<figure><svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'aria-label="{label}">{content}</svg><figcaption>{label}{legend}</figcaption></figure>'
-    )
-
-
-def curve(points: Sequence[tuple[float, float]], title: str) -> str:
-    """Returns a line chart of `(step, value)` with a logarithmic value axis.
-
-    It is empty if there are fewer than two points, or a value is not positive.
+    Args:
+      series: `(x, y)` of each line, by its name. One line alone has no legend.
+      title: of the chart, as text.
+      axes: what the axes show.
+      log: makes the vertical axis logarithmic. Values that are not positive are left out then.
     """
-    if len(points) < 2 or min(value for _, value in points) <= 0:
+    if log:
+        series = {name: [p for p in points if p[1] > 0] for name, points in series.items()}
+    series = {name: points for name, points in series.items() if len(points) > 1}
+    if not series:
         return ""
-    # The frame, in pixels.
-    width, height, left, right, top, bottom = 560, 230, 62, 12, 10, 34
-    inner_width, inner_height = width - left - right, height - bottom - 14
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    # Where each point lies.
-    steps, values = np.array(points).T
-    logs = np.log10(values)
-    low = np.floor(logs.min() * 10) / 10
-    high = np.ceil(logs.max() * 10) / 10
-    span = max(high - low, 1e-9)
-    x = left + (steps - steps[0]) / (steps[-1] - steps[0]) * inner_width
-    y = (high - logs) / span * inner_height + top
-    line = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
-
-    # The axes and their words.
-    frame = f"{left},{top} {left},{height - bottom} {width - right},{height - bottom}"
-    ticks = "".join(
-        _text(left - 8, (high - v) / span * inner_height + 14, f"{10**v:.2g}", "end")
-        for v in np.linspace(low, high, 4)
-    )
-    ends = _text(x[0], height - 12, f"{steps[0]:.0f}")
-    ends += _text(x[-1], height - 12, f"{steps[-1]:.0f}", "end")
-    return _figure(
-        width,
-        height,
-        title,
-        f'<polyline points="{frame}" {_AXIS}/>'
-        f'<polyline points="{line}" fill="none" stroke="#1f6fb2" stroke-width="1.6"/>'
-        f"{ticks}{ends}{_text(width / 2, height - 2, 'step')}",
-    )
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.0, 2.9), layout="constrained")
+        plot = figure.add_subplot()
+        colours = mpl.colormaps["tab10" if len(series) <= 10 else "tab20"]
+        for number, (name, points) in enumerate(series.items()):
+            plot.plot(*zip(*points, strict=True), color=colours(number), lw=1.4, label=name)
+        plot.set(xlabel=axes[0], ylabel=axes[1], yscale="log" if log else "linear")
+        if len(series) > 1:
+            figure.legend(loc="outside right upper")
+        return _html(figure, title)
 
 
 def match_curves(protocol: Retrieval, title: str) -> str:
     """Returns the cumulative match curves of a protocol: a line for each kind of query."""
-    length = min(20, *map(len, protocol.curves.values()))
-    lines = ""
-    legend = "<br>"
-    colours = itertools.cycle(_COLOURS)
-    for colour, (name, values) in zip(colours, protocol.curves.items(), strict=False):
-        points = " ".join(
-            f"{34 + 250 * i / max(length - 1, 1):.1f},{10 + 150 * (1 - v):.1f}"
-            for i, v in enumerate(values[:length])
-        )
-        lines += f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
-        legend += f'<span style="color:{colour}">■</span> {html.escape(name)}<br>'
-    axes = f'<polyline points="34,10 34,160 284,160" {_AXIS}/>'
-    axes += "".join(_text(28, 14 + 150 * (1 - v), f"{v:g}", "end") for v in (0, 0.5, 1))
-    ends = _text(34, 176, "1") + _text(284, 176, str(length))
-    return _figure(296, 180, title, axes + lines + ends, legend)
+    curves = {
+        name: list(enumerate(values[:_FIRST_RANKS], 1)) for name, values in protocol.curves.items()
+    }
+    return lines(curves, title, ("k", "share of queries"))
 
 
 def all_match_curves(retrieval: Mapping[str, Mapping[str, Retrieval]]) -> str:
     """Returns the section of match curves of each embedder and protocol; empty without any."""
     charts = [
-        match_curves(protocol, f"subject among the first k, {embedder}, {name}")
+        match_curves(protocol, f"Right person among the first k ({embedder}, {name})")
         for embedder, protocols in retrieval.items()
         for name, protocol in protocols.items()
     ]
     if not charts:
         return ""
     return f"<h2>Match curves</h2><div class=curves>{''.join(charts)}</div>"
+
+
+def _html(figure: "Figure", title: str) -> str:
+    """Returns a figure of HTML that holds the chart, as a picture of its own."""
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", metadata=_NO_METADATA)
+    source = "data:image/svg+xml;base64," + base64.b64encode(content.getvalue()).decode()
+    label = html.escape(title)
+    return f'<figure><img src="{source}" alt="{label}"><figcaption>{label}</figcaption></figure>'

@@ -26,7 +26,7 @@ th:first-child, td:first-child { text-align: left; }
 figcaption, .small { font-size: .8rem; color: #66707d; }
 .wide { overflow-x: auto; }
 .curves { display: flex; flex-wrap: wrap; gap: 1rem; }
-.curves svg { font-size: 12px; fill: #66707d; max-width: 100%; }
+.curves img { max-width: 100%; }
 .sheets { margin: 0 0 1rem; }
 pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: .8rem; }
 """

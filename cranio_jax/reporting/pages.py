@@ -75,7 +75,7 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
 
     # How it was trained, and from what.
     losses = _points(workdir).get("loss", [])
-    chart = charts.curve(losses, "loss on training batches")
+    chart = charts.lines({"loss": losses}, "Loss on training batches", log=True)
     training = f"<h2>Training</h2><div class=curves>{chart}</div>" if losses else ""
     content = schema.to_json(results)
     origin = json.dumps({name: content[name] for name in _ORIGIN if name in content}, indent=2)
@@ -117,7 +117,7 @@ def study(
     """
     columns: dict[str, np.ndarray] = {}
     captions: Sequence[str] = ()
-    curves = ""
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name, (first, *_) in folders.items():
         gallery = read_gallery(first / "pictures.npz")
         if gallery:
@@ -125,12 +125,12 @@ def study(
                 columns = {"X-ray": gallery.xray, "truth": gallery.truth}
                 captions = gallery.captions
             columns[name] = next(iter(gallery.faces.values()))
-        lines = [
-            charts.curve(points, f"{name}: {key}")
-            for key, points in _points(first).items()
-            if _is_main(key)
-        ]
-        curves += f"<div class=curves>{''.join(lines)}</div>"
+        for key, points in _points(first).items():
+            if _is_main(key):
+                curves.setdefault(key, {})[name] = points
+    training = "".join(
+        charts.lines(series, key, log=key == "loss") for key, series in curves.items()
+    )
     seeds = ", ".join(f"{name} {len(seeds)}" for name, seeds in results.seeds.items())
     people = f"{results.images} pictures of {results.subjects} people; seeds: {html.escape(seeds)}"
     body = f"""<p class=small>{people}</p>
@@ -139,7 +139,8 @@ def study(
 <h2>The same people by each method</h2>{_side_by_side(columns, captions)}
 {tables.web(results, "retrieval")}
 {charts.all_match_curves(results.retrieval)}
-<h2>During training</h2>{curves}"""
+<details><summary>During training: methods' losses are not comparable</summary>
+<div class=curves>{training}</div></details>"""
     heading = f"Faces from skull X-rays: {results.study}"
     return _write(workdir / "study.html", document(results.study, heading, body))
 

@@ -195,7 +195,9 @@ def test_xray_counts_in_its_part_of_the_steps_only(pipelines, settings):
 
     @jax.jit
     def output(xray, strength):
-        return method._denoiser(state["params"] | frozen, xray, 1.0)(x, t, context, strength)
+        params = state["params"] | frozen
+        picture = method.condition(params, xray)
+        return method._denoiser(params, picture, 1.0)(x, t, context, strength)
 
     other = np.roll(XRAYS, 1, 0)
     np.testing.assert_array_equal(output(XRAYS, 0.0), output(other, 0.0))
