@@ -29,6 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         l1=30.0,  # weight of the L1 loss
         dropout=True,  # in the generator
         discriminator_dropout=0.3,  # probability
+        profile=False,  # whether view, sex, age and BMI are channels beside the X-ray; ours
     )
     c.method.learning_rates.D = 2e-5
     common.apply_variant(

@@ -24,6 +24,7 @@ FIELDS = {
     "mask": "() float32, 0 for padding examples",
     "xray_mask": "(h, w, 1) uint8, not 0 at the head in the X-ray, soft tissue included",
     "frontal": "() float32, 1 for a frontal face",
+    "profile": "(4,) float32: view, sex, age and change of BMI, as prompts.profile_numbers says",
     "landmarks": "(5, 2) float32, x and y of eyes, nose tip and mouth corners; NaN if unknown",
     "subject_index": "() int32, which of the training subjects it is",
     "latents": "(h, w, d), of the face, from the cache",

@@ -8,7 +8,7 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
-from cranio_jax.data.prompts import make_prompt, make_tokenizer
+from cranio_jax.data.prompts import make_prompt, make_tokenizer, profile_numbers
 from cranio_jax.data.splits import read_split
 from cranio_jax.errors import InputError
 
@@ -69,9 +69,9 @@ class Examples:
         if self._numbers:
             example["subject_index"] = self._numbers[example["subject"]]
         example["index"] = int(index)
-        example["prompt_ids"] = self.prompt_ids(
-            example["face_view"], example["sex"], example["age"], example["bmi_change"]
-        )
+        profile = tuple(example[name] for name in ("face_view", "sex", "age", "bmi_change"))
+        example["prompt_ids"] = self.prompt_ids(*profile)
+        example["profile"] = profile_numbers(*profile)
         example["id_hash"] = np.uint32(zlib.crc32(example["id"].encode()))
         example["mask"] = np.float32(1.0)
         example["frontal"] = np.float32(is_frontal)

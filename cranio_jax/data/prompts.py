@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import ml_collections
 import numpy as np
 import tokenizers
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from cranio_jax.errors import InputError
 from cranio_jax.pretrained import open_pipeline, open_tokenizer
@@ -50,6 +50,16 @@ def check_profile(view: str, sex: str, age: float, bmi_change: float) -> None:
         raise InputError(f"age={age:g} is outside 0 to 120 years")
     if not BMI_CHANGES[0] <= bmi_change <= BMI_CHANGES[1]:
         raise InputError(f"bmi_change={bmi_change:g} is outside -60 to 200 percent")
+
+
+def profile_numbers(view: str, sex: str, age: float, bmi_change: float) -> Float[np.ndarray, "4"]:
+    """Returns view, sex, age and change of BMI as numbers, for networks that read no prompt.
+
+    View and sex are 1 or -1. Age is counted from 45 in units of 20 years, the change of BMI in
+    units of 10 percent, so that most are between -1 and 1.
+    """
+    signs = (1.0 if view == "frontal" else -1.0, 1.0 if sex == "female" else -1.0)
+    return np.array([*signs, (age - 45.0) / 20.0, bmi_change / 10.0], np.float32)
 
 
 def make_prompt(

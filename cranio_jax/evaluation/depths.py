@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cranio_jax import data
-from cranio_jax.data.prompts import make_prompt, make_tokenizer
+from cranio_jax.data.prompts import make_prompt, make_tokenizer, profile_numbers
 from cranio_jax.distributed import cluster
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.assembly import origin_of
@@ -211,6 +211,7 @@ def _examples(
                 "face": np.zeros((*record["xray"].shape[:2], 3), np.uint8),
                 "prompt_ids": tokenize([prompt])[0],
                 "frontal": np.float32(0.0),
+                "profile": profile_numbers(*profile),
             }
         )
     return examples

@@ -13,7 +13,12 @@ import ml_collections
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from cranio_jax.data.prompts import check_profile, make_prompt, make_tokenizer
+from cranio_jax.data.prompts import (
+    check_profile,
+    make_prompt,
+    make_tokenizer,
+    profile_numbers,
+)
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.generation import Generator
 from cranio_jax.files.atomic import write_json
@@ -176,6 +181,7 @@ def _one(
         "face": np.zeros((*xray.shape[:2], 3), np.uint8),
         "prompt_ids": ids,
         "frontal": np.float32(r.view == "frontal"),
+        "profile": profile_numbers(r.view, r.sex, r.age, r.bmi_change),
     }
     examples = [
         example | {"id": f"X-ray {digest:08x}", "id_hash": np.uint32((digest + k) % 2**32)}

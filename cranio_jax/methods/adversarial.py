@@ -163,14 +163,14 @@ class Adversarial(base.FromScratch):
         statistics = state["statistics"] | statistics
         return state | {"step": state["step"] + 1, "statistics": statistics}
 
-    def pictures(self, batch: Tree) -> tuple[Float[Array, "b h w 3"], Float[Array, "b h w 3"]]:
+    def pictures(self, batch: Tree) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w 3"]]:
         """Returns X-rays and faces in [-1, 1].
 
         X-rays have three equal channels, as the authors' networks take grey pictures.
         """
         return self.xrays(batch), scaled(batch["face"])
 
-    def xrays(self, batch: Tree) -> Float[Array, "b h w 3"]:
+    def xrays(self, batch: Tree) -> Float[Array, "b h w c"]:
         """Returns X-rays in [-1, 1], in three equal channels."""
         return jnp.repeat(scaled(batch["xray"]), 3, -1)
 

@@ -1,7 +1,8 @@
 """Pix2Pix: a U-Net against a discriminator of patches, with an L1 term (Isola et al. 2017).
 
-As in the study, the only input is the X-ray; age and BMI are not used. The only noise is dropout,
-which stays on in generation.
+As in the study, the only input is the X-ray; age and BMI are not used. With `method.profile` view,
+sex, age and change of BMI are channels beside it, so that it is told what Cranio-Diff is told. That
+is our choice. The only noise is dropout, which stays on in generation.
 """
 
 from typing import Any
@@ -42,12 +43,16 @@ class Pix2Pix(Adversarial):
                 f"data.settings.size={error}, by which Pix2Pix's U-Net divides it"
             ) from None
 
+        inputs = 3 + (4 if m.profile else 0)
+
         def generator(rngs):
-            return UnetGenerator(levels, m.channels, m.norm, m.dropout, dtype=dtype, rngs=rngs)
+            return UnetGenerator(
+                levels, m.channels, m.norm, m.dropout, inputs, dtype=dtype, rngs=rngs
+            )
 
         def discriminator(rngs):
             return NLayerDiscriminator(
-                features_in=6,
+                features_in=inputs + 3,
                 channels=m.channels,
                 layers=m.discriminator_layers,
                 norm=m.norm,
@@ -98,6 +103,15 @@ class Pix2Pix(Adversarial):
         state = self.updated(state, "generate", {"G": backward(gradient)[0]})
         metrics = {"loss": total, "discriminator": discriminator_loss} | terms
         return self.finished(state, {"G": statistics}), metrics
+
+    def xrays(self, batch: Tree) -> Float[Array, "b h w c"]:
+        """Returns X-rays in [-1, 1] in three equal channels, and the profile in four if wanted."""
+        pictures = super().xrays(batch)
+        if not self.config.profile:
+            return pictures
+        profile = batch["profile"][:, None, None]
+        planes = jnp.broadcast_to(profile, (*pictures.shape[:3], profile.shape[-1]))
+        return jnp.concatenate([pictures, planes.astype(pictures.dtype)], -1)
 
     def generate(
         self, params: Tree, frozen: Tree, batch: Tree, key: Array

@@ -178,6 +178,7 @@ class UnetGenerator(nnx.Module):
         channels: int = 64,
         norm: str = "batch",
         dropout: bool = True,
+        features_in: int = 3,
         *,
         dtype=None,
         rngs: nnx.Rngs,
@@ -192,9 +193,11 @@ class UnetGenerator(nnx.Module):
             block = UnetSkipConnectionBlock(
                 factor * channels, 2 * factor * channels, block, norm, **kw
             )
-        self.model = UnetSkipConnectionBlock(3, channels, block, norm, features_in=3, **kw)
+        self.model = UnetSkipConnectionBlock(
+            3, channels, block, norm, features_in=features_in, **kw
+        )
 
-    def __call__(self, x: Float[Array, "b h w 3"], keys: Array) -> Float[Array, "b h w 3"]:
+    def __call__(self, x: Float[Array, "b h w c"], keys: Array) -> Float[Array, "b h w 3"]:
         return self.model(x, keys)
 
 

@@ -103,6 +103,8 @@ def of_method(config: Any) -> dict[str, float]:
         "xray": array(size, size, 1, dtype=np.uint8),
         "face": array(size, size, 3, dtype=np.uint8),
         "frontal": array(),
+        "profile": array(4),
+        "xray_mask": array(size, size, 1, dtype=np.uint8),
         "prompt_ids": array(config.prompt.length, dtype=np.int32),
         "id_hash": array(dtype=np.uint32),
         "subject_index": array(dtype=np.int32),

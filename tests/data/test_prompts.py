@@ -10,7 +10,12 @@ import pytest
 import transformers
 
 from configs import common, demo, from_scratch, study_phantom
-from cranio_jax.data.prompts import make_prompt, make_tokenizer, pretrained_tokenizer
+from cranio_jax.data.prompts import (
+    make_prompt,
+    make_tokenizer,
+    pretrained_tokenizer,
+    profile_numbers,
+)
 from cranio_jax.errors import InputError
 from cranio_jax.methods import make_method
 
@@ -49,6 +54,8 @@ def test_all_profiles_are_told_apart(config):
     """
     ids = ids_of(config)
     assert len({tuple(row) for row in ids}) == len(PROFILES) == 36
+    numbers = {tuple(profile_numbers(*profile)) for profile in PROFILES}
+    assert len(numbers) == 36 and np.abs(list(numbers)).max() == 1.0
     assert "prompt." not in str(study_phantom.get_config().to_dict())  # no cell changes the prompt
 
 

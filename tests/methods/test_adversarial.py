@@ -292,6 +292,30 @@ def test_faces_of_pix2pix_have_their_own_noise(config):
     np.testing.assert_array_equal(quiet(batch, jax.random.key(0)), quiet(batch, jax.random.key(1)))
 
 
+def test_pix2pix_is_told_the_profile(config):
+    """With `method.profile` both networks see it; a generator without it is as before."""
+    batch = batch_of(2) | {"profile": np.array([[1, 1, -1, 0], [1, 1, -1, 1]], np.float32)}
+    other = batch | {"profile": batch["profile"][::-1].copy()}
+    c = configured(config, "pix2pix", profile=True, dropout=False, discriminator_dropout=0.0)
+    method = make_method(c)
+    told, told_other = map(jax.jit(method.xrays), (batch, other))
+    assert told.shape == (2, 32, 32, 7)
+    np.testing.assert_array_equal(told[..., :3], told_other[..., :3])
+    np.testing.assert_array_equal(told[1, 5, 9, 3:], batch["profile"][1])
+
+    state, frozen = fresh(method)
+    step, losses = jax.jit(method.train_step), []
+    for given in (batch, other):
+        losses.append(step(state, frozen, given, jax.random.key(0))[1])
+    assert losses[0]["l1"] != losses[1]["l1"]
+    # With one generator's faces for both, the discriminator still tells profiles apart.
+    kernel = state["params"]["G"]["model.model.0.kernel"]
+    state["params"]["G"]["model.model.0.kernel"] = kernel.at[..., 3:, :].set(0.0)
+    losses = [step(state, frozen, given, jax.random.key(0))[1] for given in (batch, other)]
+    assert losses[0]["l1"] == losses[1]["l1"]
+    assert losses[0]["discriminator"] != losses[1]["discriminator"]
+
+
 def test_rate_falls_over_the_second_half(config):
     c = configured(config, "pix2pix")
     c.train.update(num_steps=10, learning_rate=1.0)
