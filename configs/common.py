@@ -219,6 +219,8 @@ def get_config() -> ml_collections.ConfigDict:
         # How varied the test people's X-rays are made, as by augment.radiograph: 0 as they are, 1
         # as real ones. Heads stay where they are.
         radiograph=0.0,
+        # Rows of faces from bad X-rays: any of 'rotated', 'blurred', 'cropped' and 'underexposed'.
+        disturbances=(),
         bootstrap=10_000,  # rounds of resampling behind each interval
         pictures=8,  # examples shown in the report
         # Files of feature networks, separated by commas, with wildcards. Each is recognised by its

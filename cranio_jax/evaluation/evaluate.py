@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from cranio_jax import assets, data, pretrained
 from cranio_jax.distributed import cluster, sharding
 from cranio_jax.errors import InputError
-from cranio_jax.evaluation import depths, generation, unpaired
+from cranio_jax.evaluation import depths, disturbances, generation, reliability, unpaired
 from cranio_jax.evaluation.assembly import (
     RESIZING,
     assemble,
@@ -31,6 +31,7 @@ from cranio_jax.evaluation.examples import (
     who_of,
     write_pictures,
 )
+from cranio_jax.evaluation.groups import scores_by_group
 from cranio_jax.evaluation.results import BySubject, Results, write
 from cranio_jax.evaluation.retrieval import check_protocols, distractor_faces, retrieval
 from cranio_jax.evaluation.scorer import Scorer, Scores
@@ -108,6 +109,7 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
     if kind != "generator":
         check_protocols(config, who)
         return
+    disturbances.check(config.evaluate.disturbances, config.evaluate.keep_faces)
     _features(config, who, data.Examples(builder, "test", config, ("face",))[0]["face"].shape[:2])
     if config.data.cephalograms.manifest:
         depths.check(config)
@@ -169,6 +171,7 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
     reads_xrays = generator.method.reads_xrays
     others = shuffled_xrays(examples, config.seed) if reads_xrays else None
     controls = (MEAN_FACE, SHUFFLED) if reads_xrays else (MEAN_FACE,)
+    harmed = tuple(c.disturbances) if reads_xrays else ()
     records = data.fingerprint(builder)
     headline = config.method.name
 
@@ -178,6 +181,10 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
     if c.keep_faces:
         folder = generator.folder(workdir, records)
         ready = _kept_faces(generator, folder, examples, others, headline, c.num_samples)
+        for name in harmed:
+            ready[disturbances.ROW + name] = generator.generate_missing(
+                folder / name, disturbances.disturbed(examples, name), 0, f"faces of {name} X-rays"
+            )
         timed = folder / "sample_0_seconds.json"
         if timed.exists():
             seconds = json.loads(timed.read_text())
@@ -225,12 +232,18 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
         truth,
         scored,
         headline,
-        controls=controls,
+        controls=(*controls, *(disturbances.ROW + name for name in harmed)),
         size=size,
         seconds_per_face=seconds,
         radiograph=c.radiograph,
         **origin_of(generator.method, generator.step, builder, records),
     )
+    means = [files for files in ready.values() if isinstance(files[0], MeanOf)]
+    if means:
+        samples = list(zip(*means[0], strict=True))
+        found = reliability.score(config, features, generator.mesh, examples, samples, truth.rows)
+        results.reliability = {headline: found}
+    results.groups = {headline: scores_by_group(config, examples, scored[headline].pairs)}
     write_pictures(workdir, generator.step, with_faces, list(ready), c.pictures)
     if config.data.cephalograms.manifest:
         results.depths = depths.score(config, generator, workdir)

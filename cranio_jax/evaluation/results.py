@@ -13,6 +13,8 @@ from cranio_jax.metrics.estimates import Estimate
 
 # The row of the head that an outline network finds in the X-ray, measured as a face is.
 OUTLINE = "outline alone"
+# Groups of fewer people have no interval that one could trust.
+LEAST_PEOPLE = 5
 
 # Estimates by metric, and those by row of a table.
 Metrics = dict[str, Estimate]
@@ -80,6 +82,42 @@ class Depths(msgspec.Struct, kw_only=True):
     by_subject: BySubject
 
 
+class Group(msgspec.Struct):
+    """The scores of a part of the test faces.
+
+    Attributes:
+      subjects: whose faces they are, sorted.
+      images: how many there are.
+      metrics: with intervals of resampling subjects.
+      values: by metric, a value for each of `subjects`.
+    """
+
+    subjects: list[str]
+    images: int
+    metrics: Metrics
+    values: dict[str, list[float]]
+
+
+# Groups by attribute and name.
+Groups = dict[str, dict[str, Group]]
+
+
+class Reliability(msgspec.Struct):
+    """Whether samples are more alike where they are nearer to the truth.
+
+    Attributes:
+      points: `(expected, found)` error of tenths of the things, from those that samples agree
+        about to those that they do not; roots of mean squares.
+      ratio: of the found error to the expected one: 1 for an honest model, more for one that is
+        too sure.
+      correlation: of expected and found errors, by rank.
+    """
+
+    points: list[tuple[float, float]]
+    ratio: Estimate
+    correlation: float
+
+
 class Records(msgspec.Struct):
     """Which records were used: their name, and the SHA-256 of their content."""
 
@@ -102,6 +140,8 @@ class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
       unpaired: why pictures were compared as sets; empty if in pairs.
       networks: SHA-256 by feature network.
       depths: errors in mm, if cephalograms were scored.
+      groups: by method, the scores of groups of faces.
+      reliability: by method, and by what is sampled: pixels, or identity by an embedder.
       not_computed: what each missing metric needs.
       resizing: how pictures were scaled for the networks.
       data: the records.
@@ -121,6 +161,8 @@ class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
     unpaired: str = ""
     depths: Depths | None = None
     networks: dict[str, str]
+    groups: dict[str, Groups] = {}
+    reliability: dict[str, dict[str, Reliability]] = {}
     not_computed: dict[str, str]
     resizing: str
     data: Records | None = None

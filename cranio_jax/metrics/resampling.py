@@ -32,6 +32,19 @@ def bootstrap(
     return float(means.mean()), float(low), float(high)
 
 
+def bootstrap_ratio(
+    over: Float[Array, "s"], under: Float[Array, "s"], rounds: int, seed: int
+) -> tuple[float, float, float]:
+    """Returns the ratio of two means over subjects, and the bounds of its 95 % bootstrap interval.
+
+    `over` and `under` have a value for each subject; both are resampled together.
+    """
+    draws = np.random.default_rng(seed).integers(0, len(over), (rounds, len(over)))
+    ratios = over[draws].sum(1) / under[draws].sum(1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(over.sum() / under.sum()), float(low), float(high)
+
+
 def permutation_test(
     values: Float[Array, "q"],
     control: Float[Array, "q"],

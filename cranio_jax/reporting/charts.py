@@ -4,15 +4,15 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cranio_jax.evaluation.results import Retrieval
+from cranio_jax.evaluation.results import Reliability, Retrieval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Letters stay text, and the same values give the same bytes.
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "cranio_jax",
     "font.family": "sans-serif",
@@ -81,6 +81,21 @@ def all_match_curves(retrieval: Mapping[str, Mapping[str, Retrieval]]) -> str:
     if not charts:
         return ""
     return f"<h2>Match curves</h2><div class=curves>{''.join(charts)}</div>"
+
+
+def reliability(methods: Mapping[str, Mapping[str, Reliability]]) -> str:
+    """Returns a chart of expected and found errors of pixels, and of each embedder's identity."""
+    names = dict.fromkeys(name for of_method in methods.values() for name in of_method)
+    charts = ""
+    for name in names:
+        curves: dict[str, Points] = {
+            method: one[name].points for method, one in methods.items() if name in one
+        }
+        most = max(max(point) for points in curves.values() for point in points)
+        curves["honest"] = [(0.0, 0.0), (most, most)]
+        axes = ("expected error", "found error")
+        charts += lines(curves, f"Expected and found error of {name}, in tenths", axes)
+    return f"<div class=curves>{charts}</div>" if charts else ""
 
 
 def _html(figure: "Figure", title: str) -> str:

@@ -95,6 +95,8 @@ X-rays give each person somebody else's X-ray of the same view and sex. A mean o
 is not itself a sample, and is not compared with single samples.</p>
 {pictures}
 {tables.web(results, "retrieval")}
+{tables.web(results, "groups")}
+{tables.web(results, "reliability", charts.reliability(results.reliability))}
 {charts.all_match_curves(results.retrieval)}
 {_reconstructions(workdir / "reconstructions")}
 {training}
@@ -138,6 +140,8 @@ def study(
 {tables.web(results, "pictures")}
 <h2>The same people by each method</h2>{_side_by_side(columns, captions)}
 {tables.web(results, "retrieval")}
+{tables.web(results, "groups")}
+{tables.web(results, "reliability", charts.reliability(results.reliability))}
 {charts.all_match_curves(results.retrieval)}
 <details><summary>During training: methods' losses are not comparable</summary>
 <div class=curves>{training}</div></details>"""

@@ -5,11 +5,24 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from cranio_jax.evaluation.results import OUTLINE, Retrieval, Rows, Scored
+from cranio_jax.evaluation.results import (
+    LEAST_PEOPLE,
+    OUTLINE,
+    Groups,
+    Reliability,
+    Retrieval,
+    Rows,
+    Scored,
+)
 from cranio_jax.files.atomic import whole_file
 from cranio_jax.metrics.estimates import Estimate
 from cranio_jax.metrics.registry import metric_of, place_of, title_of
 
+# Headings of parts that pages fold away.
+_FOLDED = {
+    "groups": "By view, sex, age, weight and skin tone",
+    "reliability": "Spread of the samples against their error",
+}
 # They equal recall@1.
 _LEFT_OUT = ("map@1", "mrr@1")
 
@@ -29,7 +42,7 @@ class Table(NamedTuple):
       head: titles of the columns, without the first one, which holds the names of rows.
       rows: name and cells of each.
       notes: what a reader must know to trust the numbers.
-      part: 'pictures' or 'retrieval'.
+      part: 'pictures', 'groups', 'reliability' or 'retrieval'.
       main: False for retrieval protocols after the first.
     """
 
@@ -107,9 +120,49 @@ def tables(results: Scored) -> list[Table]:
     for embedder, protocols in results.retrieval.items():
         for place, (name, protocol) in enumerate(protocols.items()):
             parts += _retrieval(protocol, embedder, name, results.against, main=place == 0)
+    parts += _groups(results.groups)
+    if results.reliability:
+        parts.append(_reliability(results.reliability))
     if results.costs:
         parts.append(_costs(results.costs))
     return parts
+
+
+def _reliability(reliability: Mapping[str, Mapping[str, Reliability]]) -> Table:
+    """Returns the table of how well the spread of samples tells their error."""
+    rows = [
+        (f"{method}: {name}", [cell(one.ratio, 2), Cell(f"{one.correlation:.2f}")])
+        for method, of_method in reliability.items()
+        for name, one in of_method.items()
+    ]
+    head = ["error / expected error", "rank correlation"]
+    notes = [
+        "expected is the spread of the samples; an honest model has 1, one that is too sure more",
+        "the correlation of expected and found errors tells whether uncertain parts are known",
+    ]
+    return Table("Spread against error", head, rows, notes, part="reliability", main=False)
+
+
+def _groups(groups: Mapping[str, Groups]) -> list[Table]:
+    """Returns a table for each attribute by which faces are grouped."""
+    rows: dict[str, Rows] = {}
+    for method, attributes in groups.items():
+        for attribute, of_attribute in attributes.items():
+            for name, group in of_attribute.items():
+                title = f"{method}: {name} ({len(group.subjects)} people)"
+                rows.setdefault(attribute, {})[title] = group.metrics
+    notes = [f"groups of fewer than {LEAST_PEOPLE} people are left out"]
+    tone = "skin tone is the individual typology angle in the photographs, light included"
+    return [
+        Table(
+            f"By {attribute}",
+            *_columns(of_attribute, signed=False),
+            notes + ([tone] if attribute == "skin tone" else []),
+            part="groups",
+            main=False,
+        )
+        for attribute, of_attribute in rows.items()
+    ]
 
 
 def _depths(results: Scored) -> list[Table]:
@@ -314,17 +367,18 @@ def latex(results: Scored) -> str:
     return "\n".join(parts)
 
 
-def web(results: Scored, part: str) -> str:
+def web(results: Scored, part: str, more: str = "") -> str:
     """Returns HTML of the tables of a part, each with a heading and its notes.
 
-    Tables that are not main are folded away.
+    Tables that are not main are folded away, with `more` behind them.
     """
+    summary = _FOLDED.get(part, "Other protocols")
     shown = [_web_table(t) for t in tables(results) if t.part == part and t.main]
     folded = [_web_table(t) for t in tables(results) if t.part == part and not t.main]
     if not folded:
         return "".join(shown)
-    summary = "<summary>Other protocols</summary>"
-    return f"{''.join(shown)}<details>{summary}{''.join(folded)}</details>"
+    folded_away = f"<details><summary>{summary}</summary>{''.join(folded)}{more}</details>"
+    return f"{''.join(shown)}{folded_away}"
 
 
 def _web_table(table: Table) -> str:

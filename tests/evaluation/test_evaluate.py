@@ -89,7 +89,10 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     made.clear()
     config.sampling.num_steps = 1
     config.evaluate.weights = ""
+    config.evaluate.disturbances = ("blurred",)
     third = evaluated(config, workdir)
+    assert third["rows"]["X-rays blurred"]["psnr"] != third["rows"]["cranio_diff"]["psnr"]
+    assert third["differences"]["cranio_diff minus X-rays blurred"]["psnr"]
     assert len(made) > 72 and files[3].read_bytes() == whole
     assert third["rows"]["cranio_diff"]["psnr"] != second["rows"]["cranio_diff"]["psnr"]
 

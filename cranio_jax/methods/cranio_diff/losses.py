@@ -51,7 +51,7 @@ def diffusion_loss(
 
     # Denoise.
     picture = method.condition(params, batch["xray"])
-    if m.true_outline:
+    if picture is not None and m.true_outline:
         outlines = soft_mask(batch["xray_mask"]).astype(picture.dtype)
         shown = draws["true_outline"][:, None, None, None]
         picture = picture.at[..., 1:2].set(jnp.where(shown, outlines, picture[..., 1:2]))
@@ -60,7 +60,7 @@ def diffusion_loss(
     error = output - schedule.target(x0, noise, timesteps)
     weight = diffusion.loss_weight(schedule, timesteps, m.loss_weight, m.min_snr_gamma)
     squared = error**2
-    if m.outline_weight:
+    if picture is not None and m.outline_weight:
         squared *= outline_weights(picture[..., 1:2], method.factor, m.outline_weight)
     each = weight * squared.mean((1, 2, 3))
     total, metrics = each.mean(), {"mse": (error**2).mean()}
@@ -89,10 +89,11 @@ def soft_mask(mask: Num[Array, "b H W 1"]) -> Float[Array, "b H W 1"]:
     for axis in (1, 2):
         padded = jnp.pad(head, [(2, 2) if i == axis else (0, 0) for i in range(4)], "edge")
         length = head.shape[axis]
-        head = sum(
+        shifted = [
             weight / 16.0 * jax.lax.slice_in_dim(padded, k, k + length, axis=axis)
             for k, weight in enumerate((1, 4, 6, 4, 1))
-        )
+        ]
+        head = jnp.stack(shifted).sum(0)
     return head
 
 
