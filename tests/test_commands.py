@@ -33,6 +33,7 @@ from cranio_jax import assets, main
 from cranio_jax.data import __main__ as learn
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
+from cranio_jax.evaluation import evaluate
 from cranio_jax.files import buckets
 from cranio_jax.methods import make_method
 from cranio_jax.metrics.features import Features
@@ -43,6 +44,7 @@ from cranio_jax.pretrained.embedder import open_embedder, save_embedder
 from cranio_jax.pretrained.kinds import kinds
 from cranio_jax.pretrained.outline import open_outline
 from cranio_jax.pretrained.save import tensors_of
+from cranio_jax.reporting import tables
 from data_builders.cranio_phantom import cohort, overview
 from data_builders.cranio_phantom.cranio_phantom_dataset_builder import (
     make_config,
@@ -52,7 +54,7 @@ from data_builders.images import staging
 from data_builders.rendering import ct
 from data_builders.skull_face import draft
 from launch import local_processes, study
-from launch.measure import benchmark, parity, scaling, sd15
+from launch.measure import benchmark, parity, sampling, scaling, sd15
 from tests.data_builders import text_pictures
 from tests.data_builders.test_cephalograms import write_challenge
 from tests.data_builders.test_ct_heads import head_like
@@ -73,6 +75,7 @@ RUN_HERE = {
     "from scratch": rf"{PROGRAM}from_scratch\.py --workdir=DIR",
     "prompt words": r"python launch/prompt_words\.py .*",
     "synthesis": r"python launch/synthesis\.py .*",
+    "sampling": r"python launch/sampling\.py .*",
     "embedder": rf"{PROGRAM}arcface\.py --.*",
     "score again": rf"{PROGRAM}demo\.py .*job=evaluate .*embedder\.safetensors",
     "reconstruct": rf"{PROGRAM}demo\.py --workdir=/tmp/cranio .*job=reconstruct .*",
@@ -344,6 +347,45 @@ def test_prompt_words(config, desk):
     )
     assert done.returncode == 0, done.stderr
     assert "| bmi_change 10 |" in done.stdout and (desk / "PICTURE.png").exists()
+
+
+@pytest.mark.slow
+def test_sampling(config, desk, quick_steps, monkeypatch):
+    """Each value is measured on validation people, and changes faces; the figure shows it."""
+    small = [*tiny(config, "demo"), *settings("data", validation_subjects=4)]
+    settings_of_run, _ = parse("--config=configs/demo.py", "--workdir=run", *small)
+    main.run(settings_of_run, desk / "run")
+    words = shlex.split(command("sampling"))
+    picture = desk / words[-1].removeprefix("--figure=")
+    found, workdir = parse(*words[2:-1], *small)[0], desk / "run"
+    monkeypatch.setattr(sampling, "GRID", {"temperature": (0.5,), sampling.SAMPLES: (1, 2)})
+    monkeypatch.setattr(sampling, "_DRAWN", 2)
+
+    points = sampling.measure(found, workdir)
+    assert [(p.setting, p.value) for p in points] == [
+        *(("temperature", 0.5), ("temperature", 1.0)),
+        *((sampling.SAMPLES, 1), (sampling.SAMPLES, 2)),
+    ]
+    half, one, single, mean = (p.measures for p in points)
+    assert half["spread"].mean < one["spread"].mean == mean["spread"].mean
+    assert single["identity"] == one["identity"] != mean["identity"]
+    # The scores of test people stay, and those of validation people say so.
+    assert json.loads((workdir / "results.json").read_text()).get("split") is None
+    found.evaluate.update(split="validation", num_samples=1)
+    assert "these are validation people" in tables.markdown(evaluate.score(found, workdir))
+
+    sampling.figure(points, {"temperature": 1.0}, picture)
+    with Image.open(picture) as chart:
+        assert chart.width > 400 and len(set(chart.convert("L").tobytes())) > 50
+    table = sampling.text(points).splitlines()
+    assert table[2].startswith("| temperature 0.5 | ") and len(table) == 6
+
+    found.data.validation_subjects = 0
+    with pytest.raises(InputError, match="data.validation_subjects=0: settings are chosen on"):
+        sampling.measure(found, workdir)
+    found.evaluate.split = "all"
+    with pytest.raises(InputError, match="evaluate.split='all': it is unknown. Use test or val"):
+        evaluate.check(found, None)
 
 
 def test_synthesis(config, desk):

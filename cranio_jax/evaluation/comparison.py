@@ -23,7 +23,7 @@ from cranio_jax.metrics.estimates import Estimate, mean_interval
 from cranio_jax.metrics.registry import metric_of
 
 # These must be equal: results on different pictures, galleries or judges can't be compared.
-_ALIKE = ("data", "images", "subjects", "synthetic", "radiograph", "resizing")
+_ALIKE = ("data", "images", "subjects", "synthetic", "radiograph", "split", "resizing")
 
 # Values of each subject, by metric.
 Values = dict[str, Float[np.ndarray, "s"]]
@@ -105,6 +105,7 @@ def compare(
         subjects=first.subjects,
         synthetic=first.synthetic,
         radiograph=first.radiograph,
+        split=first.split,
         resizing=first.resizing,
         networks=networks,
         not_computed=first.not_computed,

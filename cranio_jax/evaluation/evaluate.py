@@ -27,7 +27,7 @@ from cranio_jax.evaluation.examples import (
     MeanOf,
     WithGenerated,
     count_synthetic,
-    read_test_examples,
+    read_examples,
     who_of,
     write_pictures,
 )
@@ -46,13 +46,23 @@ from cranio_jax.metrics.resampling import subject_means
 from cranio_jax.runs.provenance import provenance
 from cranio_jax.runs.state import restore
 
+SPLITS = ("test", "validation")
+
 
 def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
-    """Scores what the configuration names; writes and returns results.json.
+    """Scores what the configuration names as `score` does; writes and returns results.json."""
+    results = score(config, workdir)
+    if cluster.is_first():
+        write(workdir / "results.json", results)
+    return results
+
+
+def score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
+    """Scores what the configuration names.
 
     If `evaluate.generated` and `evaluate.reference` are set, these two folders of pictures are
     compared, in pairs or as sets. Otherwise the newest whole checkpoint in `workdir` is scored on
-    the test subjects:
+    the subjects of `evaluate.split`:
 
     - A generator's rows are one sample (the headline), the mean of `num_samples` samples, faces of
       shuffled X-rays if it reads X-rays, and the mean face.
@@ -74,20 +84,16 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
     sharding.padded_batch(c.batch_size, mesh, "evaluate.batch_size")
     if c.generated:
         reason = unpaired.why_unpaired(c)
-        results = _sets(config, mesh, reason) if reason else _folders(config, mesh)
-    elif config.data.builder == "cephalograms":
-        results = depths.score_published(config, workdir)
-    else:
-        score = {
-            "generator": _generator,
-            "embedder": _embedder,
-            "matcher": _matcher,
-            "outline": _outline,
-        }
-        results = score[method_class(config).kind](config, workdir)
-    if cluster.is_first():
-        write(workdir / "results.json", results)
-    return results
+        return _sets(config, mesh, reason) if reason else _folders(config, mesh)
+    if config.data.builder == "cephalograms":
+        return depths.score_published(config, workdir)
+    score_kind = {
+        "generator": _generator,
+        "embedder": _embedder,
+        "matcher": _matcher,
+        "outline": _outline,
+    }
+    return score_kind[method_class(config).kind](config, workdir)
 
 
 def check(config: ml_collections.ConfigDict, builder: Any) -> None:
@@ -96,21 +102,24 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
     `evaluate` would raise it after the training. No picture is decoded but one face, for
     its size.
     """
-    if config.evaluate.generated:
+    c = config.evaluate
+    if c.generated:
         return
+    if c.split not in SPLITS:
+        raise InputError(f"evaluate.split={c.split!r}: it is unknown. Use test or validation.")
     kind = method_class(config).kind
     if kind == "outline":
         data.check_masks(builder, "xray_mask", config.method.name)
         return
-    examples = read_test_examples(config, builder, images=())
+    examples = read_examples(config, builder, images=())
     who = who_of(examples)
     if kind != "embedder" and method_class(config).reads_xrays:
         shuffled_xrays([e | {"xray": None} for e in examples], config.seed)
     if kind != "generator":
         check_protocols(config, who)
         return
-    disturbances.check(config.evaluate.disturbances, config.evaluate.keep_faces)
-    _features(config, who, data.Examples(builder, "test", config, ("face",))[0]["face"].shape[:2])
+    disturbances.check(c.disturbances, c.keep_faces)
+    _features(config, who, data.Examples(builder, c.split, config, ("face",))[0]["face"].shape[:2])
     if config.data.cephalograms.manifest:
         depths.check(config)
     known = {view for view, *_ in data.Examples(builder, "train", config, ()).conditions()}
@@ -165,7 +174,7 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
     c = config.evaluate
     generator = generation.Generator(config, workdir, "evaluate")
     builder = data.make_builder(config.data)
-    examples = read_test_examples(config, builder)
+    examples = read_examples(config, builder)
     size = examples[0]["face"].shape[:2]
     features = _features(config, who_of(examples), size)
     reads_xrays = generator.method.reads_xrays
@@ -236,13 +245,14 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
         size=size,
         seconds_per_face=seconds,
         radiograph=c.radiograph,
+        split=c.split,
         **origin_of(generator.method, generator.step, builder, records),
     )
     means = [files for files in ready.values() if isinstance(files[0], MeanOf)]
     if means:
         samples = list(zip(*means[0], strict=True))
         found = reliability.score(config, features, generator.mesh, examples, samples, truth.rows)
-        results.reliability = {headline: found}
+        results.reliability = {headline: found} if found else {}
     results.groups = {headline: scores_by_group(config, examples, scored[headline].pairs)}
     write_pictures(workdir, generator.step, with_faces, list(ready), c.pictures)
     if config.data.cephalograms.manifest:
@@ -337,12 +347,12 @@ def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resul
     config.evaluate.weights = str(buckets.local_file(path))
     features = Features(config.evaluate.weights, crop)
     builder = data.make_builder(config.data)
-    examples = read_test_examples(config, builder)
+    examples = read_examples(config, builder)
     embed = embedding(features, mesh)
     vectors = data.collected(embed, examples, config.evaluate.batch_size, mesh, "embedding")
     truth = Scores({}, {name: vectors[name] for name in features.embedders}, {})
     origin = origin_of(method, step, builder, data.fingerprint(builder))
-    origin |= {"radiograph": config.evaluate.radiograph}
+    origin |= {"radiograph": config.evaluate.radiograph, "split": config.evaluate.split}
     return assemble(config, features, mesh, who_of(examples), truth, {}, "", **origin)
 
 
@@ -355,7 +365,7 @@ def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
     builder = data.make_builder(config.data)
     name = config.method.name
     size = config.evaluate.batch_size
-    examples = read_test_examples(config, builder)
+    examples = read_examples(config, builder)
     check_protocols(config, who_of(examples))
 
     # Embed X-rays and faces.
@@ -385,6 +395,7 @@ def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
         subjects=len(subjects),
         synthetic=count_synthetic(who_of(examples)),
         radiograph=config.evaluate.radiograph,
+        split=config.evaluate.split,
         networks={},
         not_computed={},
         resizing=RESIZING,
@@ -406,7 +417,7 @@ def _outline(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
     # Score it as Cranio-Diff uses it.
     builder = data.make_builder(config.data)
     data.check_masks(builder, "xray_mask", config.method.name)
-    examples = read_test_examples(config, builder, ("xray", "xray_mask"))
+    examples = read_examples(config, builder, ("xray", "xray_mask"))
     opened = pretrained.open_outline(buckets.local_file(path))
     dtype = jnp.dtype(config.compute_dtype)
     network = opened.network(dtype)
@@ -440,6 +451,7 @@ def _outline(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
         images=len(examples),
         subjects=len(set(subjects)),
         radiograph=config.evaluate.radiograph,
+        split=config.evaluate.split,
         networks={name: opened.sha256},
         not_computed={},
         resizing="X-rays are seen at the side that the network was trained with",

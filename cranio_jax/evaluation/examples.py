@@ -21,17 +21,19 @@ PHOTOGRAPH = "photograph"
 SYNTHETIC = "synthetic face"
 
 
-def read_test_examples(
+def read_examples(
     config: ml_collections.ConfigDict,
     builder: Any,
     images: tuple[str, ...] = ("xray", "face", "head_mask"),
 ) -> list[dict[str, Any]]:
-    """Returns the test examples, sorted by id, of the first `evaluate.max_subjects` subjects.
+    """Returns the examples of `evaluate.split`, sorted by id.
+
+    They are those of the first `evaluate.max_subjects` subjects.
 
     Their X-rays are varied as `evaluate.radiograph` says, each always in the same way. Heads stay
     in their place: a framing of their own, shared by X-ray and true face, would tell people apart.
     """
-    source = data.Examples(builder, "test", config, images)
+    source = data.Examples(builder, config.evaluate.split, config, images)
     examples = sorted((source[i] for i in range(len(source))), key=lambda e: e["id"])
     if limit := config.evaluate.max_subjects:
         subjects = sorted({e["subject"] for e in examples})[:limit]

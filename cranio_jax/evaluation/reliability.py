@@ -78,6 +78,8 @@ def score(
 ) -> dict[str, Reliability]:
     """Returns the reliability of pixels, and of identity by each embedder.
 
+    It is empty if samples are all the same: a method without noise claims nothing.
+
     Args:
       config: of the run.
       features: with the embedders.
@@ -99,6 +101,8 @@ def score(
         pixels = faces.reshape(len(files), -1, 3)[:, chosen] / 255.0
         parts.append(deviations(pixels, example["face"].reshape(-1, 3)[chosen] / 255.0))
     of_pixels = Deviations(*(np.stack(part) for part in zip(*parts, strict=True)))
+    if not of_pixels.variance.any():
+        return {}
     found = {PIXELS: summary(of_pixels, subjects, rounds, seed)}
 
     # Identity.

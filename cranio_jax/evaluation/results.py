@@ -136,6 +136,7 @@ class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
       subjects: how many people they show, if that is known.
       synthetic: with how many of them a face was compared that is itself synthetic.
       radiograph: how varied the X-rays were made, from 0 to 1.
+      split: whose faces were scored: 'test' or 'validation'.
       reference_images: how many real pictures they were compared with, as sets.
       unpaired: why pictures were compared as sets; empty if in pairs.
       networks: SHA-256 by feature network.
@@ -157,6 +158,7 @@ class Scored(msgspec.Struct, omit_defaults=True, kw_only=True):
     subjects: int | None = None
     synthetic: int = 0
     radiograph: float = 0.0
+    split: str = "test"
     reference_images: int | None = None
     unpaired: str = ""
     depths: Depths | None = None

@@ -279,6 +279,8 @@ def picture_notes(results: Scored) -> list[str]:
             f"{results.synthetic} of the {results.images} faces compared with are synthetic, "
             "not photographs"
         )
+    if results.split != "test":
+        notes.append(f"these are {results.split} people, on whom settings may be chosen")
     if results.radiograph:
         notes.append(f"X-rays were varied (evaluate.radiograph={results.radiograph:g})")
     notes.append(results.resizing)

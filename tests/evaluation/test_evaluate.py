@@ -11,7 +11,7 @@ from PIL import Image
 from cranio_jax import data, pretrained
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation import evaluate, generation
-from cranio_jax.evaluation.examples import read_test_examples
+from cranio_jax.evaluation.examples import read_examples
 from cranio_jax.files.pictures import PairedFolders, read_face
 from cranio_jax.jobs import export
 from cranio_jax.reporting import pages
@@ -100,9 +100,9 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
 def test_x_rays_of_test_people_are_varied_on_demand(config):
     """Each always in the same way. Heads stay where they are, or framing would tell them apart."""
     builder = data.make_builder(config.data)
-    plain = read_test_examples(config, builder)
+    plain = read_examples(config, builder)
     config.evaluate.radiograph = 1.0
-    varied, again = read_test_examples(config, builder), read_test_examples(config, builder)
+    varied, again = read_examples(config, builder), read_examples(config, builder)
     assert [e["id"] for e in varied] == [e["id"] for e in plain]
     for name in ("xray", "face", "head_mask"):
         assert all((a[name] == b[name]).all() for a, b in zip(varied, again, strict=True))
