@@ -11,13 +11,14 @@ from PIL import Image
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; }
-body { max-width: 74rem; margin: 2rem auto; padding: 0 1.2rem; }
+body { max-width: 82rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 .notice { background: #fff4de; border-left: 4px solid #d98a00; padding: .6rem .9rem; }
 table { border-collapse: collapse; }
 th, td { padding: .35rem .6rem; text-align: right; vertical-align: top; }
 th, td { border-bottom: 1px solid #dfe4ea; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+summary { cursor: pointer; padding: .3rem 0; }
 .interval { color: #66707d; font-size: .85em; white-space: nowrap; display: block; }
 .faces { display: grid; gap: .5rem; overflow-x: auto; }
 .faces figure, .curves figure { margin: 0; }

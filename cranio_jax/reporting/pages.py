@@ -96,7 +96,7 @@ is not itself a sample, and is not compared with single samples.</p>
 {pictures}
 {tables.web(results, "retrieval")}
 {tables.web(results, "groups")}
-{tables.web(results, "reliability", charts.reliability(results.reliability))}
+{tables.web(results, "reliability", more=charts.reliability(results.reliability))}
 {charts.all_match_curves(results.retrieval)}
 {_reconstructions(workdir / "reconstructions")}
 {training}
@@ -137,12 +137,13 @@ def study(
     people = f"{results.images} pictures of {results.subjects} people; seeds: {html.escape(seeds)}"
     body = f"""<p class=small>{people}</p>
 <p class=notice>{NOTICE}</p>
-{tables.web(results, "pictures")}
+{tables.web_table(tables.overview(results))}
 <h2>The same people by each method</h2>{_side_by_side(columns, captions)}
-{tables.web(results, "retrieval")}
+<h2>More</h2>
+{tables.web(results, "pictures", whole=False)}
+{tables.web(results, "retrieval", whole=False, more=charts.all_match_curves(results.retrieval))}
 {tables.web(results, "groups")}
-{tables.web(results, "reliability", charts.reliability(results.reliability))}
-{charts.all_match_curves(results.retrieval)}
+{tables.web(results, "reliability", more=charts.reliability(results.reliability))}
 <details><summary>During training: methods' losses are not comparable</summary>
 <div class=curves>{training}</div></details>"""
     heading = f"Faces from skull X-rays: {results.study}"
@@ -157,7 +158,8 @@ def _write(path: pathlib.Path, page: str) -> pathlib.Path:
 
 def _side_by_side(columns: Mapping[str, np.ndarray], captions: Sequence[str]) -> str:
     """Returns rows of pictures, a column for each kind, each row under its caption."""
-    grid = f"grid-template-columns:repeat({len(columns)},minmax(6rem,1fr))"
+    # More columns than fit are wrapped, so that one sees something.
+    grid = f"grid-template-columns:repeat({min(len(columns), 6)},minmax(6rem,1fr))"
     parts = []
     for i, caption in enumerate(captions):
         figures = ""

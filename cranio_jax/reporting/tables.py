@@ -18,8 +18,10 @@ from cranio_jax.files.atomic import whole_file
 from cranio_jax.metrics.estimates import Estimate
 from cranio_jax.metrics.registry import metric_of, place_of, title_of
 
-# Headings of parts that pages fold away.
+# What parts are called where pages fold them away.
 _FOLDED = {
+    "pictures": "All metrics of pictures, differences and costs",
+    "retrieval": "Retrieval by each protocol",
     "groups": "By view, sex, age, weight and skin tone",
     "reliability": "Spread of the samples against their error",
 }
@@ -163,6 +165,38 @@ def _groups(groups: Mapping[str, Groups]) -> list[Table]:
         )
         for attribute, of_attribute in rows.items()
     ]
+
+
+def overview(results: Scored) -> Table:
+    """Returns what one reads first: recall@1 and the main metrics, a row for each method.
+
+    Recall is that of the first protocol, by each embedder.
+    """
+    columns: dict[str, dict[str, Cell]] = {}
+    chances = []
+    for embedder, protocols in results.retrieval.items():
+        name, protocol = next(iter(protocols.items()))
+        title = f"recall@1, {embedder.rpartition('/')[-1]}\u00a0↑"
+        rows = {row: m["recall@1"] for row, m in protocol.rows.items() if "recall@1" in m}
+        columns[title] = {row: cell(estimate, 3) for row, estimate in rows.items()}
+        if protocol.chance and "recall@1" in protocol.chance:
+            chances.append(f"chance of recall@1 ({name}): {protocol.chance['recall@1']:.3f}")
+    mains = {
+        row: {key: m for key, m in metrics.items() if metric_of(key).main and "/head" not in key}
+        for row, metrics in results.rows.items()
+    }
+    head, rows_of_pictures = _columns(mains, signed=False)
+    for place, title in enumerate(head):
+        columns[title] = {row: cells[place] for row, cells in rows_of_pictures}
+    # Methods in their order, then the controls.
+    shown = (name for column in columns.values() for name in column)
+    names = dict.fromkeys([*(results.costs or ()), *shown])
+    return Table(
+        f"Overview: {counted(results)}",
+        list(columns),
+        [(name, [column.get(name, Cell()) for column in columns.values()]) for name in names],
+        ["95 % intervals over people; budgets are under costs", *dict.fromkeys(chances)],
+    )
 
 
 def _depths(results: Scored) -> list[Table]:
@@ -369,21 +403,23 @@ def latex(results: Scored) -> str:
     return "\n".join(parts)
 
 
-def web(results: Scored, part: str, more: str = "") -> str:
+def web(results: Scored, part: str, *, more: str = "", whole: bool = True) -> str:
     """Returns HTML of the tables of a part, each with a heading and its notes.
 
-    Tables that are not main are folded away, with `more` behind them.
+    Tables that are not main are folded away, with `more` behind them. All are if not `whole`.
     """
-    summary = _FOLDED.get(part, "Other protocols")
-    shown = [_web_table(t) for t in tables(results) if t.part == part and t.main]
-    folded = [_web_table(t) for t in tables(results) if t.part == part and not t.main]
+    of_part = [table for table in tables(results) if table.part == part]
+    shown = [web_table(table) for table in of_part if table.main and whole]
+    folded = [web_table(table) for table in of_part if not (table.main and whole)]
     if not folded:
         return "".join(shown)
+    summary = "Other protocols" if shown else _FOLDED[part]
     folded_away = f"<details><summary>{summary}</summary>{''.join(folded)}{more}</details>"
     return f"{''.join(shown)}{folded_away}"
 
 
-def _web_table(table: Table) -> str:
+def web_table(table: Table) -> str:
+    """Returns HTML of a table, with its heading and its notes."""
     # Names of networks are long, and may be broken after an underscore.
     titles = (html.escape(words).replace("_", "_<wbr>") for words in ["", *table.head])
     head = "".join(f"<th>{title}</th>" for title in titles)

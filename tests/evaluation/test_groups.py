@@ -81,6 +81,30 @@ def test_faces_are_in_their_groups(settings):
     assert scores_by_group(settings, few, {"psnr": np.zeros(len(few))}) == {}
 
 
+def test_one_table_comes_first():
+    """Methods in the study's order, also those that make no picture; then the controls."""
+    runs = {
+        "matcher": [results("matcher", None, np.ones(6), judge="matcher")],
+        "ours": [results("ours", np.arange(6) + 20.0, np.ones(6))],
+    }
+    runs["matcher"][0].retrieval["matcher"]["same/all"].by_subject = {
+        "matcher": {"recall@1": [0.5] * 6}
+    }
+    merged = compare(runs, "ours", (), rounds=50)
+    merged.costs = {"matcher": {}, "ours": {}}
+    table = tables.overview(merged)
+    assert table.head == ["recall@1, judge\u00a0↑", "PSNR (dB)\u00a0↑"]
+    assert [name for name, _ in table.rows][:2] == ["matcher", "ours"]
+    rows = {name: [c.value for c in cells] for name, cells in table.rows}
+    assert rows["matcher"] == ["0.500", ""] and rows["ours"] == ["1.000", "22.50"]
+    assert rows["mean face"] == ["", "21.50"]
+    assert "chance of recall@1 (same/all): 0.200" in table.notes
+    # The rest is folded away where the overview is shown.
+    folded = tables.web(merged, "pictures", whole=False)
+    assert folded.startswith("<details><summary>All metrics of pictures") and "PSNR" in folded
+    assert tables.web(merged, "pictures").startswith("<h2>Pictures")
+
+
 def test_seeds_are_averaged_in_each_group(settings):
     examples = examples_of(10)
     runs = {"ours": [results("ours", np.zeros(6), np.ones(6)) for _ in range(2)]}
