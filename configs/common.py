@@ -216,7 +216,7 @@ def get_config() -> ml_collections.ConfigDict:
         num_samples=4,  # faces generated of each test example
         keep_faces=True,  # write generated faces to WORKDIR/faces, and reuse those that are there
         split="test",  # whose faces are scored: 'test', or 'validation' to choose settings
-        max_subjects=0,  # evaluate this many test subjects only; 0: all
+        max_subjects=0,  # evaluate this many subjects only; 0: all
         # How varied the test people's X-rays are made, as by augment.radiograph: 0 as they are, 1
         # as real ones. Heads stay where they are.
         radiograph=0.0,

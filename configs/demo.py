@@ -43,7 +43,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         prompt_dropout=0.1,  # probability of an empty prompt in training
         timesteps="uniform",  # that are trained on, or 'cubic': mostly those of much noise
         outline_weight=0.0,  # how much more latents at the head's outline count in the loss
-        true_outline=0.0,  # probability that training shows the true outline, not the one found
+        # Probability that training shows the true outline, not the one found. With
+        # augment.radiograph, X-rays then show thin soft tissue too, as for the outline network.
+        true_outline=0.0,
         # Weight of each timestep: 'none', 'epsilon', 'v_prediction', 'sample' or 'min_snr'.
         loss_weight="none",
         min_snr_gamma=5.0,  # for loss_weight='min_snr'

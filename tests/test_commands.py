@@ -383,9 +383,6 @@ def test_sampling(config, desk, quick_steps, monkeypatch):
     found.data.validation_subjects = 0
     with pytest.raises(InputError, match="data.validation_subjects=0: settings are chosen on"):
         sampling.measure(found, workdir)
-    found.evaluate.split = "all"
-    with pytest.raises(InputError, match="evaluate.split='all': it is unknown. Use test or val"):
-        evaluate.check(found, None)
 
 
 def test_synthesis(config, desk):

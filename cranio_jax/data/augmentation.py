@@ -87,12 +87,12 @@ def move(
 ) -> dict[str, Any]:
     """Flips, turns, bends and moves the (square) X-ray, face and landmarks of an example alike.
 
-    Masks move with them. Fields that the example lacks are skipped. Flip and
-    rotation are the paper's. The bend is ours: it makes a new person from an X-ray and a face, so
-    that few people suffice. It is left out where the two have different views, since they are not
-    in register then. So is `skin`, which needs a mask: by the bend alone, bone tells how
-    thick soft tissue is, and nobody looks at the tissue itself. `radiograph` is ours too: it frames
-    both as X-rays are framed, and tilts them further.
+    Masks move with them. Fields that the example lacks are skipped. Flip and rotation are the
+    paper's; the others are ours. The bend makes a new person from an X-ray and a face, so that few
+    people suffice. It is left out where the two have different views, since they are not in
+    register then. So is `skin`, which needs the face's mask, or else the X-ray's: by the bend
+    alone, bone tells how thick soft tissue is, and nobody looks at the tissue itself. `radiograph`
+    frames both as X-rays are framed, and tilts them further.
     """
     names = ("xray", "face", *_MASKS)
     images = {name: example[name] for name in names if name in example}

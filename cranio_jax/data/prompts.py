@@ -52,6 +52,9 @@ def check_profile(view: str, sex: str, age: float, bmi_change: float) -> None:
         raise InputError(f"bmi_change={bmi_change:g} is outside -60 to 200 percent")
 
 
+PROFILE = 4  # numbers of a profile
+
+
 def profile_numbers(view: str, sex: str, age: float, bmi_change: float) -> Float[np.ndarray, "4"]:
     """Returns view, sex, age and change of BMI as numbers, for networks that read no prompt.
 

@@ -1,13 +1,14 @@
 """Comparison of methods: means over seeds, intervals over subjects, paired differences."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.controls import MEAN_FACE, SHUFFLED
-from cranio_jax.evaluation.disturbances import ROW as DISTURBED
+from cranio_jax.evaluation.disturbances import PREFIX as DISTURBED
 from cranio_jax.evaluation.results import (
     Comparison,
     Group,
@@ -68,9 +69,8 @@ def compare(
     rows: Rows = {}
     row_names = {name: (name, _first_row(results[0])) for name, results in generators.items()}
     if headline in generators:
-        row_names[f"{headline}, {SHUFFLED}"] = (headline, SHUFFLED)
-        harmed = (row for row in generators[headline][0].rows if row.startswith(DISTURBED))
-        row_names |= {f"{headline}, {row}": (headline, row) for row in harmed}
+        controls = _controls([one.rows for one in generators[headline]])
+        row_names |= {f"{headline}, {row}": (headline, row) for row in controls}
         row_names[MEAN_FACE] = (headline, MEAN_FACE)
     for title, (name, row) in row_names.items():
         values[title], of_sets = _merged(generators[name], row)
@@ -135,6 +135,7 @@ def _merged_reliability(seeds: Sequence[Mapping[str, Reliability]]) -> dict[str,
             points=[tuple(p) for p in np.mean([one.points for one in each], 0).tolist()],
             ratio=ratio,
             correlation=float(np.mean([one.correlation for one in each])),
+            spread=float(np.mean([one.spread for one in each])),
         )
     return merged
 
@@ -168,6 +169,12 @@ def _embedders(runs: Mapping[str, Sequence[Results]]) -> list[str]:
     """Returns the embedders that judge identity, in the order in which results name them."""
     names = (name for results in runs.values() for one in results for name in one.retrieval)
     return list(dict.fromkeys(names))
+
+
+def _controls(seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the rows of shuffled and of bad X-rays that all seeds have; each holds its rows."""
+    rows = (row for row in seeds[0] if row == SHUFFLED or row.startswith(DISTURBED))
+    return [row for row in rows if all(row in one for one in seeds)]
 
 
 def _first_row(results: Results) -> str:
@@ -235,7 +242,8 @@ def _retrieval(
             parts = [one.retrieval[judge][protocol] for one in results]
             row_names = {name: _first_row(results[0]) if results[0].rows else name}
             if name == headline:
-                row_names[f"{name}, {SHUFFLED}"] = SHUFFLED
+                controls = _controls([one.rows for one in parts])
+                row_names |= {f"{name}, {row}": row for row in controls}
             for title, row in row_names.items():
                 each = [(one.by_subject or {})[row] for one in parts]
                 of_protocol[title] = {
@@ -260,10 +268,14 @@ def _retrieval(
 def _differences(
     values: Mapping[str, Values], headline: str, baselines: Sequence[str], interval: Interval
 ) -> tuple[Rows, dict[str, str]]:
-    """Returns the headline minus each baseline and minus the best one, and which one that is."""
+    """Returns the headline minus each baseline and minus the best one, and which one that is.
+
+    Its faces from bad X-rays are subtracted too, but are no baselines.
+    """
     differences: Rows = {}
     present = [name for name in baselines if name in values]
-    for name in present:
+    of_bad_xrays = [name for name in values if name.startswith(f"{headline}, {DISTURBED}")]
+    for name in (*present, *of_bad_xrays):
         differences[f"{headline} minus {name}"] = {
             metric: interval(v - values[name][metric]) for metric, v in values[headline].items()
         }

@@ -1,7 +1,7 @@
-"""X-rays as a careless examiner might hand them in: rotated, blurred, cropped or underexposed.
+"""Bad X-rays: rotated, blurred, cropped or underexposed.
 
-Each is as strong as is still common, and always the same, so that runs can be compared. The true
-face stays where it is. `evaluate.radiograph` varies X-rays at random.
+Each change is one that occurs in practice, and always the same, so that runs can be compared. The
+true face stays where it is. `evaluate.radiograph` varies X-rays at random.
 """
 
 import zlib
@@ -15,12 +15,14 @@ from jaxtyping import UInt8
 from cranio_jax.errors import InputError
 
 Xray = UInt8[np.ndarray, "h w 1"]
-ROW = "X-rays "  # begins the names of rows
+PREFIX = "X-rays "  # of the names of rows
+_VERSION = 1  # rises when a change changes X-rays in another way
 
 _DEGREES = 10.0
 _BLUR = 0.015  # standard deviation, as a fraction of the side
 _EDGE = 0.1  # width of each edge that the film does not show, as a fraction of the side
-_CONTRAST, _NOISE = 0.4, 0.06  # of few photons: what is left, and a standard deviation of 1
+# Of an underexposed X-ray: the contrast that is left, and the noise's standard deviation, of 1.
+_CONTRAST, _NOISE = 0.4, 0.06
 
 
 def _rotated(xray: Xray) -> Xray:
@@ -65,6 +67,16 @@ def check(names: Iterable[str], keeps_faces: bool) -> None:
             )
         if not keeps_faces:
             raise InputError("evaluate.disturbances: it needs evaluate.keep_faces=True. Set it.")
+
+
+def row_of(name: str) -> str:
+    """Returns the name of a disturbance's row."""
+    return PREFIX + name
+
+
+def folder_of(name: str) -> str:
+    """Returns the name of the folder for a disturbance's faces."""
+    return f"{name}_{_VERSION}"
 
 
 def disturbed(examples: Iterable[dict[str, Any]], name: str) -> list[dict[str, Any]]:

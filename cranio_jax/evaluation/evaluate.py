@@ -46,8 +46,6 @@ from cranio_jax.metrics.resampling import subject_means
 from cranio_jax.runs.provenance import provenance
 from cranio_jax.runs.state import restore
 
-SPLITS = ("test", "validation")
-
 
 def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
     """Scores what the configuration names as `score` does; writes and returns results.json."""
@@ -58,7 +56,9 @@ def evaluate(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
 
 
 def score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
-    """Scores what the configuration names.
+    """Scores what the configuration names, and writes no results.
+
+    It writes faces, pictures of some of them, and the file of an embedder or outline network.
 
     If `evaluate.generated` and `evaluate.reference` are set, these two folders of pictures are
     compared, in pairs or as sets. Otherwise the newest whole checkpoint in `workdir` is scored on
@@ -87,13 +87,13 @@ def score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
         return _sets(config, mesh, reason) if reason else _folders(config, mesh)
     if config.data.builder == "cephalograms":
         return depths.score_published(config, workdir)
-    score_kind = {
+    scorers = {
         "generator": _generator,
         "embedder": _embedder,
         "matcher": _matcher,
         "outline": _outline,
     }
-    return score_kind[method_class(config).kind](config, workdir)
+    return scorers[method_class(config).kind](config, workdir)
 
 
 def check(config: ml_collections.ConfigDict, builder: Any) -> None:
@@ -105,8 +105,6 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
     c = config.evaluate
     if c.generated:
         return
-    if c.split not in SPLITS:
-        raise InputError(f"evaluate.split={c.split!r}: it is unknown. Use test or validation.")
     kind = method_class(config).kind
     if kind == "outline":
         data.check_masks(builder, "xray_mask", config.method.name)
@@ -118,7 +116,6 @@ def check(config: ml_collections.ConfigDict, builder: Any) -> None:
     if kind != "generator":
         check_protocols(config, who)
         return
-    disturbances.check(c.disturbances, c.keep_faces)
     _features(config, who, data.Examples(builder, c.split, config, ("face",))[0]["face"].shape[:2])
     if config.data.cephalograms.manifest:
         depths.check(config)
@@ -170,7 +167,7 @@ def _features(
 
 
 def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
-    """Scores a generator's newest whole checkpoint on the test subjects."""
+    """Scores a generator's newest whole checkpoint on the subjects of `evaluate.split`."""
     c = config.evaluate
     generator = generation.Generator(config, workdir, "evaluate")
     builder = data.make_builder(config.data)
@@ -180,19 +177,29 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
     reads_xrays = generator.method.reads_xrays
     others = shuffled_xrays(examples, config.seed) if reads_xrays else None
     controls = (MEAN_FACE, SHUFFLED) if reads_xrays else (MEAN_FACE,)
-    harmed = tuple(c.disturbances) if reads_xrays else ()
+    disturbed_rows = {disturbances.row_of(n): n for n in c.disturbances} if reads_xrays else {}
     records = data.fingerprint(builder)
     headline = config.method.name
 
     # Faces: kept as files, or generated in the step that scores them.
     ready: dict[str, Sequence[Any]] = {}
+    samples: list[list[pathlib.Path]] = []
     seconds = None
     if c.keep_faces:
         folder = generator.folder(workdir, records)
-        ready = _kept_faces(generator, folder, examples, others, headline, c.num_samples)
-        for name in harmed:
-            ready[disturbances.ROW + name] = generator.generate_missing(
-                folder / name, disturbances.disturbed(examples, name), 0, f"faces of {name} X-rays"
+        samples = [
+            generator.generate_missing(
+                folder / f"sample_{k}", examples, k, f"faces, sample {k + 1} of {c.num_samples}"
+            )
+            for k in range(c.num_samples)
+        ]
+        ready = _kept_faces(generator, folder, examples, others, headline, samples)
+        for row, name in disturbed_rows.items():
+            ready[row] = generator.generate_missing(
+                folder / disturbances.folder_of(name),
+                disturbances.disturbed(examples, name),
+                0,
+                f"faces of {name} X-rays",
             )
         timed = folder / "sample_0_seconds.json"
         if timed.exists():
@@ -241,18 +248,20 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
         truth,
         scored,
         headline,
-        controls=(*controls, *(disturbances.ROW + name for name in harmed)),
+        controls=(*controls, *disturbed_rows),
         size=size,
         seconds_per_face=seconds,
         radiograph=c.radiograph,
         split=c.split,
         **origin_of(generator.method, generator.step, builder, records),
     )
-    means = [files for files in ready.values() if isinstance(files[0], MeanOf)]
-    if means:
-        samples = list(zip(*means[0], strict=True))
-        found = reliability.score(config, features, generator.mesh, examples, samples, truth.rows)
-        results.reliability = {headline: found} if found else {}
+    # Who is drawn well, and whether the samples' spread says so.
+    if len(samples) > 1:
+        vectors = reliability.Vectors(truth.rows, scored[headline].rows)
+        reliable = reliability.score(
+            config, examples, samples, vectors, embed=embedding(features, generator.mesh)
+        )
+        results.reliability = {headline: reliable} if reliable else {}
     results.groups = {headline: scores_by_group(config, examples, scored[headline].pairs)}
     write_pictures(workdir, generator.step, with_faces, list(ready), c.pictures)
     if config.data.cephalograms.manifest:
@@ -266,22 +275,16 @@ def _kept_faces(
     examples: Sequence[dict[str, Any]],
     others: Sequence[dict[str, Any]] | None,
     headline: str,
-    num_samples: int,
+    samples: Sequence[Sequence[pathlib.Path]],
 ) -> dict[str, Sequence[Any]]:
-    """Returns files of the headline's samples and of faces from shuffled X-rays, by row.
+    """Returns files of the headline's samples, their means, and of shuffled X-rays, by row.
 
     Without `others`, the examples with another person's X-ray, there are no such faces.
     """
-    samples = [
-        generator.generate_missing(
-            folder / f"sample_{draw}", examples, draw, f"faces, sample {draw + 1} of {num_samples}"
-        )
-        for draw in range(num_samples)
-    ]
     rows: dict[str, Sequence[Any]] = {headline: samples[0]}
-    if num_samples > 1:
+    if len(samples) > 1:
         means = [MeanOf(files) for files in zip(*samples, strict=True)]
-        rows[f"{headline}, mean of {num_samples} samples"] = means
+        rows[f"{headline}, mean of {len(samples)} samples"] = means
     if others is None:
         return rows
     # Which X-ray each person got is in the folder's name.
@@ -330,7 +333,7 @@ def _sets(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, reason: st
 
 
 def _embedder(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
-    """Writes embedder.safetensors, and scores that file on the real faces of the test subjects."""
+    """Writes embedder.safetensors, and scores that file on the real faces of `evaluate.split`."""
     # Write the file.
     method, mesh, state, _, step = restore(config, workdir)
     path = workdir / "embedder.safetensors"
@@ -405,7 +408,7 @@ def _matcher(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
 
 
 def _outline(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Results:
-    """Writes outline.safetensors, and scores that file on the X-rays of the test subjects."""
+    """Writes outline.safetensors, and scores that file on the X-rays of `evaluate.split`."""
     # Write the file.
     method, mesh, state, _, step = restore(config, workdir)
     path = workdir / pretrained.OUTLINE
@@ -423,11 +426,11 @@ def _outline(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Result
     network = opened.network(dtype)
     placed = opened.load(network, mesh, dtype)
 
-    def score(params: Any, batch: Batch) -> dict[str, jax.Array]:
+    def overlaps(params: Any, batch: Batch) -> dict[str, jax.Array]:
         predicted = network.bind(params)(batch["xray"]) > 0
         return {IOU.name: overlap(predicted, batch["xray_mask"] > 0)}
 
-    jitted = jax.jit(score, out_shardings=sharding.replicated(mesh))
+    jitted = jax.jit(overlaps, out_shardings=sharding.replicated(mesh))
     scores = data.collected(
         lambda batch: jitted(placed, batch),
         examples,

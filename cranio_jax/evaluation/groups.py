@@ -72,7 +72,7 @@ def _labels(
     tones = _tones(examples, crop)
     banded: dict[str, tuple[Any, Callable[[Mapping[str, Any]], float]]] = {
         "age": (_AGES, lambda example: example["age"]),
-        "BMI": (_WEIGHTS, lambda example: example["bmi_change"]),
+        "change of BMI": (_WEIGHTS, lambda example: example["bmi_change"]),
         "skin tone": (_TONES, lambda example: tones[example["subject"]]),
     }
     labels: dict[str, tuple[Sequence[str], list[str]]] = {
@@ -102,14 +102,18 @@ def _tones(
         if example["face_view"] == "frontal":
             rows, columns = alignment.crop_box(crop, *example["face"].shape[:2])
             found[example["subject"]].append(typology_angle(example["face"][rows, columns]))
-    return {name: float(np.median(angles)) if angles else np.nan for name, angles in found.items()}
+    known = {name: [a for a in angles if np.isfinite(a)] for name, angles in found.items()}
+    return {name: float(np.median(angles)) if angles else np.nan for name, angles in known.items()}
 
 
 def typology_angle(skin: UInt8[np.ndarray, "h w 3"]) -> float:
     """Returns the individual typology angle of the median colour, in degrees from -90 to 90.
 
-    It is the arctangent of (L* - 50) / b* (Chardon et al. 1991): large for light skin.
+    It is the arctangent of (L* - 50) / b* (Chardon et al. 1991): large for light skin. NaN if the
+    colour is bluish, which skin is not.
     """
     lab = cv2.cvtColor(skin.astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB)
     lightness, _, blue_to_yellow = np.median(lab, (0, 1))
-    return float(np.degrees(np.arctan2(lightness - 50.0, blue_to_yellow)))
+    if blue_to_yellow <= 0.0:
+        return float("nan")
+    return float(np.degrees(np.arctan((lightness - 50.0) / blue_to_yellow)))

@@ -6,7 +6,8 @@ variance (Fortin et al. 2014, for ensembles of weather forecasts).
 """
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -16,107 +17,143 @@ from jaxtyping import Float
 from scipy import stats
 
 from cranio_jax import data
-from cranio_jax.evaluation.assembly import embedding
+from cranio_jax.distributed import sharding
 from cranio_jax.evaluation.results import Reliability
 from cranio_jax.files.pictures import read_face
+from cranio_jax.methods import Batch
 from cranio_jax.metrics.estimates import Estimate
-from cranio_jax.metrics.features import Features
 from cranio_jax.metrics.resampling import bootstrap_ratio, subject_means
 
 PIXELS = "pixels"
 _BINS = 10
 _PIXELS_OF_FACE = 2_000  # that are drawn of each face
+_READERS = 8  # threads
 
 
 class Deviations(NamedTuple):
-    """Variance and squared error of things that were sampled, each summed over channels.
+    """Expected and true squared errors of a mean of samples, each summed over channels.
 
     Attributes:
-      variance: of n samples, times 1 + 1/n; what an honest model's squared error is in the mean.
+      expected: the variance of n samples, times 1 + 1/n.
       error: the squared distance of the samples' mean to the truth.
+      samples: n.
     """
 
-    variance: Float[np.ndarray, "*things"]
-    error: Float[np.ndarray, "*things"]
+    expected: Float[np.ndarray, "*places"]
+    error: Float[np.ndarray, "*places"]
+    samples: int
+
+
+class Vectors(NamedTuple):
+    """Vectors that are known already, by embedder: of true faces and of the first sample."""
+
+    truth: Mapping[str, Float[np.ndarray, "n _"]]
+    first: Mapping[str, Float[np.ndarray, "n _"]]
 
 
 def deviations(
-    samples: Float[np.ndarray, "n *things c"], truth: Float[np.ndarray, "*things c"]
+    samples: Float[np.ndarray, "n *places c"], truth: Float[np.ndarray, "*places c"]
 ) -> Deviations:
     """Returns the deviations of at least two samples."""
     count = len(samples)
-    variance = samples.var(0, ddof=1).sum(-1) * (1.0 + 1.0 / count)
-    return Deviations(variance, ((samples.mean(0) - truth) ** 2).sum(-1))
+    expected = samples.var(0, ddof=1).sum(-1) * (1.0 + 1.0 / count)
+    return Deviations(expected, ((samples.mean(0) - truth) ** 2).sum(-1), count)
 
 
-def summary(found: Deviations, subjects: Sequence[str], rounds: int, seed: int) -> Reliability:
-    """Returns what deviations of `(examples, things)` say; `subjects` has one for each example."""
-    variance, error = (np.asarray(a, np.float64).reshape(len(subjects), -1) for a in found)
-    # Bins of equally many things, from certain to uncertain.
-    order = np.argsort(variance, axis=None)
+def summary(
+    deviations: Deviations, subjects: Sequence[str], *, rounds: int, seed: int
+) -> Reliability:
+    """Returns what deviations of shape `(examples, places)` say.
+
+    Args:
+      deviations: of pixels, or of one vector for each example.
+      subjects: of each example.
+      rounds: of the bootstrap.
+      seed: of the bootstrap.
+    """
+    expected = np.asarray(deviations.expected, np.float64).reshape(len(subjects), -1)
+    error = np.asarray(deviations.error, np.float64).reshape(len(subjects), -1)
+
+    # Tenths of equally many places, from certain to uncertain.
+    order = np.argsort(expected, axis=None)
     points = [
-        (float(np.sqrt(variance.flat[part].mean())), float(np.sqrt(error.flat[part].mean())))
+        (float(np.sqrt(expected.flat[part].mean())), float(np.sqrt(error.flat[part].mean())))
         for part in np.array_split(order, min(_BINS, len(order)))
     ]
-    over, under = (subject_means(a.mean(1), subjects) for a in (error, variance))
+
+    over, under = (subject_means(values.mean(1), subjects) for values in (error, expected))
     ratio, low, high = np.sqrt(bootstrap_ratio(over, under, rounds, seed))
-    rank = stats.spearmanr(variance, error, axis=None).statistic
     return Reliability(
         points=points,
         ratio=Estimate(mean=float(ratio), low=float(low), high=float(high)),
-        correlation=float(rank),
+        correlation=float(stats.spearmanr(expected, error, axis=None).statistic),
+        spread=float(np.sqrt(expected.mean() / (1.0 + 1.0 / deviations.samples))),
     )
 
 
 def score(
     config: ml_collections.ConfigDict,
-    features: Features,
-    mesh: jax.sharding.Mesh,
     examples: Sequence[dict[str, Any]],
     samples: Sequence[Sequence[pathlib.Path]],
-    vectors: Mapping[str, Float[np.ndarray, "n _"]],
+    vectors: Vectors,
+    embed: Callable[[Batch], dict[str, jax.Array]],
 ) -> dict[str, Reliability]:
-    """Returns the reliability of pixels, and of identity by each embedder.
+    """Returns the reliability of pixels of the head, and of identity by each embedder.
 
-    It is empty if samples are all the same: a method without noise claims nothing.
+    Without masks of heads, all pixels count. The result is empty if the samples are all the same:
+    a method without noise claims nothing.
 
     Args:
       config: of the run.
-      features: with the embedders.
-      mesh: to embed faces on.
       examples: with the true faces.
       samples: files of faces, by sample and example.
-      vectors: of the true faces, by embedder.
+      vectors: of the true faces, and of the first sample.
+      embed: the jitted function from a batch to vectors of its faces, by embedder.
     """
     subjects = [example["subject"] for example in examples]
-    rounds, seed = config.evaluate.bootstrap, config.seed
-
-    # Pixels of the head, or of all of the picture.
-    rng = np.random.default_rng(seed)
-    parts = []
-    for example, files in zip(examples, zip(*samples, strict=True), strict=True):
-        inside = example.get("head_mask", np.ones_like(example["face"][..., :1]))[..., 0] > 0
-        chosen = rng.choice(np.flatnonzero(inside), _PIXELS_OF_FACE)
-        faces = np.stack([read_face(file) for file in files])
-        pixels = faces.reshape(len(files), -1, 3)[:, chosen] / 255.0
-        parts.append(deviations(pixels, example["face"].reshape(-1, 3)[chosen] / 255.0))
-    of_pixels = Deviations(*(np.stack(part) for part in zip(*parts, strict=True)))
-    if not of_pixels.variance.any():
+    bootstrap = dict(rounds=config.evaluate.bootstrap, seed=config.seed)
+    pixels = _of_pixels(examples, samples, config.seed)
+    if pixels is None:
         return {}
-    found = {PIXELS: summary(of_pixels, subjects, rounds, seed)}
+    reliability = {PIXELS: summary(pixels, subjects, **bootstrap)}
+    if not vectors.truth:
+        return reliability
 
     # Identity.
-    if features.embedders:
-        embed = embedding(features, mesh)
-        size = config.evaluate.batch_size
-        each = [
-            data.collected(embed, _Faces(files), size, mesh, f"embedding sample {number}")
-            for number, files in enumerate(samples, 1)
-        ]
-        for name in features.embedders:
-            of_faces = deviations(np.stack([one[name] for one in each]), vectors[name])
-            found[f"identity/{name}"] = summary(of_faces, subjects, rounds, seed)
-    return found
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    size = config.evaluate.batch_size
+    each: list[Mapping[str, np.ndarray]] = [vectors.first]
+    for number, files in enumerate(samples[1:], 2):
+        each.append(data.collected(embed, _Faces(files), size, mesh, f"embedding sample {number}"))
+    for name, truth in vectors.truth.items():
+        identity = deviations(np.stack([one[name] for one in each]), truth)
+        reliability[name] = summary(identity, subjects, **bootstrap)
+    return reliability
+
+
+def _of_pixels(
+    examples: Sequence[dict[str, Any]], samples: Sequence[Sequence[pathlib.Path]], seed: int
+) -> Deviations | None:
+    """Returns the deviations of pixels drawn from each head; None if all samples are the same."""
+    rng = np.random.default_rng(seed)
+    differ = False
+    expected, error = [], []
+    with futures.ThreadPoolExecutor(_READERS) as readers:
+        for example, files in zip(examples, zip(*samples, strict=True), strict=True):
+            truth = example["face"]
+            inside = np.flatnonzero(example.get("head_mask", np.ones_like(truth[..., 0])))
+            if not inside.size:  # an empty mask
+                inside = np.arange(truth[..., 0].size)
+            drawn = rng.choice(inside, _PIXELS_OF_FACE)
+            faces = np.stack(list(readers.map(read_face, files)))
+            differ = differ or bool((faces != faces[:1]).any())
+            of_face = deviations(
+                faces.reshape(len(files), -1, 3)[:, drawn] / 255.0,
+                truth.reshape(-1, 3)[drawn] / 255.0,
+            )
+            expected.append(of_face.expected)
+            error.append(of_face.error)
+    return Deviations(np.stack(expected), np.stack(error), len(samples)) if differ else None
 
 
 class _Faces:

@@ -106,16 +106,18 @@ class Reliability(msgspec.Struct):
     """Whether samples are more alike where they are nearer to the truth.
 
     Attributes:
-      points: `(expected, found)` error of tenths of the things, from those that samples agree
-        about to those that they do not; roots of mean squares.
-      ratio: of the found error to the expected one: 1 for an honest model, more for one that is
+      points: expected and true error of each tenth of the pixels or faces, from where samples agree
+        to where they do not; roots of mean squares.
+      ratio: of the true error to the expected one: 1 for an honest model, more for one that is
         too sure.
-      correlation: of expected and found errors, by rank.
+      correlation: of expected and true errors, by rank.
+      spread: the standard deviation of samples, of 1 for pixels.
     """
 
     points: list[tuple[float, float]]
     ratio: Estimate
     correlation: float
+    spread: float
 
 
 class Records(msgspec.Struct):

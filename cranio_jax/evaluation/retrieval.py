@@ -14,6 +14,7 @@ from numpy import ndarray as Array
 from cranio_jax import data
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.controls import SHUFFLED
+from cranio_jax.evaluation.examples import read_examples
 from cranio_jax.evaluation.results import Retrieval
 from cranio_jax.methods import Batch
 from cranio_jax.metrics import retrieval as r
@@ -45,10 +46,20 @@ def distractor_faces(
     examples = data.Examples(data.make_builder(settings.data), d.split, settings, images=("face",))
     vectors = data.collected(embed, examples, config.evaluate.batch_size, mesh, "distractors")
     who = [(e["subject"], e["face_view"]) for e in (examples[i] for i in range(len(examples)))]
-    subjects, views = zip(*who, strict=True)
+    # In the run's own records, validation people may be the queries.
+    own = data.records_name(settings.data) == data.records_name(config.data)
+    queries = set(_subjects(config)) if own else set()
+    kept = [place for place, (subject, _) in enumerate(who) if subject not in queries]
     # Cohorts may use the same names.
-    named = [f"distractor {subject}" for subject in subjects]
-    return {name: r.Faces(found, named, list(views)) for name, found in vectors.items()}
+    named = [f"distractor {who[place][0]}" for place in kept]
+    views = [who[place][1] for place in kept]
+    return {name: r.Faces(found[kept], named, views) for name, found in vectors.items()}
+
+
+def _subjects(config: ml_collections.ConfigDict) -> list[str]:
+    """Returns the names of the people who are scored."""
+    examples = read_examples(config, data.make_builder(config.data), images=())
+    return sorted({example["subject"] for example in examples})
 
 
 def protocols(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from cranio_jax.data.prompts import check_profile
 from cranio_jax.diffusion.schedules import TIMESTEPS, WEIGHTS
 from cranio_jax.distributed import sharding
 from cranio_jax.errors import InputError
+from cranio_jax.evaluation import disturbances
 from cranio_jax.evaluation.retrieval import protocols
 from cranio_jax.jobs.export import check_export
 from cranio_jax.methods import check_method
@@ -111,6 +112,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "train.schedule": SCHEDULES,
     "method.loss_weight": WEIGHTS,
     "method.timesteps": TIMESTEPS,
+    "evaluate.split": ("test", "validation"),
 }
 
 
@@ -195,9 +197,10 @@ def _check_training(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_evaluation(config: ml_collections.ConfigDict) -> None:
-    """Raises InputError if files of weights are wrong, or a protocol is unknown."""
+    """Raises InputError if files of weights are wrong, or a protocol or a row is unknown."""
     c = config.evaluate
     protocols(config)
+    disturbances.check(c.disturbances, c.keep_faces)
     if not c.retrieval.ks or min(c.retrieval.ks) < 1:
         raise InputError(f"evaluate.retrieval.ks={tuple(c.retrieval.ks)}: each must be 1 or more.")
     if bool(c.generated) != bool(c.reference):

@@ -164,10 +164,7 @@ class Adversarial(base.FromScratch):
         return state | {"step": state["step"] + 1, "statistics": statistics}
 
     def pictures(self, batch: Tree) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w 3"]]:
-        """Returns X-rays and faces in [-1, 1].
-
-        X-rays have three equal channels, as the authors' networks take grey pictures.
-        """
+        """Returns X-rays and faces in [-1, 1]; X-rays as `xrays` says."""
         return self.xrays(batch), scaled(batch["face"])
 
     def xrays(self, batch: Tree) -> Float[Array, "b h w c"]:

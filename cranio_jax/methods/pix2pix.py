@@ -1,8 +1,8 @@
 """Pix2Pix: a U-Net against a discriminator of patches, with an L1 term (Isola et al. 2017).
 
-As in the study, the only input is the X-ray; age and BMI are not used. With `method.profile` view,
-sex, age and change of BMI are channels beside it, so that it is told what Cranio-Diff is told. That
-is our choice. The only noise is dropout, which stays on in generation.
+As in the study, the X-ray alone is the input. With `method.profile`, which is ours, view, sex, age
+and change of BMI are channels beside it: Cranio-Diff's prompt tells them too. The only noise is
+dropout, which stays on in generation.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float
 
+from cranio_jax.data.prompts import PROFILE
 from cranio_jax.errors import InputError
 from cranio_jax.methods.adversarial import (
     Adversarial,
@@ -43,7 +44,7 @@ class Pix2Pix(Adversarial):
                 f"data.settings.size={error}, by which Pix2Pix's U-Net divides it"
             ) from None
 
-        inputs = 3 + (4 if m.profile else 0)
+        inputs = 3 + (PROFILE if m.profile else 0)
 
         def generator(rngs):
             return UnetGenerator(

@@ -84,7 +84,7 @@ def all_match_curves(retrieval: Mapping[str, Mapping[str, Retrieval]]) -> str:
 
 
 def reliability(methods: Mapping[str, Mapping[str, Reliability]]) -> str:
-    """Returns a chart of expected and found errors of pixels, and of each embedder's identity."""
+    """Returns a chart of expected and true errors of pixels, and of each embedder's identity."""
     names = dict.fromkeys(name for of_method in methods.values() for name in of_method)
     charts = ""
     for name in names:
@@ -93,8 +93,8 @@ def reliability(methods: Mapping[str, Mapping[str, Reliability]]) -> str:
         }
         most = max(max(point) for points in curves.values() for point in points)
         curves["honest"] = [(0.0, 0.0), (most, most)]
-        axes = ("expected error", "found error")
-        charts += lines(curves, f"Expected and found error of {name}, in tenths", axes)
+        axes = ("expected error", "true error")
+        charts += lines(curves, f"Expected and true error of each tenth: {name}", axes)
     return f"<div class=curves>{charts}</div>" if charts else ""
 
 

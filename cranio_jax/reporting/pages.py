@@ -85,7 +85,8 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> pathlib.
     pictures = ""
     if gallery:
         columns = {"X-ray": gallery.xray, "truth": gallery.truth} | gallery.faces
-        pictures = f"<h2>Test people</h2>{_side_by_side(columns, gallery.captions)}"
+        people = f"<h2>{results.split.capitalize()} people</h2>"
+        pictures = people + _side_by_side(columns, gallery.captions)
     body = f"""<p class=small>{subtitle}</p>
 <p class=notice>{NOTICE}</p>
 {tables.web(results, "pictures")}
@@ -158,7 +159,7 @@ def _write(path: pathlib.Path, page: str) -> pathlib.Path:
 
 def _side_by_side(columns: Mapping[str, np.ndarray], captions: Sequence[str]) -> str:
     """Returns rows of pictures, a column for each kind, each row under its caption."""
-    # More columns than fit are wrapped, so that one sees something.
+    # Pictures stay large: more than six are wrapped.
     grid = f"grid-template-columns:repeat({min(len(columns), 6)},minmax(6rem,1fr))"
     parts = []
     for i, caption in enumerate(captions):

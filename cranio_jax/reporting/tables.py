@@ -22,7 +22,7 @@ from cranio_jax.metrics.registry import metric_of, place_of, title_of
 _FOLDED = {
     "pictures": "All metrics of pictures, differences and costs",
     "retrieval": "Retrieval by each protocol",
-    "groups": "By view, sex, age, weight and skin tone",
+    "groups": "By view, sex, age, change of BMI and skin tone",
     "reliability": "Spread of the samples against their error",
 }
 # They equal recall@1.
@@ -45,7 +45,7 @@ class Table(NamedTuple):
       rows: name and cells of each.
       notes: what a reader must know to trust the numbers.
       part: 'pictures', 'groups', 'reliability' or 'retrieval'.
-      main: False for retrieval protocols after the first.
+      main: False for groups, reliability, and retrieval protocols after the first.
     """
 
     title: str
@@ -112,7 +112,7 @@ def _columns(rows: Rows, *, signed: bool) -> tuple[list[str], list[tuple[str, li
 
 
 def tables(results: Scored) -> list[Table]:
-    """Returns all tables: depths, pictures, differences, each protocol's retrieval, costs."""
+    """Returns all tables: depths, pictures, differences, retrieval, groups, reliability, costs."""
     parts = _depths(results) if results.depths else []
     if results.rows:
         title = f"Pictures: {counted(results)}"
@@ -121,7 +121,10 @@ def tables(results: Scored) -> list[Table]:
         parts.append(_differences(results.differences, results.best, results.against))
     for embedder, protocols in results.retrieval.items():
         for place, (name, protocol) in enumerate(protocols.items()):
-            parts += _retrieval(protocol, embedder, name, results.against, main=place == 0)
+            found = _retrieval(protocol, embedder, name, results.against, main=place == 0)
+            if not results.rows:  # else the table of pictures has these notes
+                found[0].notes.extend(data_notes(results))
+            parts += found
     parts += _groups(results.groups)
     if results.reliability:
         parts.append(_reliability(results.reliability))
@@ -140,7 +143,7 @@ def _reliability(reliability: Mapping[str, Mapping[str, Reliability]]) -> Table:
     head = ["error / expected error", "rank correlation"]
     notes = [
         "expected is the spread of the samples; an honest model has 1, one that is too sure more",
-        "the correlation of expected and found errors tells whether uncertain parts are known",
+        "the correlation of expected and true errors tells whether uncertain parts are known",
     ]
     return Table("Spread against error", head, rows, notes, part="reliability", main=False)
 
@@ -154,7 +157,7 @@ def _groups(groups: Mapping[str, Groups]) -> list[Table]:
                 title = f"{method}: {name} ({len(group.subjects)} people)"
                 rows.setdefault(attribute, {})[title] = group.metrics
     notes = [f"groups of fewer than {LEAST_PEOPLE} people are left out"]
-    tone = "skin tone is the individual typology angle in the photographs, light included"
+    tone = "skin tone is the individual typology angle of the true faces, light included"
     return [
         Table(
             f"By {attribute}",
@@ -170,17 +173,20 @@ def _groups(groups: Mapping[str, Groups]) -> list[Table]:
 def overview(results: Scored) -> Table:
     """Returns what one reads first: recall@1 and the main metrics, a row for each method.
 
-    Recall is that of the first protocol, by each embedder.
+    Recall is that of the first protocol, by each embedder; matchers compare by themselves.
     """
+    # Recall.
     columns: dict[str, dict[str, Cell]] = {}
-    chances = []
+    of_recall = []
     for embedder, protocols in results.retrieval.items():
         name, protocol = next(iter(protocols.items()))
-        title = f"recall@1, {embedder.rpartition('/')[-1]}\u00a0↑"
         rows = {row: m["recall@1"] for row, m in protocol.rows.items() if "recall@1" in m}
-        columns[title] = {row: cell(estimate, 3) for row, estimate in rows.items()}
-        if protocol.chance and "recall@1" in protocol.chance:
-            chances.append(f"chance of recall@1 ({name}): {protocol.chance['recall@1']:.3f}")
+        columns[f"recall@1, {embedder}\u00a0↑"] = {row: cell(m, 3) for row, m in rows.items()}
+        chance = (protocol.chance or {}).get("recall@1")
+        words = "" if chance is None else f"; chance {chance:.3f}"
+        of_recall.append(f"recall@1: {name}, methods that make no face by themselves{words}")
+
+    # Pictures.
     mains = {
         row: {key: m for key, m in metrics.items() if metric_of(key).main and "/head" not in key}
         for row, metrics in results.rows.items()
@@ -195,7 +201,7 @@ def overview(results: Scored) -> Table:
         f"Overview: {counted(results)}",
         list(columns),
         [(name, [column.get(name, Cell()) for column in columns.values()]) for name in names],
-        ["95 % intervals over people; budgets are under costs", *dict.fromkeys(chances)],
+        ["95 % intervals over people", *data_notes(results), *dict.fromkeys(of_recall)],
     )
 
 
@@ -300,6 +306,21 @@ def counted(results: Scored) -> str:
     return f"{results.images} of {results.subjects} subjects"
 
 
+def data_notes(results: Scored) -> list[str]:
+    """Returns what a reader must know about the people and X-rays that were scored."""
+    notes = []
+    if results.split != "test":
+        notes.append(f"these are {results.split} people, on whom settings may be chosen")
+    if results.synthetic:
+        notes.append(
+            f"{results.synthetic} of the {results.images} faces compared with are synthetic, "
+            "not photographs"
+        )
+    if results.radiograph:
+        notes.append(f"X-rays were varied (evaluate.radiograph={results.radiograph:g})")
+    return notes
+
+
 def picture_notes(results: Scored) -> list[str]:
     """Returns what a reader must know about the table of pictures."""
     notes = [
@@ -308,16 +329,7 @@ def picture_notes(results: Scored) -> list[str]:
     ]
     if results.unpaired:
         notes = [results.unpaired, "± is a standard deviation over subsets or splits"]
-    if results.synthetic:
-        notes.append(
-            f"{results.synthetic} of the {results.images} faces compared with are synthetic, "
-            "not photographs"
-        )
-    if results.split != "test":
-        notes.append(f"these are {results.split} people, on whom settings may be chosen")
-    if results.radiograph:
-        notes.append(f"X-rays were varied (evaluate.radiograph={results.radiograph:g})")
-    notes.append(results.resizing)
+    notes += [*data_notes(results), results.resizing]
     notes += [f"{name}: SHA-256 {digest[:12]}" for name, digest in results.networks.items()]
     needs = results.not_computed.items()
     return notes + [f"{name}: not computed, needs {files}" for name, files in needs]

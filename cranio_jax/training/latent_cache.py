@@ -45,7 +45,7 @@ def training_examples(
     fields = method.encodable() if variants else {}
     if method.needs_masks:
         data.check_masks(builder, "xray_mask", config.method.name)
-    # Skin is that of the face; an outline network has the X-ray alone.
+    # The face's mask tells where the skin is. An outline network takes the X-ray's.
     moves_skin = config.augment.skin > 0 and method.kind != "outline"
     if moves_skin:
         data.check_masks(builder, "head_mask", f"augment.skin={config.augment.skin:g}")

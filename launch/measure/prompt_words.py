@@ -24,6 +24,7 @@ from numpy import ndarray as Array
 from PIL import Image, ImageDraw, ImageFont
 
 from cranio_jax import data
+from cranio_jax.data.prompts import profile_numbers
 from cranio_jax.evaluation.generation import Generator
 from cranio_jax.metrics.estimates import Estimate, mean_interval
 from data_builders.conditions import SEXES, VIEWS
@@ -157,7 +158,8 @@ def profiles(source: data.Examples, people: int) -> Iterator[dict[str, Any]]:
                 for change in changes:
                     ids = source.prompt_ids(view, sex, age, change)
                     wanted = {"sex": sex, "age": age, "bmi_change": change, "prompt_ids": ids}
-                    yield example | wanted
+                    numbers = profile_numbers(view, sex, age, change)
+                    yield example | wanted | {"profile": numbers}
 
 
 class Found(NamedTuple):

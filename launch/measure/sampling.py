@@ -16,13 +16,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
-import numpy as np
 from absl import app, flags
 
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.evaluate import score
 from cranio_jax.evaluation.reliability import PIXELS
 from cranio_jax.evaluation.results import Results
+from cranio_jax.files import buckets
+from cranio_jax.methods import method_class
 from cranio_jax.metrics.estimates import Estimate
 
 SAMPLES = "samples averaged"
@@ -35,6 +36,8 @@ GRID: dict[str, tuple[float, ...]] = {
 }
 _DRAWN = 4  # samples of each face where their number is not varied
 MEASURES = ("identity", "LPIPS", "spread", "error / expected error")
+# Metrics of identity and LPIPS, by the beginning of their keys; the first that is found counts.
+_KEYS = {"identity": ("identity/", "arcface/"), "LPIPS": ("lpips/",)}
 
 
 class Point(NamedTuple):
@@ -62,24 +65,26 @@ def measures_of(results: Results, averaged: bool) -> dict[str, Estimate]:
     """Returns the measures of one sample, or of the mean of all samples."""
     rows = list(results.rows.values())
     row = rows[1] if averaged else rows[0]
-    found = {}
-    for name, metric in (("identity", "identity/"), ("LPIPS", "lpips/")):
-        key = next((key for key in row if key.startswith(metric)), None)
-        if key:
-            found[name] = row[key]
+    measures = {}
+    for name, starts in _KEYS.items():
+        keys = [key for start in starts for key in row if key.startswith(start)]
+        if keys:
+            measures[name] = row[keys[0]]
     for reliability in results.reliability.values():
-        count = results.config["evaluate"]["num_samples"]
-        expected = np.array(reliability[PIXELS].points)[:, 0]
-        variance = (expected**2).mean() / (1.0 + 1.0 / count)
-        found["spread"] = Estimate(mean=float(np.sqrt(variance)))
-        found["error / expected error"] = reliability[PIXELS].ratio
-    return found
+        measures["spread"] = Estimate(mean=reliability[PIXELS].spread)
+        measures["error / expected error"] = reliability[PIXELS].ratio
+    return measures
 
 
 def measure(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[Point]:
     """Returns a point for each value of each setting. Raises InputError if that can't be done."""
+    if not ("sampling" in config and method_class(config).writes_pipeline):
+        raise InputError(
+            f"{config.method.name} takes no steps. Name the configuration of a diffusion model."
+        )
     config = config.copy_and_resolve_references()
-    config.evaluate.update(split="validation", keep_faces=True, pictures=0)
+    config.evaluate.update(split="validation", keep_faces=True, pictures=0, disturbances=())
+    config.data.cephalograms.manifest = ""
     if not config.data.validation_subjects:
         raise InputError(
             "data.validation_subjects=0: settings are chosen on validation people. Train with some."
@@ -115,12 +120,16 @@ def _cell(estimate: Estimate | None) -> str:
 
 
 def figure(points: Sequence[Point], own: dict[str, float], path: pathlib.Path) -> None:
-    """Writes a chart: a column for each setting, a row for each measure. `own` is marked."""
+    """Writes a chart: a column for each setting, a row for each measure.
+
+    `own` has the configuration's own values, which are marked.
+    """
     from matplotlib.figure import Figure
 
     names = [name for name in MEASURES if any(name in point.measures for point in points)]
     page = Figure(figsize=(2.6 * len(GRID), 1.9 * len(names)), layout="constrained")
     plots = page.subplots(len(names), len(GRID), sharey="row", sharex="col", squeeze=False)
+    # A line with its interval in each.
     for row, name in zip(plots, names, strict=True):
         row[0].set_ylabel(name)
         for plot, setting in zip(row, GRID, strict=True):
@@ -151,7 +160,7 @@ def main() -> None:
         config = program._CONFIG.value
         if not program._WORKDIR.value:
             raise app.UsageError("--workdir: name the folder of a run that is trained.")
-        points = measure(config, pathlib.Path(program._WORKDIR.value))
+        points = measure(config, buckets.open_folder(program._WORKDIR.value, "--workdir"))
         print(text(points))
         if chart.value:
             own = {name: config.sampling[name] for name in GRID if name != SAMPLES}

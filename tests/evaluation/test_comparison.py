@@ -64,6 +64,36 @@ def results(row, psnr, recall, fid=None, judge="judge", data="cohort"):
     return from_json(json.loads(content), Results)
 
 
+def with_bad_xrays(one, row="X-rays rotated", less=3.0):
+    """Adds the row of bad X-rays to results of `ours`."""
+    values = [value - less for value in one.by_subject.rows["ours"]["psnr"]]
+    one.by_subject.rows[row] = {"psnr": values}
+    one.rows[row] = one.rows["ours"]
+    protocol = one.retrieval["judge"]["same/all"]
+    protocol.by_subject[row] = {"recall@1": [0.0] * len(SUBJECTS)}
+    protocol.rows[row] = protocol.rows["ours"]
+    protocol.curves[row] = [0.0, 1.0]
+    return one
+
+
+def test_bad_xrays_are_rows_that_all_seeds_have():
+    runs = {
+        "ours": [with_bad_xrays(results("ours", np.arange(6), np.ones(6))) for _ in range(2)],
+        "a": [results("a", np.zeros(6), np.zeros(6))],
+    }
+    merged = compare(runs, "ours", ("a",), rounds=50)
+    difference = merged.differences["ours minus ours, X-rays rotated"]["psnr"]
+    assert difference.mean == difference.low == 3.0
+    protocol = merged.retrieval["judge"]["same/all"]
+    assert protocol.rows["ours, X-rays rotated"]["recall@1"].mean == 0.0
+    assert protocol.differences["ours minus ours, X-rays rotated"]["recall@1"].mean == 1.0
+    # A seed that was scored without them leaves them out.
+    runs["ours"].append(results("ours", np.arange(6), np.ones(6)))
+    merged = compare(runs, "ours", ("a",), rounds=50)
+    assert list(merged.differences) == ["ours minus a"]
+    assert "ours, X-rays rotated" not in merged.retrieval["judge"]["same/all"].rows
+
+
 def test_means_and_differences():
     """Seeds are averaged for each subject, and differences are paired by subject.
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cranio_jax import data, pretrained
 from cranio_jax.errors import InputError
-from cranio_jax.evaluation import evaluate, generation
+from cranio_jax.evaluation import disturbances, evaluate, generation
 from cranio_jax.evaluation.examples import read_examples
 from cranio_jax.files.pictures import PairedFolders, read_face
 from cranio_jax.jobs import export
@@ -47,7 +47,7 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     faces = generation.Generator._faces
 
     def counted(self, examples, draw, say):
-        made.extend(e["id"] for e in examples)
+        made.extend(examples)
         return faces(self, examples, draw, say)
 
     monkeypatch.setattr(generation.Generator, "_faces", counted)
@@ -55,7 +55,7 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     config.evaluate.kernel_subset = 50
     config.evaluate.retrieval.ks = (1, 3)
     second = evaluated(config, workdir)
-    assert made == [
+    assert [e["id"] for e in made] == [
         files[3].stem
     ]  # a new metric generates no face again; a missing face is generated identically
     assert files[3].read_bytes() == whole
@@ -90,9 +90,17 @@ def test_faces_are_made_once(run, weights, monkeypatch):  # noqa: F811
     config.sampling.num_steps = 1
     config.evaluate.weights = ""
     config.evaluate.disturbances = ("blurred",)
+    config.evaluate.num_samples = 2
     third = evaluated(config, workdir)
-    assert third["rows"]["X-rays blurred"]["psnr"] != third["rows"]["cranio_diff"]["psnr"]
-    assert third["differences"]["cranio_diff minus X-rays blurred"]["psnr"]
+    plain = read_examples(config, data.make_builder(config.data))
+    blurred = disturbances.disturbed(plain, "blurred")
+    for wanted, example in zip(blurred, made[-72:], strict=True):
+        np.testing.assert_array_equal(example["xray"], wanted["xray"])
+    headline, row = third["rows"]["cranio_diff"], third["rows"]["X-rays blurred"]
+    difference = third["differences"]["cranio_diff minus X-rays blurred"]["psnr"]["mean"]
+    assert difference == pytest.approx(headline["psnr"]["mean"] - row["psnr"]["mean"]) != 0
+    assert third["groups"]["cranio_diff"].keys() >= {"view"}
+    assert third["reliability"]["cranio_diff"]["pixels"]["spread"] > 0
     assert len(made) > 72 and files[3].read_bytes() == whole
     assert third["rows"]["cranio_diff"]["psnr"] != second["rows"]["cranio_diff"]["psnr"]
 

@@ -1,10 +1,16 @@
 """Spread against error, of samples whose honesty is known."""
 
+import base64
+import re
+
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from cranio_jax.evaluation.comparison import compare
-from cranio_jax.evaluation.reliability import deviations, summary
+from cranio_jax.evaluation.reliability import Vectors, deviations, score, summary
+from cranio_jax.files.pictures import read_face, write_png
 from cranio_jax.metrics.resampling import bootstrap_ratio
 from cranio_jax.reporting import charts, tables
 from tests.evaluation.test_comparison import results
@@ -65,6 +71,45 @@ def test_tables_and_charts_of_several_seeds():
     assert ratio.mean == pytest.approx(found.ratio.mean) and ratio.sd == 0.0
     assert f"| ours: pixels | {ratio.mean:.2f} ± 0.00 |" in tables.markdown(merged)
     chart = charts.reliability(merged.reliability)
-    page = tables.web(merged, "reliability", chart)
+    page = tables.web(merged, "reliability", more=chart)
     assert page.startswith("<details><summary>Spread of the samples") and chart in page
-    assert chart.count("data:image/svg+xml") == 1
+    (source,) = re.findall('data:image/svg.xml;base64,([^"]+)', chart)
+    drawn_words = base64.b64decode(source).decode()
+    assert all(f">{word}<" in drawn_words for word in ("ours", "honest", "expected error"))
+
+
+def test_files_of_samples_are_read(tmp_path):
+    """Grey faces whose samples differ by person; half of each picture is no head."""
+    config = ml_collections.ConfigDict({"seed": 0, "mesh": {"data": 1, "fsdp": 1}})
+    config.evaluate = {"bootstrap": 50, "batch_size": 4}
+    mask = np.zeros((8, 8, 1), np.uint8)
+    mask[:4] = 255
+    examples, files = [], [[], [], []]
+    for person in range(6):
+        truth = np.full((8, 8, 3), 100, np.uint8)
+        examples.append({"subject": f"s{person}", "face": truth, "head_mask": mask})
+        for sample, of_sample in enumerate(files):
+            face = np.full((8, 8, 3), 100 + (sample - 1) * 10 * (1 + person), np.uint8)
+            face[4:] = 7 * sample
+            path = tmp_path / f"{person}_{sample}.png"
+            write_png(path, face)
+            of_sample.append(path)
+    colours = {
+        sample: np.stack([read_face(p)[0, 0] for p in of]) for sample, of in enumerate(files)
+    }
+
+    def embed(batch):
+        return {"judge": batch["face"][:, 0, 0].astype(jnp.float32)}
+
+    truth = {"judge": np.full((6, 3), 110.0)}
+    found = score(config, examples, files, Vectors(truth, {"judge": colours[0]}), embed)
+    assert set(found) == {"pixels", "judge"}
+    # The mean is the truth, so the error is 0; the samples differ by 10 to 60.
+    assert found["pixels"].ratio.mean == pytest.approx(0.0, abs=1e-9)
+    variances = 3 * (np.arange(1, 7) * 10 / 255.0) ** 2
+    assert found["pixels"].spread == pytest.approx(np.sqrt(variances.mean()))
+    assert found["judge"].points[0] == pytest.approx((np.sqrt(300 * 4 / 3), np.sqrt(300)))
+
+    # Samples that are all the same have no spread, whatever rounding says.
+    same = [files[1]] * 3
+    assert score(config, examples, same, Vectors(truth, {"judge": colours[1]}), embed) == {}

@@ -79,10 +79,10 @@ def diffusion_loss(
 
 
 def soft_mask(mask: Num[Array, "b H W 1"]) -> Float[Array, "b H W 1"]:
-    """Returns a mask whose edges are as soft as those that an outline network finds, in [0, 1].
+    """Returns a mask with soft edges, in [0, 1]; a pixel is of the head where `mask` is not 0.
 
-    A pixel is of the head where `mask` is not 0. Edges become three pixels wide, the median of
-    those that the network that ships finds in real X-rays.
+    Edges become about three pixels wide, as wide as those that the shipped outline network finds in
+    real X-rays.
     """
     head = (mask > 0).astype(jnp.float32)
     # Binomial weights, whose standard deviation is a pixel.
