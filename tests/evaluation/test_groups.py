@@ -1,12 +1,17 @@
 """Scores by group: which face belongs to which, and what is left out."""
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 from skimage import color
 
+from cranio_jax import data
+from cranio_jax.distributed import sharding
 from cranio_jax.evaluation.comparison import compare
+from cranio_jax.evaluation.examples import read_examples
 from cranio_jax.evaluation.groups import scores_by_group, typology_angle
+from cranio_jax.evaluation.retrieval import distractor_faces
 from cranio_jax.reporting import tables
 from tests.evaluation.test_comparison import results
 
@@ -120,3 +125,23 @@ def test_seeds_are_averaged_in_each_group(settings):
     folded = tables.web(merged, "groups")
     assert folded.startswith("<details><summary>By view, sex") and "By skin tone" in folded
     assert "By age" not in tables.text(merged)
+
+
+def test_nobody_is_their_own_distractor(config):
+    """Validation people are in the training split of their own records, which distractors name."""
+    config.data.validation_subjects = 4
+    config.evaluate.split = "validation"
+    distractors = config.evaluate.retrieval.distractors
+    distractors.update(builder="cranio_phantom", split="train", data_dir=config.data.data_dir)
+    for block in ("settings", "cranio_phantom"):
+        distractors[block].update(config.data[block])
+    builder = data.make_builder(config.data)
+    queries = {example["subject"] for example in read_examples(config, builder, images=())}
+
+    def embed(batch):
+        return {"judge": batch["face"][:, 0, 0].astype(jnp.float32)}
+
+    faces = distractor_faces(config, embed, sharding.make_mesh(1, 1))["judge"]
+    names = {name.removeprefix("distractor ") for name in faces.subjects}
+    assert len(queries) == 4 and names == set(data.subjects(builder, "train", config))
+    assert not names & queries and len(faces.vectors) == len(faces.subjects)
