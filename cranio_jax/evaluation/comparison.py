@@ -7,14 +7,12 @@ import numpy as np
 from jaxtyping import Float
 
 from cranio_jax.errors import InputError
+from cranio_jax.evaluation import merging
 from cranio_jax.evaluation.controls import MEAN_FACE, SHUFFLED
 from cranio_jax.evaluation.disturbances import PREFIX as DISTURBED
 from cranio_jax.evaluation.results import (
     Comparison,
-    Group,
-    Groups,
     Metrics,
-    Reliability,
     Results,
     Retrieval,
     Rows,
@@ -85,14 +83,17 @@ def compare(
         if protocols:
             retrieval[embedder] = protocols
 
+    # What each method has of its own.
     groups = {}
     reliability = {}
     for name, results in generators.items():
         row = _first_row(results[0])
-        if merged := _merged_groups([one.groups.get(row, {}) for one in results], rounds, seed):
-            groups[name] = merged
-        if found := _merged_reliability([one.reliability.get(row, {}) for one in results]):
-            reliability[name] = found
+        of_groups = [one.groups.get(row, {}) for one in results]
+        of_reliability = [one.reliability.get(row, {}) for one in results]
+        if merged_groups := merging.groups(of_groups, rounds, seed):
+            groups[name] = merged_groups
+        if merged_reliability := merging.reliability(of_reliability):
+            reliability[name] = merged_reliability
     networks = {
         name: digest
         for results in runs.values()
@@ -117,52 +118,8 @@ def compare(
         retrieval=retrieval,
         groups=groups,
         reliability=reliability,
+        depths=merging.depths(generators, headline, rounds, seed),
     )
-
-
-def _merged_reliability(seeds: Sequence[Mapping[str, Reliability]]) -> dict[str, Reliability]:
-    """Returns means over seeds; with several, the ratio's interval is their standard deviation."""
-    merged = {}
-    for name, first in seeds[0].items():
-        each = [one[name] for one in seeds if name in one]
-        if len(each) < len(seeds):
-            continue
-        ratios = [one.ratio.mean for one in each]
-        ratio = first.ratio
-        if len(each) > 1:
-            ratio = Estimate(mean=float(np.mean(ratios)), sd=float(np.std(ratios, ddof=1)))
-        merged[name] = Reliability(
-            points=[tuple(p) for p in np.mean([one.points for one in each], 0).tolist()],
-            ratio=ratio,
-            correlation=float(np.mean([one.correlation for one in each])),
-            spread=float(np.mean([one.spread for one in each])),
-        )
-    return merged
-
-
-def _merged_groups(seeds: Sequence[Groups], rounds: int, seed: int) -> Groups:
-    """Returns the groups that all seeds have, with means of each subject over seeds."""
-    merged: Groups = {}
-    for attribute, groups in seeds[0].items():
-        for name, first in groups.items():
-            each = [one.get(attribute, {}).get(name) for one in seeds]
-            found = [group for group in each if group]
-            if len(found) < len(seeds):
-                continue
-            values = {
-                metric: np.mean([group.values[metric] for group in found], 0)
-                for metric in first.values
-            }
-            merged.setdefault(attribute, {})[name] = Group(
-                subjects=first.subjects,
-                images=first.images,
-                metrics={
-                    metric: mean_interval(v, first.subjects, rounds, seed)
-                    for metric, v in values.items()
-                },
-                values={metric: v.tolist() for metric, v in values.items()},
-            )
-    return merged
 
 
 def _embedders(runs: Mapping[str, Sequence[Results]]) -> list[str]:

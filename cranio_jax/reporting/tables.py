@@ -215,6 +215,8 @@ def _depths(results: Scored) -> list[Table]:
         (f"Depth of soft tissue, error in mm: {people}", depths.rows, ""),
         ("Against the rivals, in mm", depths.differences, "+"),
     ):
+        if not rows:
+            continue
         sites = list(next(iter(rows.values())))
         cells = [(name, [cell(row[s], 2, sign=sign) for s in sites]) for name, row in rows.items()]
         parts.append(Table(title, sites, cells, []))
@@ -231,7 +233,8 @@ def _depths(results: Scored) -> list[Table]:
     if depths.unknown:
         notes.append(f"prompts of {depths.unknown} name an assumed sex or age")
     parts[0].notes.extend(notes)
-    parts[1].notes.append("paired by subject; an interval that excludes 0 is a difference")
+    if depths.differences:
+        parts[1].notes.append("paired by subject; an interval that excludes 0 is a difference")
     return parts
 
 

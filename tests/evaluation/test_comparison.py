@@ -17,8 +17,9 @@ import pytest
 
 from cranio_jax.errors import InputError
 from cranio_jax.evaluation.comparison import compare
-from cranio_jax.evaluation.results import Results, from_json, to_json
+from cranio_jax.evaluation.results import BySubject, Depths, Results, from_json, to_json
 from cranio_jax.evaluation.retrieval import CEILING
+from cranio_jax.metrics.estimates import Estimate
 from cranio_jax.reporting import tables
 from launch.study import _take_cores
 
@@ -92,6 +93,56 @@ def test_bad_xrays_are_rows_that_all_seeds_have():
     merged = compare(runs, "ours", ("a",), rounds=50)
     assert list(merged.differences) == ["ours minus a"]
     assert "ours, X-rays rotated" not in merged.retrieval["judge"]["same/all"].rows
+
+
+def in_millimetres(one, errors, masked=False):
+    """Adds errors of four people at one site to results of one method."""
+    row = next(iter(one.rows))
+    by_row = {row: errors, "mean depth of the others": [2.0, 2.0, 1.0, 1.0]}
+    estimate = Estimate(mean=0.0)
+    one.depths = Depths(
+        rows={name: {"chin": estimate} for name in by_row},
+        differences={f"{row} minus mean depth of the others": {"chin": estimate}},
+        images=4,
+        subjects=4,
+        masked=masked,
+        unknown=0,
+        by_subject=BySubject(
+            subjects=["p0", "p1", "p2", "p3"], rows={n: {"chin": v} for n, v in by_row.items()}
+        ),
+    )
+    return one
+
+
+def test_millimetres_of_several_methods():
+    def method(name, *errors, **settings):
+        return [
+            in_millimetres(results(name, np.zeros(6), np.ones(6)), e, **settings) for e in errors
+        ]
+
+    runs = {
+        "ours": method("ours", [1.0, 2.0, 3.0, 4.0], [3.0, 2.0, 1.0, 0.0]),
+        "a": method("a", [5.0, 5.0, 5.0, 5.0]),
+        "b": [results("b", np.zeros(6), np.ones(6))],  # was not scored on people
+    }
+    merged = compare(runs, "ours", (), rounds=50).depths
+    assert {name: row["chin"].mean for name, row in merged.rows.items()} == {
+        "ours": 2.0,
+        "a": 5.0,
+        "mean depth of the others": 1.5,
+    }
+    assert merged.by_subject.rows["ours"]["chin"] == [2.0] * 4
+    assert merged.differences["ours minus a"]["chin"].high == -3.0
+    assert merged.differences["ours minus mean depth of the others"]["chin"].mean == 0.5
+    words = tables.markdown(compare(runs, "ours", (), rounds=50))
+    assert "| a | 5.00 [5.00, 5.00] |" in words and "| ours minus a | -3.00" in words
+    # Without the headline there is nothing to subtract from.
+    only = tables.markdown(compare({"a": runs["a"]}, "ours", (), rounds=50))
+    assert "| a | 5.00" in only and "in mm" in only and "minus" not in only
+
+    runs["a"] = method("a", [5.0, 5.0, 5.0, 5.0], masked=True)
+    with pytest.raises(InputError, match="ours and a were scored on different cephalograms"):
+        compare(runs, "ours", (), rounds=50)
 
 
 def test_means_and_differences():
