@@ -97,13 +97,13 @@ def _tones(
 
     Light changes it as skin does: groups are those of the pictures, not of the people.
     """
-    found: dict[str, list[float]] = {example["subject"]: [] for example in examples}
+    angles: dict[str, list[float]] = {example["subject"]: [] for example in examples}
     for example in examples:
         if example["face_view"] == "frontal":
             rows, columns = alignment.crop_box(crop, *example["face"].shape[:2])
-            found[example["subject"]].append(typology_angle(example["face"][rows, columns]))
-    known = {name: [a for a in angles if np.isfinite(a)] for name, angles in found.items()}
-    return {name: float(np.median(angles)) if angles else np.nan for name, angles in known.items()}
+            angles[example["subject"]].append(typology_angle(example["face"][rows, columns]))
+    known = {name: [a for a in each if np.isfinite(a)] for name, each in angles.items()}
+    return {name: float(np.median(each)) if each else np.nan for name, each in known.items()}
 
 
 def typology_angle(skin: UInt8[np.ndarray, "h w 3"]) -> float:

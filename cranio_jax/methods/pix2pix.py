@@ -48,7 +48,13 @@ class Pix2Pix(Adversarial):
 
         def generator(rngs):
             return UnetGenerator(
-                levels, m.channels, m.norm, m.dropout, inputs, dtype=dtype, rngs=rngs
+                levels,
+                channels=m.channels,
+                norm=m.norm,
+                dropout=m.dropout,
+                features_in=inputs,
+                dtype=dtype,
+                rngs=rngs,
             )
 
         def discriminator(rngs):

@@ -121,10 +121,10 @@ def tables(results: Scored) -> list[Table]:
         parts.append(_differences(results.differences, results.best, results.against))
     for embedder, protocols in results.retrieval.items():
         for place, (name, protocol) in enumerate(protocols.items()):
-            found = _retrieval(protocol, embedder, name, results.against, main=place == 0)
+            of_protocol = _retrieval(protocol, embedder, name, results.against, main=place == 0)
             if not results.rows:  # else the table of pictures has these notes
-                found[0].notes.extend(data_notes(results))
-            parts += found
+                of_protocol[0].notes.extend(data_notes(results))
+            parts += of_protocol
     parts += _groups(results.groups)
     if results.reliability:
         parts.append(_reliability(results.reliability))

@@ -55,10 +55,13 @@ class Point(NamedTuple):
 
 def settings_of(config: ml_collections.ConfigDict) -> Iterator[tuple[str, float, dict[str, Any]]]:
     """Yields each setting, its value, and the sampler's fields: all but one the configuration's."""
-    own = {name: config.sampling[name] for name in GRID if name != SAMPLES}
+    chosen = {name: config.sampling[name] for name in GRID if name != SAMPLES}
     for name, values in GRID.items():
-        for value in sorted({*values, own[name]} if name in own else values):
-            yield name, value, own | ({name: type(own[name])(value)} if name in own else {})
+        if name == SAMPLES:
+            yield from ((name, value, chosen) for value in values)
+            continue
+        for value in sorted({*values, chosen[name]}):
+            yield name, value, chosen | {name: type(chosen[name])(value)}
 
 
 def measures_of(results: Results, averaged: bool) -> dict[str, Estimate]:
@@ -119,10 +122,10 @@ def _cell(estimate: Estimate | None) -> str:
     return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
-def figure(points: Sequence[Point], own: dict[str, float], path: pathlib.Path) -> None:
+def figure(points: Sequence[Point], chosen: dict[str, float], path: pathlib.Path) -> None:
     """Writes a chart: a column for each setting, a row for each measure.
 
-    `own` has the configuration's own values, which are marked.
+    `chosen` has the configuration's values, which are marked.
     """
     from matplotlib.figure import Figure
 
@@ -140,8 +143,8 @@ def figure(points: Sequence[Point], own: dict[str, float], path: pathlib.Path) -
             if all(e.low is not None for e in estimates):
                 bounds = ([e.low for e in estimates], [e.high for e in estimates])
                 plot.fill_between(x, *bounds, color="#1f6fb2", alpha=0.15, lw=0)
-            if setting in own:
-                plot.axvline(own[setting], color="#d98a00", lw=1, ls="--")
+            if setting in chosen:
+                plot.axvline(chosen[setting], color="#d98a00", lw=1, ls="--")
             plot.grid(color="#e6eaee")
             plot.spines[["top", "right"]].set_visible(False)
     for plot, setting in zip(plots[-1], GRID, strict=True):
@@ -163,8 +166,8 @@ def main() -> None:
         points = measure(config, buckets.open_folder(program._WORKDIR.value, "--workdir"))
         print(text(points))
         if chart.value:
-            own = {name: config.sampling[name] for name in GRID if name != SAMPLES}
-            figure(points, own, pathlib.Path(chart.value))
+            chosen = {name: config.sampling[name] for name in GRID if name != SAMPLES}
+            figure(points, chosen, pathlib.Path(chart.value))
 
     sys.path.append(str(program.CHECKOUT))
     app.run(run, flags_parser=program.parse)
