@@ -114,8 +114,10 @@ def phantom_cranio_diff(c: ml_collections.ConfigDict) -> None:
     c.augment.update(flip=0.3, bend=0.03, skin=0.015, radiograph=1.0)
     # Profiles must follow the outline of the head in the X-ray.
     c.pretrained.outline = "shipped:phantom_cranio_diff"
-    c.method.update(trained=("controlnet", "unet"), timesteps="cubic", outline_weight=4.0)
-    c.train.update(batch_size=16, num_steps=11_650, learning_rate=3e-4)
+    c.method.update(
+        trained=("controlnet", "unet"), timesteps="cubic", outline_weight=4.0, true_outline=0.7
+    )
+    c.train.update(batch_size=16, num_steps=14_931, learning_rate=3e-4)
 
 
 def varied(c: ml_collections.ConfigDict) -> None:

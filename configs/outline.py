@@ -43,6 +43,7 @@ def phantom_outline(c: ml_collections.ConfigDict) -> None:
     common.network_people(c, seed=0)
     # Else the network knows too well how thick soft tissue is, and looks for it less.
     c.data.cranio_phantom.depth_spread = 2.0
+    c.augment.skin = 0.015
     c.export.dtype = "float16"
 
 

@@ -13,13 +13,13 @@ from cranio_jax.data import radiographs
 # The settings of augmentations that move the face, and a number that rises when they move it in
 # another way.
 GEOMETRY = ("flip", "rotation", "bend", "skin", "radiograph")
-MOVES = 2
+MOVES = 3
 _MASKS = ("head_mask", "xray_mask")
 
 # Control points per side: those of the bend are about one facial feature apart, those of the skin
-# about one lip.
+# half a lip. Coarser ones taught the outline network to smooth lips away.
 _KNOTS = 4
-_SKIN_KNOTS = 11
+_SKIN_KNOTS = 20
 # How deep the skin's displacement goes, as a fraction of the side.
 _SKIN_DEPTH = 0.03
 # Iterations of the bend's inversion.
