@@ -262,7 +262,8 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
             config, examples, samples, vectors, embed=embedding(features, generator.mesh)
         )
         results.reliability = {headline: reliable} if reliable else {}
-    results.groups = {headline: scores_by_group(config, examples, scored[headline].pairs)}
+    if groups := scores_by_group(config, examples, scored[headline].pairs):
+        results.groups = {headline: groups}
     write_pictures(workdir, generator.step, with_faces, list(ready), c.pictures)
     if config.data.cephalograms.manifest:
         results.depths = depths.score(config, generator, workdir)
