@@ -257,7 +257,11 @@ def _generator(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Resu
     )
     # Who is drawn well, and whether the samples' spread says so.
     if len(samples) > 1:
-        vectors = reliability.Vectors(truth.rows, scored[headline].rows)
+        # Other networks' rows are features of distributions, not vectors of identity.
+        vectors = reliability.Vectors(
+            truth={name: truth.rows[name] for name in features.embedders},
+            first={name: scored[headline].rows[name] for name in features.embedders},
+        )
         reliable = reliability.score(
             config, examples, samples, vectors, embed=embedding(features, generator.mesh)
         )
