@@ -13,13 +13,14 @@ from cranio_jax.data import radiographs
 # The settings of augmentations that move the face, and a number that rises when they move it in
 # another way.
 GEOMETRY = ("flip", "rotation", "bend", "skin", "radiograph")
-MOVES = 3
+MOVES = 4
 _MASKS = ("head_mask", "xray_mask")
 
 # Control points per side: those of the bend are about one facial feature apart, those of the skin
-# half a lip. Coarser ones taught the outline network to smooth lips away.
+# from half a lip to a nose. Coarse ones alone taught the outline network to smooth lips away, fine
+# ones alone to forget what a nose is.
 _KNOTS = 4
-_SKIN_KNOTS = 20
+_SKIN_KNOTS = (7, 21)
 # How deep the skin's displacement goes, as a fraction of the side.
 _SKIN_DEPTH = 0.03
 # Iterations of the bend's inversion.
@@ -57,18 +58,22 @@ def skin_displacement(
     """Returns a fine random displacement (x, y) in pixels at the outline of a head.
 
     It falls to a quarter at the depth of facial bones, so that soft tissue is thicker or thinner.
+    The finer its bumps are, the smaller they are.
 
     Args:
       rng: the source of random numbers.
       mask: not 0 at the head.
-      skin: the standard deviation of the displacement, as a fraction of the side.
+      skin: the standard deviation of the displacement, as a fraction of the side, for bumps of
+        middle size.
       mirrored: True makes both sides of the middle column alike, as frontal faces are.
     """
     side = len(mask)
     inside = (mask[..., 0] > 0).astype(np.float32)
     blurred = cv2.GaussianBlur(inside, None, _SKIN_DEPTH * side, borderType=cv2.BORDER_REPLICATE)
     weight = 4 * blurred * (1 - blurred)
-    return skin * side * weight[..., None] * _smooth(rng, side, _SKIN_KNOTS, mirrored)
+    knots = int(rng.integers(*_SKIN_KNOTS))
+    size = skin * side * _SKIN_KNOTS[1] / 2 / knots  # fine bumps are small, else skin is torn
+    return size * weight[..., None] * _smooth(rng, side, knots, mirrored)
 
 
 def _smooth(

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 Picture = Float[np.ndarray, "h w"]  # in [0, 1], bone bright
 Film = UInt8[np.ndarray, "h w"]  # what lies on it
 
-VARIED = 2  # rises when `vary` changes an X-ray in another way
+VARIED = 3  # rises when `vary` changes an X-ray in another way
 TILT = 10.0  # largest rotation in degrees
 _ZOOM = (-0.15, 0.30)  # least and largest zoom, as logarithms
 # How far from the middle profile and chin are, of heads that face the right; and the face's half
@@ -101,12 +101,41 @@ def show_thin_tissue(
 # What the rays and the film do.
 
 
+def _rest(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
+    """Adds the holder's bar in front of the forehead, and its rest, which touches the nasion.
+
+    The nasion is where the profile lies farthest back, between forehead and nose.
+    """
+    mirrored = rng.random() < 0.2
+    if mirrored:
+        picture = picture[:, ::-1]
+    side = len(picture)
+    seen = picture > _SEEN / 255.0
+    front = np.where(seen.any(1), side - np.argmax(seen[:, ::-1], axis=1), 0)
+    first = round(rng.uniform(0.2, 0.45) * side)
+    row = first + int(np.argmin(front[first : first + max(1, round(0.15 * side))]))
+    left, y = front[row] / side + rng.uniform(-0.02, 0.02), row / side
+    right, width = left + rng.uniform(0.03, 0.13), rng.uniform(0.008, 0.03)
+    half = rng.uniform(0.008, 0.025)
+
+    film = np.zeros(picture.shape, np.uint8)
+    bar, rest = rng.integers(25, 256), rng.integers(10, 128)
+    _box(film, (right, y - rng.uniform(0.05, 0.6), right + width, y), int(bar))
+    block = rng.uniform(0.0, 0.02)
+    _box(film, (right - block, y - rng.uniform(0.0, 0.12), right + width + block, y), int(bar))
+    _box(film, (left, y - half, right + width, y + half), int(rest))
+    with_rest = np.maximum(picture, strength * np.float32(film) / 255.0)
+    return with_rest[:, ::-1] if mirrored else with_rest
+
+
 def _curve(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
     """Changes the exposure: gamma, a film's S-curve, clipped highlights, grey in place of black.
 
     The air around the head may be brighter than black, but for a seam along the skin.
     """
-    glow = _glow(picture, rng, strength) if rng.random() < 0.8 else 0.0
+    glow = 0.0
+    if rng.random() < 0.8:
+        glow = (_halo if rng.random() < 0.4 else _glow)(picture, rng, strength)
     # Thin soft tissue is dim, but films show even the tip of a nose against the air.
     rim = strength * rng.uniform(0.0, 0.2) if rng.random() < 0.8 else 0.0
     film = rim * (1.0 - np.exp(-picture / rng.uniform(0.01, 0.06)))
@@ -134,6 +163,17 @@ def _glow(picture: Picture, rng: np.random.Generator, strength: float) -> Pictur
     slope = np.exp(rng.uniform(np.log(0.7), np.log(5.0))) * (0.4 + 0.6 * _smooth(rng, air.shape))
     rising = slope * np.maximum(0.0, distance - rng.uniform(0.0, 0.02)) ** rng.uniform(0.8, 1.3)
     return strength * np.minimum(rising, rng.uniform(0.2, 1.0))
+
+
+def _halo(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
+    """Returns a grey that dense parts darken around them, soft tissue included.
+
+    Digital films are evened out like this. The bridge of a nose is as black as the air beside it,
+    and its tip as bright as the air farther away.
+    """
+    around = _blurred(picture, np.exp(rng.uniform(np.log(0.02), np.log(0.1))) * len(picture))
+    dense = np.minimum(1.0, around / rng.uniform(0.1, 0.5))
+    return strength * rng.uniform(0.05, 0.4) * (1.0 - rng.uniform(0.6, 1.6) * dense)
 
 
 def _fog(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
@@ -205,7 +245,7 @@ def _noise(picture: Picture, rng: np.random.Generator, strength: float) -> Pictu
 
 def _objects(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
     """Adds up to three objects."""
-    painters = (_film_marks, _ruler, _ear_rod, _rest, _letters, _lines, _apron, _filter)
+    painters = (_film_marks, _ruler, _ear_rod, _letters, _lines, _apron, _filter)
     for painter in rng.permutation(len(painters))[: rng.integers(1, 4)]:
         film = np.zeros(picture.shape, np.uint8)
         painters[painter](film, rng)
@@ -244,15 +284,6 @@ def _ear_rod(film: Film, rng: np.random.Generator) -> None:
     thickness = -1 if rng.random() < 0.4 else thick
     bright = int(rng.integers(128, 256))
     cv2.circle(film, centre, _fixed([radius], film)[0], bright, thickness, cv2.LINE_AA, 4)
-
-
-def _rest(film: Film, rng: np.random.Generator) -> None:
-    """The holder's bar in front of the forehead and its rest on the nose."""
-    x, y = rng.uniform((0.55, 0.2), (0.9, 0.45))
-    bright = int(rng.integers(38, 153))
-    width = rng.uniform(0.01, 0.05)
-    _box(film, (x, y - rng.uniform(0.05, 0.5), x + width, y + width), bright)
-    _box(film, (x - rng.uniform(0.0, 0.12), y, x + width, y + rng.uniform(0.02, 0.05)), bright)
 
 
 def _letters(film: Film, rng: np.random.Generator) -> None:
@@ -319,6 +350,7 @@ def _edges(picture: Picture, rng: np.random.Generator, strength: float) -> Pictu
 
 # In the order in which they happen, with their probabilities at full strength.
 _CHANGES = (
+    (_rest, 0.3),
     (_structure, 0.5),
     (_shade, 0.5),
     (_local_contrast, 0.7),

@@ -78,11 +78,42 @@ def test_air_is_dark_along_the_skin_and_brighter_beyond(xray):
     assert np.quantile(along, 0.9) < 0.05 and np.quantile(away, 0.3) > 0.05 and away.max() > 0.4
 
 
-@pytest.mark.parametrize("painter", range(8))
+def test_a_halo_darkens_what_is_beside_bone():
+    """Thin tissue far from bone is brighter than tissue and air beside bone."""
+    picture = np.zeros((128, 128), np.float32)
+    picture[:, :60], picture[:, 60:90] = 0.8, 0.02  # bone, and thin tissue in front of it
+    for seed in range(20):
+        halo = radiographs._halo(picture, np.random.default_rng(seed), 1.0)
+        rows = halo[64]
+        assert rows[61] < rows[89] <= rows[120] + 1e-6 and rows[120] > 0.04, seed
+
+
+def test_a_rest_touches_the_nasion():
+    """The rest fills the air in front of the nasion, and its bar stands before the forehead."""
+    y, x = np.mgrid[:128, :128]
+    front = 80 + np.minimum(10, abs(y - 45))  # farthest back in row 45
+    picture = np.float32(x < front) * 0.1
+    touched = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        if rng.random() < 0.2:
+            continue  # heads that face the left
+        new = radiographs._rest(picture, np.random.default_rng(seed), 1.0) > picture
+        rows = np.flatnonzero(new.any(1))
+        if not 45 < rows[-1] < 50:
+            continue  # the nasion is above or below the rows that were looked at
+        touched += 1
+        first = np.flatnonzero(new[rows[-1]])[0]
+        assert 77 <= first <= 86, seed
+        assert new[: rows[-1] - 8, first:].any() and not new[:, :77].any(), seed
+    assert touched > 8
+
+
+@pytest.mark.parametrize("painter", range(7))
 def test_objects_are_painted(painter):
     """Each kind of object shows in most of its draws."""
     kinds = (
-        *(radiographs._film_marks, radiographs._ruler, radiographs._ear_rod, radiographs._rest),
+        *(radiographs._film_marks, radiographs._ruler, radiographs._ear_rod),
         *(radiographs._letters, radiographs._lines, radiographs._apron, radiographs._filter),
     )
     shown = 0
