@@ -13,7 +13,7 @@ repeated.
   --compare      runs nothing, and compares the finished cells
   --at_once=2    runs two cells at a time on one machine, each method's on half of the cores. A
                  small network is trained as fast by one core as by all of them
-  --seeds=0,1,2  replaces the study's own seeds
+  --seeds=0,1,2  replaces the seeds of the study and of its methods
 
 Other `--config.` flags are passed to every cell, e.g. your own data.
 """
@@ -148,6 +148,8 @@ def cells_of(
     cells = list(helpers.values())
     for seed in study.seeds:
         for method in study.methods:
+            if seed not in method.get("seeds", study.seeds):
+                continue
             settings = (study.flags, study.method_flags, method["flags"])
             flags = _program_flags(method["config"], settings, more)
             cells.append(
@@ -363,7 +365,12 @@ def main() -> None:
     workdir = pathlib.Path(options.workdir).expanduser().resolve()
     weights = pathlib.Path(options.weights).expanduser().resolve()
     study = read_study(options.study)
-    study.seeds = options.seeds or study.seeds
+    if options.seeds:
+        study.seeds = options.seeds
+        study.methods = tuple(
+            {key: value for key, value in method.items() if key != "seeds"}
+            for method in study.methods
+        )
     cells = cells_of(study, workdir, weights, more)
     _check(parser, options, study, cells)
     if options.list:

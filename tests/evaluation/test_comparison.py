@@ -282,6 +282,22 @@ def test_flags_of_a_study(tmp_path):
         "--seeds=0,1",
     ).stdout
     assert others.startswith(listed.stdout) and " 11  cranio_diff, seed 1" in others
+    (tmp_path / "one.py").write_text(
+        "from configs import study_phantom\n"
+        "def get_config(variant):\n"
+        "    c = study_phantom.get_config()\n"
+        "    c.seeds = (0, 1)\n"
+        "    later = dict(seeds=(1,))\n"
+        "    c.methods = tuple(m | later if m['name'] == 'cut' else m for m in c.methods)\n"
+        "    return c\n"
+    )
+    one = study(tmp_path, f"--study={tmp_path / 'one.py'}", f"--workdir={tmp_path}", "--list")
+    assert "cut, seed 1" in one.stdout and "cut, seed 0" not in one.stdout
+    assert "pix2pix, seed 0" in one.stdout
+    own = study(
+        tmp_path, f"--study={tmp_path / 'one.py'}", f"--workdir={tmp_path}", "--list", "--seeds=0"
+    )
+    assert own.stdout == listed.stdout
     assert (
         "name their folder with --weights"
         in study(
