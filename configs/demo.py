@@ -14,14 +14,14 @@ python -m cranio_jax.main --config=configs/demo.py --config.job=reconstruct \
 Variant 'varied' starts from `phantom_cranio_diff`, which was trained on X-rays as varied as real
 ones: use it for X-rays of your own.
 
-Variants 'phantom_controlnet' and 'phantom_cranio_diff' are the recipes of these networks. In the
-first a ControlNet grows from the U-Net, as the paper's does. 'smoke' runs every part in a minute or
-two.
+Variants 'phantom_controlnet' and 'phantom_cranio_diff' are the recipes of these networks. In
+'grown' a ControlNet grows from the U-Net, as the paper's does, and in 'without_prior' all but the
+autoencoder starts from scratch; both are for the study. 'smoke' runs every part in a minute or two.
 """
 
 import ml_collections
 
-from configs import common
+from configs import common, text_to_image
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -77,6 +77,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "phantom_controlnet": phantom_controlnet,
             "phantom_cranio_diff": phantom_cranio_diff,
             "varied": varied,
+            "grown": grown,
+            "without_prior": without_prior,
             "smoke": smoke,
         },
     )
@@ -85,9 +87,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 def phantom_controlnet(c: ml_collections.ConfigDict) -> None:
     """Sets the people and the length with which the ControlNet that ships was trained."""
-    # A ControlNet that starts as a copy of the U-Net's encoder.
-    c.pretrained.controlnet = ""
-    c.method.controlnet = dict(conditioning_embedding_out_channels=(8, 16, 48, 96))
+    _grow(c)
     common.network_people(c, seed=0)
     c.data.cranio_phantom.appearances = 3
     c.data.cached_variants = 1
@@ -124,6 +124,29 @@ def varied(c: ml_collections.ConfigDict) -> None:
     """Sets networks that were trained on varied X-rays, and trains them on such X-rays."""
     c.pretrained.update(model="shipped:phantom_cranio_diff", controlnet="")
     c.augment.radiograph = 1.0
+
+
+def grown(c: ml_collections.ConfigDict) -> None:
+    """Sets a ControlNet that grows, and all appearances of the people."""
+    _grow(c)
+    c.data.cranio_phantom.appearances = 9
+    c.data.cached_variants = 4
+    c.train.update(num_steps=4_000, learning_rate=3e-4, warmup_steps=100, ema_decay=0.999)
+
+
+def without_prior(c: ml_collections.ConfigDict) -> None:
+    """Sets networks of the same sizes that start from scratch, and the same autoencoder."""
+    grown(c)
+    c.pretrained.update(model="", vae="shipped:phantom_sd", tokenizer="shipped:phantom_sd")
+    c.method.trained = ("controlnet", "unet", "text_encoder")
+    small = text_to_image.get_config().method
+    c.method.update(unet=small.unet, text_encoder=small.text_encoder, scheduler=small.scheduler)
+
+
+def _grow(c: ml_collections.ConfigDict) -> None:
+    """Sets a ControlNet that starts as a copy of the U-Net's encoder."""
+    c.pretrained.controlnet = ""
+    c.method.controlnet = dict(conditioning_embedding_out_channels=(8, 16, 48, 96))
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:
