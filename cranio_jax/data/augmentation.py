@@ -58,13 +58,13 @@ def skin_displacement(
     """Returns a fine random displacement (x, y) in pixels at the outline of a head.
 
     It falls to a quarter at the depth of facial bones, so that soft tissue is thicker or thinner.
-    The finer its bumps are, the smaller they are.
+    Its bumps are as large as half a lip to a nose; the largest differ most.
 
     Args:
       rng: the source of random numbers.
       mask: not 0 at the head.
-      skin: the standard deviation of the displacement, as a fraction of the side, for bumps of
-        middle size.
+      skin: the standard deviation of the displacement, as a fraction of the side; half
+        as much again for the largest bumps.
       mirrored: True makes both sides of the middle column alike, as frontal faces are.
     """
     side = len(mask)
@@ -72,7 +72,7 @@ def skin_displacement(
     blurred = cv2.GaussianBlur(inside, None, _SKIN_DEPTH * side, borderType=cv2.BORDER_REPLICATE)
     weight = 4 * blurred * (1 - blurred)
     knots = int(rng.integers(*_SKIN_KNOTS))
-    size = skin * side * _SKIN_KNOTS[1] / 2 / knots  # fine bumps are small, else skin is torn
+    size = skin * side * max(1.0, _SKIN_KNOTS[1] / 2 / knots)  # noses differ more than lips
     return size * weight[..., None] * _smooth(rng, side, knots, mirrored)
 
 

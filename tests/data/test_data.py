@@ -174,14 +174,13 @@ def test_skin_moves_and_what_is_deep_stays(config, view):
             wrong = np.abs(moved["xray"][:, ::-1].astype(int) - moved["xray"]) > 3
             assert wrong.mean() < 0.02
 
-    # Half of the displacement of 1.9 pixels is along the outline, and not seen. Fine bumps are half
-    # as large.
+    # Half of the displacement of 1.9 pixels or more is along the outline, and not seen.
     moved = np.stack([example["xray"] for example in after]).astype(float)
     by_depth = [(moved - grey)[:, (radius > d) & (radius < d + 1)].std() / 4 for d in (34, 31, 25)]
     ends = np.stack([example["head_mask"] > 0 for example in after])
     width = ends[:, 63, :, 0].sum(-1) / 2
     assert 1.0 < width.std() * (np.sqrt(2) if view == "lateral" else 1) < 2.8
-    assert 0.35 < by_depth[0] < 1.4 and by_depth[1] < 0.7 * by_depth[0] and by_depth[2] < 0.15
+    assert 0.5 < by_depth[0] < 1.6 and by_depth[1] < 0.7 * by_depth[0] and by_depth[2] < 0.15
 
     # Nothing moves where X-ray and face are not in register, or no mask tells where the skin is.
     # The X-ray's own mask will do.
