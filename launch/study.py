@@ -266,10 +266,17 @@ def compare(
         name: [read_results(cell.folder / "results.json") for cell in done]
         for name, done in finished.items()
     }
-    if not any(runs.values()):
+    others = study.get("other_xrays", ())
+    if not any(done for name, done in runs.items() if name not in others):
         return None
     # Compare them.
-    results = comparison.compare(runs, study.headline, study.baselines, study.bootstrap)
+    results = comparison.compare(
+        runs,
+        study.headline,
+        study.baselines,
+        study.bootstrap,
+        other_xrays=others,
+    )
     results.costs = {
         name: cost(finished[name][0], own_runs[0]) for name, own_runs in runs.items() if own_runs
     }

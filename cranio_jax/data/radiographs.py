@@ -133,7 +133,7 @@ def _curve(picture: Picture, rng: np.random.Generator, strength: float) -> Pictu
 
     The air around the head may be brighter than black, but for a seam along the skin.
     """
-    glow = 0.0
+    glow = np.zeros_like(picture)
     if rng.random() < 0.8:
         glow = (_halo if rng.random() < 0.4 else _glow)(picture, rng, strength)
     # Thin soft tissue is dim, but films show even the tip of a nose against the air.

@@ -35,6 +35,7 @@ def compare(
     baselines: Sequence[str],
     rounds: int,
     seed: int = 0,
+    other_xrays: Sequence[str] = (),
 ) -> Comparison:
     """Returns one table of all methods.
 
@@ -48,14 +49,17 @@ def compare(
       baselines: the methods that it is compared with.
       rounds: of the bootstrap.
       seed: of the bootstrap.
+      other_xrays: the methods that were given other X-rays of the same people, such as dry skulls.
 
     Raises:
       InputError: results of different data, subjects or judges.
     """
-    first_name, first = next((name, results[0]) for name, results in runs.items() if results)
+    first_name, first = next(
+        (name, results[0]) for name, results in runs.items() if results and name not in other_xrays
+    )
     for name, results in runs.items():
         for one in results:
-            _check_alike(first_name, first, name, one)
+            _check_alike(first_name, first, name, one, same_xrays=name not in other_xrays)
     subjects = first.by_subject.subjects
 
     def interval(values: Float[np.ndarray, "s"]) -> Estimate:
@@ -119,6 +123,11 @@ def compare(
         groups=groups,
         reliability=reliability,
         depths=merging.depths(generators, headline, rounds, seed),
+        other_xrays={
+            name: results[0].data.name
+            for name, results in runs.items()
+            if results and results[0].data and name in other_xrays
+        },
     )
 
 
@@ -138,8 +147,11 @@ def _first_row(results: Results) -> str:
     return next(iter(results.rows))
 
 
-def _check_alike(name: str, first: Results, other_name: str, other: Results) -> None:
-    wrong = next((field for field in _ALIKE if getattr(first, field) != getattr(other, field)), "")
+def _check_alike(
+    name: str, first: Results, other_name: str, other: Results, same_xrays: bool
+) -> None:
+    fields = _ALIKE if same_xrays else _ALIKE[1:]
+    wrong = next((field for field in fields if getattr(first, field) != getattr(other, field)), "")
     if not wrong and first.by_subject.subjects != other.by_subject.subjects:
         wrong = "subjects"
     if not wrong and other.rows and first.rows and first.networks != other.networks:

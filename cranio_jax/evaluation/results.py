@@ -210,11 +210,13 @@ class Comparison(Scored, omit_defaults=True, kw_only=True):
       headline: the method that is compared with the baselines.
       seeds: of the finished runs, by method.
       study: its name.
+      other_xrays: the data of methods that were given other X-rays of the same people.
     """
 
     headline: str
     seeds: dict[str, list[int]] = {}
     study: str = ""
+    other_xrays: dict[str, str] = {}
 
 
 def to_json(results: Scored) -> dict[str, Any]:

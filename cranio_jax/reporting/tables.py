@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cranio_jax.evaluation.results import (
     LEAST_PEOPLE,
     OUTLINE,
+    Comparison,
     Groups,
     Reliability,
     Retrieval,
@@ -321,6 +322,9 @@ def data_notes(results: Scored) -> list[str]:
         )
     if results.radiograph:
         notes.append(f"X-rays were varied (evaluate.radiograph={results.radiograph:g})")
+    if isinstance(results, Comparison):
+        others = results.other_xrays.items()
+        notes += [f"{name}: X-rays of {data}, of the same people" for name, data in others]
     return notes
 
 

@@ -207,6 +207,9 @@ def test_what_is_no_comparison():
         compare(
             {"ours": [ours], "a": [results("a", level, level, data="another")]}, "ours", ("a",), 10
         )
+    dry = {"a": [results("a", level, level, data="dry")], "ours": [ours]}
+    compared = compare(dry, "ours", ("a",), 10, other_xrays=("a",))
+    assert "- a: X-rays of dry, of the same people" in tables.markdown(compared)
     with pytest.raises(InputError, match="ours and a were scored on different networks"):
         compare(
             {"ours": [ours], "a": [results("a", level, level, judge="friend")]}, "ours", ("a",), 10
