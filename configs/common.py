@@ -125,8 +125,9 @@ def get_config() -> ml_collections.ConfigDict:
         # Standard deviation of a smooth displacement that X-ray and face of the same view share,
         # as a fraction of the side. The whole head is sheared and stretched by 3.5 times as much.
         bend=0.0,
-        # Standard deviation of a fine displacement of the skin alone, as a fraction of the side:
-        # soft tissue is thicker or thinner. Needs records with `head_mask`.
+        # Standard deviation of a displacement of the skin alone, as a fraction of the side: soft
+        # tissue is thicker or thinner, in bumps as large as half a lip to a nose. Needs records
+        # with `head_mask`.
         skin=0.0,
         # How varied X-rays are, as those of other devices, films and holders: 0 as they are, 1 as
         # real ones. Framing and tilt move the face too; see cranio_jax/data/radiographs.py.

@@ -29,7 +29,7 @@ if "CRANIO_JAX_TEST_CACHE" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="cranio_jax_tests_")
     os.environ["CRANIO_JAX_TEST_CACHE"] = _CACHE.name
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["CRANIO_JAX_TEST_CACHE"]
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

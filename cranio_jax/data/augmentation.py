@@ -17,10 +17,11 @@ MOVES = 4
 _MASKS = ("head_mask", "xray_mask")
 
 # Control points per side: those of the bend are about one facial feature apart, those of the skin
-# from half a lip to a nose. Coarse ones alone taught the outline network to smooth lips away, fine
-# ones alone to forget what a nose is.
+# from a nose to half a lip. Coarse ones alone taught the outline network to smooth lips away, fine
+# ones alone to forget what a nose is. With fewer than _EVEN, bumps are larger than `skin` says.
 _KNOTS = 4
-_SKIN_KNOTS = (7, 21)
+_SKIN_KNOTS = (7, 20)
+_EVEN = 10.5
 # How deep the skin's displacement goes, as a fraction of the side.
 _SKIN_DEPTH = 0.03
 # Iterations of the bend's inversion.
@@ -71,8 +72,8 @@ def skin_displacement(
     inside = (mask[..., 0] > 0).astype(np.float32)
     blurred = cv2.GaussianBlur(inside, None, _SKIN_DEPTH * side, borderType=cv2.BORDER_REPLICATE)
     weight = 4 * blurred * (1 - blurred)
-    knots = int(rng.integers(*_SKIN_KNOTS))
-    size = skin * side * max(1.0, _SKIN_KNOTS[1] / 2 / knots)  # noses differ more than lips
+    knots = int(rng.integers(*_SKIN_KNOTS, endpoint=True))
+    size = skin * side * max(1.0, _EVEN / knots)  # noses differ more than lips
     return size * weight[..., None] * _smooth(rng, side, knots, mirrored)
 
 

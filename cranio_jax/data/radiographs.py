@@ -102,40 +102,60 @@ def show_thin_tissue(
 
 
 def _rest(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
-    """Adds the holder's bar in front of the forehead, and its rest, which touches the nasion.
+    """Adds the holder's bar in front of the forehead, and its rest, which touches the skin.
 
-    The nasion is where the profile lies farthest back, between forehead and nose.
+    It does so in the deepest pit of the profile, mostly at the nasion. A head without a pit, as
+    most are from the front, gets none.
     """
-    mirrored = rng.random() < 0.2
-    if mirrored:
-        picture = picture[:, ::-1]
-    side = len(picture)
-    seen = picture > _SEEN / 255.0
-    front = np.where(seen.any(1), side - np.argmax(seen[:, ::-1], axis=1), 0)
-    first = round(rng.uniform(0.2, 0.45) * side)
-    row = first + int(np.argmin(front[first : first + max(1, round(0.15 * side))]))
-    left, y = front[row] / side + rng.uniform(-0.02, 0.02), row / side
-    right, width = left + rng.uniform(0.03, 0.13), rng.uniform(0.008, 0.03)
+    pits = [_pit(picture), _pit(picture[:, ::-1])]
+    mirrored = pits[1][0] > pits[0][0]
+    depth, row, column = pits[mirrored]
+    if depth < 1:
+        return picture
+    y, left = row / len(picture), column / len(picture) + rng.uniform(-0.02, 0.02)
+    right = left + rng.uniform(0.03, 0.13)
+    width, block = rng.uniform(0.008, 0.03), rng.uniform(0.0, 0.02)
     half = rng.uniform(0.008, 0.025)
 
     film = np.zeros(picture.shape, np.uint8)
-    bar, rest = rng.integers(25, 256), rng.integers(10, 128)
-    _box(film, (right, y - rng.uniform(0.05, 0.6), right + width, y), int(bar))
-    block = rng.uniform(0.0, 0.02)
-    _box(film, (right - block, y - rng.uniform(0.0, 0.12), right + width + block, y), int(bar))
-    _box(film, (left, y - half, right + width, y + half), int(rest))
-    with_rest = np.maximum(picture, strength * np.float32(film) / 255.0)
-    return with_rest[:, ::-1] if mirrored else with_rest
+    bar = int(rng.integers(25, 256))
+    _box(film, (right, y - rng.uniform(0.05, 0.6), right + width, y), bar)
+    _box(film, (right - block, y - rng.uniform(0.0, 0.12), right + width + block, y), bar)
+    _box(film, (left, y - half, right + width, y + half), int(rng.integers(10, 128)))
+    if mirrored:
+        film = film[:, ::-1]
+    return np.maximum(picture, strength * np.float32(film) / 255.0)
+
+
+def _pit(picture: Picture) -> tuple[float, int, int]:
+    """Returns how deep the deepest pit in a head's right outline is, and its row and column.
+
+    Only rows in which a nasion may lie count. Lengths are pixels.
+    """
+    rows, columns = picture.shape
+    seen = picture > _SEEN / 255.0
+    front = np.where(seen.any(1), columns - np.argmax(seen[:, ::-1], axis=1), 0)
+    # The foremost point within a nose's length above and below each row.
+    reach = round(0.12 * rows)
+    window = np.ones((reach, 1), np.uint8)
+    column = np.float32(front)[:, None]
+    above = cv2.dilate(column, window, anchor=(0, reach - 1))[:, 0]
+    below = cv2.dilate(column, window, anchor=(0, 0))[:, 0]
+    depth = np.minimum(above, below) - front
+    first, last = round(0.2 * rows), round(0.55 * rows)
+    row = first + int(np.argmax(depth[first:last]))
+    return float(depth[row]), row, int(front[row])
 
 
 def _curve(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
     """Changes the exposure: gamma, a film's S-curve, clipped highlights, grey in place of black.
 
-    The air around the head may be brighter than black, but for a seam along the skin.
+    The air around the head may be brighter than black, but for a seam along the skin or bone.
     """
     glow = np.zeros_like(picture)
     if rng.random() < 0.8:
-        glow = (_halo if rng.random() < 0.4 else _glow)(picture, rng, strength)
+        brighter = _halo if rng.random() < 0.4 else _glow
+        glow = brighter(picture, rng, strength)
     # Thin soft tissue is dim, but films show even the tip of a nose against the air.
     rim = strength * rng.uniform(0.0, 0.2) if rng.random() < 0.8 else 0.0
     film = rim * (1.0 - np.exp(-picture / rng.uniform(0.01, 0.06)))
@@ -166,7 +186,7 @@ def _glow(picture: Picture, rng: np.random.Generator, strength: float) -> Pictur
 
 
 def _halo(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
-    """Returns a grey that dense parts darken around them, soft tissue included.
+    """Returns what is added to all of the picture: a grey that is lower, or negative, near bone.
 
     Digital films are evened out like this. The bridge of a nose is as black as the air beside it,
     and its tip as bright as the air farther away.

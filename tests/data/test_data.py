@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from skimage import transform
 
 from cranio_jax import data
-from cranio_jax.data import splits
+from cranio_jax.data import augmentation, splits
 from cranio_jax.errors import InputError
 from cranio_jax.models import alignment
 
@@ -193,6 +193,22 @@ def test_skin_moves_and_what_is_deep_stays(config, view):
         data.move(example, np.random.default_rng(1), config.augment) for example in (before, alone)
     )
     np.testing.assert_array_equal(one["xray"], other["xray"])
+
+
+def test_skin_has_bumps_of_all_sizes():
+    """Some are as wide as a nose and some as half a lip; the widest are the largest."""
+    mask = np.ones((128, 128, 1), np.uint8)
+    mask[:, 64:] = 0
+    widths, sizes = [], []
+    for seed in range(200):
+        moved = augmentation.skin_displacement(np.random.default_rng(seed), mask, 0.015, False)
+        along = moved[:, 63, 0]
+        sizes.append(along.std())
+        widths.append(128 / max(1, np.sum(np.diff(np.sign(along)) != 0)))
+    widths, sizes = np.array(widths), np.array(sizes)
+    assert np.quantile(widths, 0.1) < 14 and np.quantile(widths, 0.9) > 20
+    assert sizes[widths > 20].mean() > 1.1 * sizes[widths < 14].mean()
+    assert 1.2 < sizes.mean() < 2.4  # 0.015 of 128 pixels are 1.9
 
 
 def test_frontal_faces_have_landmarks(examples):

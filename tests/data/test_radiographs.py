@@ -56,6 +56,7 @@ def test_strength_says_how_much(xray):
 @pytest.mark.parametrize("change", [change for change, _ in radiographs._CHANGES])
 def test_each_change_changes_something(xray, change):
     picture = xray[..., 0].astype(np.float32) / 255
+    picture[26:29, 50:] = 0.0  # a nasion
     sums = [
         np.abs(np.clip(change(picture, np.random.default_rng(seed), 1.0), 0, 1) - picture).mean()
         for seed in range(12)
@@ -84,29 +85,31 @@ def test_a_halo_darkens_what_is_beside_bone():
     picture[:, :60], picture[:, 60:90] = 0.8, 0.02  # bone, and thin tissue in front of it
     for seed in range(20):
         halo = radiographs._halo(picture, np.random.default_rng(seed), 1.0)
-        rows = halo[64]
-        assert rows[61] < rows[89] <= rows[120] + 1e-6 and rows[120] > 0.04, seed
+        row = halo[64]
+        assert row[61] < row[89] <= row[120] + 1e-6 and row[120] > 0.04, seed
 
 
-def test_a_rest_touches_the_nasion():
-    """The rest fills the air in front of the nasion, and its bar stands before the forehead."""
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_rest_touches_the_nasion(mirrored):
+    """The rest ends in a pit of the profile, and its bar stands before the forehead."""
     y, x = np.mgrid[:128, :128]
     front = 80 + np.minimum(10, abs(y - 45))  # farthest back in row 45
     picture = np.float32(x < front) * 0.1
-    touched = 0
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        if rng.random() < 0.2:
-            continue  # heads that face the left
-        new = radiographs._rest(picture, np.random.default_rng(seed), 1.0) > picture
-        rows = np.flatnonzero(new.any(1))
-        if not 45 < rows[-1] < 50:
-            continue  # the nasion is above or below the rows that were looked at
-        touched += 1
-        first = np.flatnonzero(new[rows[-1]])[0]
-        assert 77 <= first <= 86, seed
-        assert new[: rows[-1] - 8, first:].any() and not new[:, :77].any(), seed
-    assert touched > 8
+    for seed in range(20):
+        before = picture[:, ::-1] if mirrored else picture
+        after = radiographs._rest(before, np.random.default_rng(seed), 1.0)
+        new = (after[:, ::-1] if mirrored else after) > picture
+        rows, columns = np.flatnonzero(new.any(1)), np.flatnonzero(new[45])
+        assert 45 <= rows[-1] < 50 and columns[0] < 83 and not new[:, :77].any(), seed
+        assert new[rows[0], columns[0] :].any() and rows[0] < 42, seed
+
+
+def test_no_rest_without_a_profile():
+    """Neither an empty picture, nor grey air, nor a round head has a place for it."""
+    y, x = np.mgrid[-1:1:128j, -1:1:128j]
+    for picture in (np.zeros_like(x), np.full_like(x, 0.3), 0.5 * (np.hypot(x, y) < 0.7)):
+        after = radiographs._rest(np.float32(picture), np.random.default_rng(0), 1.0)
+        np.testing.assert_array_equal(after, np.float32(picture))
 
 
 @pytest.mark.parametrize("painter", range(7))
