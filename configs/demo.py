@@ -14,9 +14,10 @@ python -m cranio_jax.main --config=configs/demo.py --config.job=reconstruct \
 Variant 'varied' starts from `phantom_cranio_diff`, which was trained on X-rays as varied as real
 ones: use it for X-rays of your own.
 
-Variants 'phantom_controlnet' and 'phantom_cranio_diff' are the recipes of these networks. In
-'grown' a ControlNet grows from the U-Net, as the paper's does, and in 'without_prior' all but the
-autoencoder starts from scratch; both are for the study. 'smoke' runs every part in a minute or two.
+Variants 'phantom_controlnet' and 'phantom_cranio_diff' are the recipes of these networks. In the
+first a ControlNet grows from the U-Net, as the paper's does. So it does in 'grown', on the cohort's
+people; in 'without_prior' all but the autoencoder starts from scratch. Both are for
+configs/study_128.py. 'smoke' runs every part in a minute or two.
 """
 
 import ml_collections
@@ -131,7 +132,13 @@ def grown(c: ml_collections.ConfigDict) -> None:
     _grow(c)
     c.data.cranio_phantom.appearances = 9
     c.data.cached_variants = 4
-    c.train.update(num_steps=4_000, learning_rate=3e-4, warmup_steps=100, ema_decay=0.999)
+    c.train.update(
+        num_steps=4_000,
+        checkpoint_every=250,
+        learning_rate=3e-4,
+        warmup_steps=100,
+        ema_decay=0.999,
+    )
 
 
 def without_prior(c: ml_collections.ConfigDict) -> None:

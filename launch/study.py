@@ -131,7 +131,8 @@ def cells_of(
     The helpers come first. They are embedders and have one seed.
 
     Args:
-      study: see configs/study_phantom.py.
+      study: see configs/study_phantom.py. A method may have `seeds` of its own, of the study's.
+        `other_xrays` names methods that see other X-rays of the same people, such as dry skulls.
       workdir: of the study.
       weights: folder of your weights.
       more: flags for every cell.
@@ -255,7 +256,7 @@ def compare(
     """Compares the finished cells.
 
     It writes study.json, table.md, table.tex and study.html. Returns the path of the last, or None
-    if no cell is finished.
+    if no cell is finished but those of other X-rays.
     """
     # Read the results of each method.
     finished = {
@@ -386,7 +387,7 @@ def main() -> None:
         return
 
     # Run the cells. Helpers come first, since others name their embedders. They have all cores: the
-    # first builds the records, for which the others wait.
+    # first builds the records, for which the others wait. Without helpers, a method's cell does.
     chosen = list(enumerate(cells))
     if options.compare:
         chosen = []
@@ -423,6 +424,17 @@ def _check(
         parser.error(f"--cell={options.cell}: the study has the cells 0 to {len(cells) - 1}")
     if options.at_once < 1:
         parser.error(f"--at_once={options.at_once}: it runs nothing. Use 1 or more.")
+    # Names and seeds of the configuration, before anything is trained.
+    names = {method["name"] for method in study.methods}
+    for name in (study.headline, *study.baselines, *study.get("other_xrays", ())):
+        if name not in names:
+            parser.error(f"{study.name} names {name}, which is none of its methods")
+    for method in study.methods:
+        if missing := set(method.get("seeds", ())) - set(study.seeds):
+            parser.error(
+                f"{method['name']} has the seed {min(missing)}, which the study has not. Add it "
+                "to the study's seeds."
+            )
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ RUN_HERE = {
     "study": rf"{STUDY}study_phantom\.py --workdir=DIR",
     "study published": rf"{STUDY}study_phantom\.py:published .*--cell=K",
     "study judge": rf"{STUDY}study_phantom\.py:published .*--cell=0",
+    "study 128": rf"{STUDY}study_128\.py --workdir=DIR",
     "study paper": rf"{STUDY}study_paper\.py .*",
     "compare": rf"{STUDY}study_phantom\.py:published .*--compare",
     "benchmark": r"python launch/benchmark\.py",
@@ -743,7 +744,9 @@ def cells_of(name):
     )
 
 
-@pytest.mark.parametrize("name", ["study", "study published", "study judge", "study paper"])
+@pytest.mark.parametrize(
+    "name", ["study", "study published", "study judge", "study 128", "study paper"]
+)
 def test_studies(name, desk, monkeypatch, capsys):
     """Lists the cells and parses their flags; CI runs the smallest study."""
     script(monkeypatch, study, command(name).replace("--cell=K", "--cell=1"), "--list")

@@ -138,9 +138,9 @@ def _pit(picture: Picture) -> tuple[float, int, int]:
     # The foremost point within a nose's length above and below each row.
     reach = round(0.12 * rows)
     window = np.ones((reach, 1), np.uint8)
-    column = np.float32(front)[:, None]
-    above = cv2.dilate(column, window, anchor=(0, reach - 1))[:, 0]
-    below = cv2.dilate(column, window, anchor=(0, 0))[:, 0]
+    profile = front.astype(np.float32)[:, None]
+    above = cv2.dilate(profile, window, anchor=(0, reach - 1))[:, 0]
+    below = cv2.dilate(profile, window, anchor=(0, 0))[:, 0]
     depth = np.minimum(above, below) - front
     first, last = round(0.2 * rows), round(0.55 * rows)
     row = first + int(np.argmax(depth[first:last]))

@@ -50,6 +50,7 @@ def compare(
       rounds: of the bootstrap.
       seed: of the bootstrap.
       other_xrays: the methods that were given other X-rays of the same people, such as dry skulls.
+        Their records may be others, of the same settings.
 
     Raises:
       InputError: results of different data, subjects or judges.
@@ -147,11 +148,18 @@ def _first_row(results: Results) -> str:
     return next(iter(results.rows))
 
 
+def _settings(results: Results) -> Any:
+    """Returns the settings of the records: size, pairing and seed."""
+    return results.config.get("data", {}).get("settings")
+
+
 def _check_alike(
     name: str, first: Results, other_name: str, other: Results, same_xrays: bool
 ) -> None:
-    fields = _ALIKE if same_xrays else _ALIKE[1:]
+    fields = [field for field in _ALIKE if same_xrays or field != "data"]
     wrong = next((field for field in fields if getattr(first, field) != getattr(other, field)), "")
+    if not wrong and _settings(first) != _settings(other):
+        wrong = "data.settings"
     if not wrong and first.by_subject.subjects != other.by_subject.subjects:
         wrong = "subjects"
     if not wrong and other.rows and first.rows and first.networks != other.networks:

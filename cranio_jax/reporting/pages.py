@@ -127,6 +127,8 @@ def study(
             if not columns:
                 columns = {"X-ray": gallery.xray, "truth": gallery.truth}
                 captions = gallery.captions
+            if name in results.other_xrays:
+                columns[f"{name}: X-ray"] = gallery.xray
             columns[name] = next(iter(gallery.faces.values()))
         for key, points in _points(first).items():
             if _is_main(key):

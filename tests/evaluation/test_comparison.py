@@ -207,9 +207,6 @@ def test_what_is_no_comparison():
         compare(
             {"ours": [ours], "a": [results("a", level, level, data="another")]}, "ours", ("a",), 10
         )
-    dry = {"a": [results("a", level, level, data="dry")], "ours": [ours]}
-    compared = compare(dry, "ours", ("a",), 10, other_xrays=("a",))
-    assert "- a: X-rays of dry, of the same people" in tables.markdown(compared)
     with pytest.raises(InputError, match="ours and a were scored on different networks"):
         compare(
             {"ours": [ours], "a": [results("a", level, level, judge="friend")]}, "ours", ("a",), 10
@@ -218,6 +215,21 @@ def test_what_is_no_comparison():
     fewer.by_subject.subjects = [*SUBJECTS[1:], "other"]
     with pytest.raises(InputError, match="different subjects"):
         compare({"ours": [ours], "a": [fewer]}, "ours", ("a",), 10)
+
+
+def test_other_xrays_of_the_same_people():
+    level = np.arange(6.0)
+    ours, dry = results("ours", level, level), results("a", level, level, data="dry")
+    runs = {"a": [dry], "ours": [ours]}
+    compared = compare(runs, "ours", ("a",), 10, other_xrays=("a",))
+    assert "- a: X-rays of dry, of the same people" in tables.markdown(compared)
+    dry.config["data"] = {"settings": {"seed": 1}}
+    with pytest.raises(InputError, match="scored on different data.settings"):
+        compare(runs, "ours", ("a",), 10, other_xrays=("a",))
+    del dry.config["data"]
+    dry.by_subject.subjects = [*SUBJECTS[1:], "other"]
+    with pytest.raises(InputError, match="different subjects"):
+        compare(runs, "ours", ("a",), 10, other_xrays=("a",))
 
 
 def study(tmp_path, *flags):
@@ -294,6 +306,9 @@ def test_flags_of_a_study(tmp_path):
         "    c.methods = tuple(m | later if m['name'] == 'cut' else m for m in c.methods)\n"
         "    return c\n"
     )
+    (tmp_path / "none.py").write_text((tmp_path / "one.py").read_text().replace("(1,)", "(2,)"))
+    none = study(tmp_path, f"--study={tmp_path / 'none.py'}", f"--workdir={tmp_path}", "--list")
+    assert "cut has the seed 2, which the study has not" in none.stderr
     one = study(tmp_path, f"--study={tmp_path / 'one.py'}", f"--workdir={tmp_path}", "--list")
     assert "cut, seed 1" in one.stdout and "cut, seed 0" not in one.stdout
     assert "pix2pix, seed 0" in one.stdout
