@@ -330,6 +330,18 @@ def test_the_program_says_what_is_wrong(tmp_path):
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
 
 
+def test_a_start_imports_little():
+    """Libraries that few jobs need are imported by those; with them a start took twice as long."""
+    code = "import sys, cranio_jax.main; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    modules = set(loaded.split())
+    assert "jax" in modules
+    assert not modules & {
+        *("torch", "tensorflow", "sklearn", "scipy.stats", "matplotlib", "pandas", "skimage"),
+        *("diffusers", "transformers", "onnxruntime", "tensorboardX"),
+    }
+
+
 def test_help_is_short_and_true(capsys, monkeypatch):
     """It names every job, and only fields that exist."""
     monkeypatch.setattr("sys.argv", ["main", "--help"])

@@ -10,11 +10,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jaxtyping import Float, UInt8
-from sklearn.dummy import DummyRegressor
-from sklearn.linear_model import RidgeCV
-from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from cranio_jax import data
 from cranio_jax.data.prompts import make_prompt, make_tokenizer, profile_numbers
@@ -235,6 +230,13 @@ def rivals(people: People) -> dict[str, Float[np.ndarray, "n k"]]:
     the Frankfurt plane. Its penalty is chosen among the others too. Landmarks that somebody lacks
     are left out; without any, there is no regression.
     """
+    # Only here: they slow each program's start.
+    from sklearn.dummy import DummyRegressor
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     at = dict(zip(LANDMARKS, np.moveaxis(people.landmarks, 1, 0), strict=True))
     front = at["orbitale"] - at["porion"]
     front /= np.linalg.norm(front, axis=-1, keepdims=True)

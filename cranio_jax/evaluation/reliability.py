@@ -14,7 +14,6 @@ import jax
 import ml_collections
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from cranio_jax import data
 from cranio_jax.distributed import sharding
@@ -73,6 +72,8 @@ def summary(
     """
     expected = np.asarray(deviations.expected, np.float64).reshape(len(subjects), -1)
     error = np.asarray(deviations.error, np.float64).reshape(len(subjects), -1)
+
+    from scipy import stats  # only here: it slows each program's start
 
     # Tenths of equally many places, from certain to uncertain.
     order = np.argsort(expected, axis=None)
