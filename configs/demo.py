@@ -118,7 +118,7 @@ def phantom_cranio_diff(c: ml_collections.ConfigDict) -> None:
     c.method.update(
         trained=("controlnet", "unet"), timesteps="cubic", outline_weight=4.0, true_outline=0.7
     )
-    c.train.update(batch_size=16, num_steps=14_931, learning_rate=3e-4)
+    c.train.update(batch_size=16, num_steps=17_331, learning_rate=3e-4)
 
 
 def varied(c: ml_collections.ConfigDict) -> None:
