@@ -13,7 +13,7 @@ from cranio_jax.data import radiographs
 # The settings of augmentations that move the face, and a number that rises when they move it in
 # another way.
 GEOMETRY = ("flip", "rotation", "bend", "skin", "radiograph")
-MOVES = 4
+MOVES = 5
 _MASKS = ("head_mask", "xray_mask")
 
 # Control points per side: those of the bend are about one facial feature apart, those of the skin
@@ -97,8 +97,9 @@ def move(
     paper's; the others are ours. The bend makes a new person from an X-ray and a face, so that few
     people suffice. It is left out where the two have different views, since they are not in
     register then. So is `skin`, which needs the face's mask, or else the X-ray's: by the bend
-    alone, bone tells how thick soft tissue is, and nobody looks at the tissue itself. `radiograph`
-    frames both as X-rays are framed, and tilts them further.
+    alone, bone tells how thick soft tissue is, and nobody looks at the tissue itself. The skin of a
+    dry skull stays, since bone alone tells where it was. `radiograph` frames both as X-rays are
+    framed, and tilts them further.
     """
     names = ("xray", "face", *_MASKS)
     images = {name: example[name] for name in names if name in example}
@@ -117,7 +118,9 @@ def move(
     in_register = example.get("xray_view") == example.get("face_view")
     bend = settings.bend if in_register else 0.0
     mask = images.get("head_mask", images.get("xray_mask"))
-    skin = settings.skin if in_register else 0.0
+    skin = settings.skin if in_register and mask is not None else 0.0
+    if skin and "xray" in images and radiographs.is_dry(images["xray"], mask):
+        skin = 0.0
     framing = radiographs.Framing(1.0, np.zeros(2, np.float32))
     if strength := settings.radiograph:
         framing = radiographs.framing(rng, strength, example.get("xray_view", ""), mirrored)
@@ -134,7 +137,7 @@ def move(
         columns_rows = np.moveaxis(np.indices((side, side), dtype=np.float32)[::-1], 0, -1)
         shifted = middle + side * framing.shift
         source = (columns_rows - shifted) @ (turn / framing.zoom).T + middle + push  # of each pixel
-        if skin and mask is not None:
+        if skin:
             moved_mask = _sampled(mask, source, (0,), cv2.INTER_NEAREST)
             moved_skin = skin_displacement(rng, moved_mask, skin, mirrored=frontal)
             push, source = push + moved_skin, source + moved_skin

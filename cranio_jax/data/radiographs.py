@@ -72,6 +72,17 @@ def vary(
     return np.round(255.0 * picture).astype(np.uint8)[..., None]
 
 
+def is_dry(xray: UInt8[np.ndarray, "h w 1"], mask: UInt8[np.ndarray, "h w 1"]) -> bool:
+    """Returns whether an X-ray, as rendered, shows no soft tissue, as of a dry skull.
+
+    Args:
+      xray: as rendered.
+      mask: not 0 at the head in it, soft tissue included.
+    """
+    head = mask > 0
+    return bool(((xray < _SEEN) & head).sum() > _DRY * head.sum())
+
+
 def show_thin_tissue(
     xray: UInt8[np.ndarray, "h w 1"],
     mask: UInt8[np.ndarray, "h w 1"],
@@ -90,8 +101,7 @@ def show_thin_tissue(
       strength: from 0 to 1, the probability.
     """
     head = mask[..., 0] > 0
-    unseen = (xray[..., 0] < _SEEN) & head
-    if rng.random() > _THIN * strength or unseen.sum() > _DRY * head.sum():
+    if rng.random() > _THIN * strength or is_dry(xray, mask):
         return xray
     depth = cv2.distanceTransform(np.uint8(head), cv2.DIST_L2, 5) / len(head)
     least = rng.uniform(0.04, 0.14) * (1.0 - np.exp(-depth / rng.uniform(0.002, 0.012)))

@@ -182,6 +182,10 @@ def test_skin_moves_and_what_is_deep_stays(config, view):
     assert 1.0 < width.std() * (np.sqrt(2) if view == "lateral" else 1) < 2.8
     assert 0.5 < by_depth[0] < 1.6 and by_depth[1] < 0.7 * by_depth[0] and by_depth[2] < 0.15
 
+    # Nor does the skin of a dry skull.
+    dry = before | {"xray": np.where(radius < 30, grey, 0)}
+    np.testing.assert_array_equal(data.move(dry, rng, config.augment)["face"], dry["face"])
+
     # Nothing moves where X-ray and face are not in register, or no mask tells where the skin is.
     # The X-ray's own mask will do.
     without = {k: v for k, v in before.items() if k not in ("head_mask", "xray_mask")}
