@@ -118,8 +118,8 @@ def move(
     in_register = example.get("xray_view") == example.get("face_view")
     bend = settings.bend if in_register else 0.0
     mask = images.get("head_mask", images.get("xray_mask"))
-    skin = settings.skin if in_register and mask is not None else 0.0
-    if skin and "xray" in images and radiographs.is_dry(images["xray"], mask):
+    skin = settings.skin if in_register else 0.0
+    if mask is None or (skin and "xray" in images and radiographs.is_dry(images["xray"], mask)):
         skin = 0.0
     framing = radiographs.Framing(1.0, np.zeros(2, np.float32))
     if strength := settings.radiograph:
@@ -137,7 +137,7 @@ def move(
         columns_rows = np.moveaxis(np.indices((side, side), dtype=np.float32)[::-1], 0, -1)
         shifted = middle + side * framing.shift
         source = (columns_rows - shifted) @ (turn / framing.zoom).T + middle + push  # of each pixel
-        if skin:
+        if skin and mask is not None:
             moved_mask = _sampled(mask, source, (0,), cv2.INTER_NEAREST)
             moved_skin = skin_displacement(rng, moved_mask, skin, mirrored=frontal)
             push, source = push + moved_skin, source + moved_skin
