@@ -14,6 +14,8 @@ Variant 'published' also scores with the networks in --weights=WEIGHTS (safetens
 and ArcFace). 'smoke' runs every method in seconds and learns nothing; 'smoke_four' runs four.
 """
 
+from collections.abc import Iterable
+
 import ml_collections
 
 from configs import common
@@ -131,14 +133,17 @@ def smoke(c: ml_collections.ConfigDict) -> None:
         dict(taste, config="configs/arcface.py:smoke", flags=_OTHER_NETWORK),
     )
     c.headline = "cranio_diff"
-    c.methods = tuple(
-        dict(
-            name=method["name"],
-            config=method["config"].split(":")[0] + ":smoke",
-            flags=method["smoke"],
-        )
-        for method in c.methods
-        if "smoke" in method
+    _set_methods(
+        c,
+        (
+            dict(
+                name=method["name"],
+                config=method["config"].split(":")[0] + ":smoke",
+                flags=method["smoke"],
+            )
+            for method in c.methods
+            if "smoke" in method
+        ),
     )
 
 
@@ -146,4 +151,11 @@ def smoke_four(c: ml_collections.ConfigDict) -> None:
     """Sets the study of `smoke` with one method of each kind."""
     smoke(c)
     names = ("cranio_diff", "pix2pix", "cut", "siamese")
-    c.methods = tuple(method for method in c.methods if method["name"] in names)
+    _set_methods(c, (method for method in c.methods if method["name"] in names))
+
+
+def _set_methods(c: ml_collections.ConfigDict, methods: Iterable[dict]) -> None:
+    """Sets the methods, and leaves out baselines that are none of them."""
+    c.methods = tuple(methods)
+    names = {method["name"] for method in c.methods}
+    c.baselines = tuple(name for name in c.baselines if name in names)

@@ -297,6 +297,9 @@ def test_flags_of_a_study(tmp_path):
         "--seeds=0,1",
     ).stdout
     assert others.startswith(listed.stdout) and " 11  cranio_diff, seed 1" in others
+    # The study that CI runs.
+    small = study(tmp_path, "--study=configs/study_phantom.py:smoke_four", "--workdir=w", "--list")
+    assert "  5  siamese, seed 0" in small.stdout
     (tmp_path / "one.py").write_text(
         "from configs import study_phantom\n"
         "def get_config(variant):\n"
