@@ -5,6 +5,7 @@ python -m cranio_jax.main --config=configs/demo.py --workdir=DIR
 
 import ast
 import contextlib
+import gc
 import pathlib
 import re
 import sys
@@ -311,8 +312,13 @@ def cli() -> None:
     try:
         app.run(main, flags_parser=parse)
     except EXPECTED as error:
-        print(f"cranio_jax: {error}", file=sys.stderr)
-        sys.exit(cluster.START_AGAIN if isinstance(error, cluster.Preempted) else 1)
+        sentence = f"cranio_jax: {error}"
+        code = cluster.START_AGAIN if isinstance(error, cluster.Preempted) else 1
+    else:
+        return
+    gc.collect()  # a write that was cut off warns when it is freed; the sentence comes last
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

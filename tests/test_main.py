@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -328,6 +329,27 @@ def test_the_program_says_what_is_wrong(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("cranio_jax: job='dance' is not one of ")
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
+
+
+def test_the_sentence_comes_last():
+    """After warnings about what was cut off, such as a write to a full disk."""
+    code = textwrap.dedent("""
+        from cranio_jax import main
+
+        async def write(): pass
+
+        def fail(*_, **__):
+            cut_off = [write()]
+            cut_off.append(cut_off)
+            raise main.InputError("the disk is full")
+
+        main.app.run = fail
+        main.cli()
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    *warned, last = done.stderr.splitlines()
+    assert done.returncode == 1 and last == "cranio_jax: the disk is full"
+    assert any("never awaited" in line for line in warned)
 
 
 def test_a_start_imports_little():
