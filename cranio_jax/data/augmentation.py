@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import ml_collections
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Num, UInt8
 
 from cranio_jax.data import radiographs
 
@@ -22,6 +22,8 @@ _MASKS = ("head_mask", "xray_mask")
 _KNOTS = 4
 _SKIN_KNOTS = (7, 20)
 _EVEN = 10.5
+# How many dry skulls are shown as living heads whose soft tissue is hidden.
+_HIDDEN = 0.6
 # How deep the skin's displacement goes, as a fraction of the side.
 _SKIN_DEPTH = 0.03
 # Iterations of the bend's inversion.
@@ -93,7 +95,8 @@ def move(
 ) -> dict[str, Any]:
     """Flips, turns, bends and moves the (square) X-ray, face and landmarks of an example alike.
 
-    Masks move with them. Fields that the example lacks are skipped. Flip and rotation are the
+    Masks move with them. Fields that the example lacks are skipped. `mirrored` says whether it was
+    flipped. Flip and rotation are the
     paper's; the others are ours. The bend makes a new person from an X-ray and a face, so that few
     people suffice. It is left out where the two have different views, since they are not in
     register then. So is `skin`, which needs the face's mask, or else the X-ray's: by the bend
@@ -159,6 +162,7 @@ def move(
             )
 
     moved = example | {name: np.ascontiguousarray(image) for name, image in images.items()}
+    moved["mirrored"] = mirrored
     return moved if landmarks is None else moved | {"landmarks": landmarks}
 
 
@@ -205,10 +209,7 @@ def expose(
     """
     xray = example["xray"]
     if settings.radiograph:
-        if "xray_mask" in example:
-            mask = example["xray_mask"]
-            xray = radiographs.show_thin_tissue(xray, mask, rng, settings.radiograph)
-        xray = radiographs.vary(xray, rng, settings.radiograph)
+        xray = _as_another_film(example, rng, settings.radiograph)
 
     # Contrast and brightness.
     exposed = xray.astype(np.float32)
@@ -228,6 +229,20 @@ def expose(
         left = rng.integers(0, width - wide + 1)
         exposed[top : top + tall, left : left + wide] = rng.integers(0, 256)
     return example | {"xray": exposed}
+
+
+def _as_another_film(
+    example: dict[str, Any], rng: np.random.Generator, strength: float
+) -> UInt8[np.ndarray, "h w 1"]:
+    """Returns an example's X-ray, varied. With its mask, soft tissue is shown or hidden too."""
+    xray, mask = example["xray"], example.get("xray_mask")
+    if mask is None:
+        return radiographs.vary(xray, rng, strength)
+    if example.get("xray_view") == "lateral" and radiographs.is_dry(xray, mask):
+        if rng.random() < _HIDDEN * strength:
+            mirrored = example.get("mirrored", False)
+            return radiographs.hide_soft_tissue(xray, mask, rng, strength, mirrored)
+    return radiographs.vary(radiographs.show_thin_tissue(xray, mask, rng, strength), rng, strength)
 
 
 def augment(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 Picture = Float[np.ndarray, "h w"]  # in [0, 1], bone bright
 Film = UInt8[np.ndarray, "h w"]  # what lies on it
@@ -108,6 +108,58 @@ def show_thin_tissue(
     return np.maximum(xray, np.round(255.0 * least).astype(np.uint8)[..., None])
 
 
+def hide_soft_tissue(
+    xray: UInt8[np.ndarray, "h w 1"],
+    mask: UInt8[np.ndarray, "h w 1"],
+    rng: np.random.Generator,
+    strength: float,
+    mirrored: bool,
+) -> UInt8[np.ndarray, "h w 1"]:
+    """Varies a dry skull as a living head whose soft tissue is hidden beyond the facial bones.
+
+    X-rays of the living are made dry like this: forehead and neck keep their soft tissue. See
+    `data_builders.cephalograms.masking`.
+
+    Args:
+      xray: of a dry skull from the side, as rendered.
+      mask: not 0 at the head in it, soft tissue included.
+      rng: the source of random numbers.
+      strength: from 0 to 1, for `vary`.
+      mirrored: whether it faces the left.
+    """
+    head = mask[..., 0] > 0
+    depth = cv2.distanceTransform(np.uint8(head), cv2.DIST_L2, 5) / len(head)
+    tissue = rng.uniform(0.1, 0.35) * (1.0 - np.exp(-depth / rng.uniform(0.02, 0.08)))
+    bone = xray[..., 0].astype(np.float32) / 255.0
+    living = bone + (1.0 - bone) * tissue
+    varied = vary(np.round(255.0 * living).astype(np.uint8)[..., None], rng, strength)
+    hidden = _beyond_bone(xray[..., 0], head, mirrored)
+    if hidden.any():
+        varied[hidden] = np.percentile(varied[hidden], 5)
+    return varied
+
+
+def _beyond_bone(
+    xray: UInt8[np.ndarray, "h w"], head: Bool[np.ndarray, "h w"], mirrored: bool
+) -> Bool[np.ndarray, "h w"]:
+    """Returns what lies in front of and below the facial bones of a dry skull."""
+    if mirrored:
+        return _beyond_bone(xray[:, ::-1], head[:, ::-1], False)[:, ::-1]
+    side = len(xray)
+    _, nasion, _ = _pit(head)
+    # The opening of the nose counts as bone.
+    gap = np.ones((2 * round(0.05 * side) + 1, 1), np.uint8)
+    bone = cv2.morphologyEx(np.uint8(xray >= _SEEN), cv2.MORPH_CLOSE, gap) > 0
+    front = np.where(bone.any(1), side - np.argmax(bone[:, ::-1], axis=1), 0)
+    # The chin is the lowest bone near the foremost.
+    foremost = int(front[nasion:].max())
+    jaw = bone[:, max(0, foremost - round(0.14 * side)) :].any(1)
+    chin = side - 1 - int(np.argmax(jaw[::-1]))
+    front[:nasion] = front[nasion] + round(0.04 * side)  # the brow and the forehead stay
+    front[chin:] = front[chin] - round(0.08 * side)
+    return np.arange(side) >= front[:, None]
+
+
 # What the rays and the film do.
 
 
@@ -117,7 +169,8 @@ def _rest(picture: Picture, rng: np.random.Generator, strength: float) -> Pictur
     It does so in the deepest pit of the profile, mostly at the nasion. A head without a pit, as
     most are from the front, gets none.
     """
-    pits = [_pit(picture), _pit(picture[:, ::-1])]
+    seen = picture > _SEEN / 255.0
+    pits = [_pit(seen), _pit(seen[:, ::-1])]
     mirrored = pits[1][0] > pits[0][0]
     depth, row, column = pits[mirrored]
     if depth < 1:
@@ -137,13 +190,12 @@ def _rest(picture: Picture, rng: np.random.Generator, strength: float) -> Pictur
     return np.maximum(picture, strength * np.float32(film) / 255.0)
 
 
-def _pit(picture: Picture) -> tuple[float, int, int]:
+def _pit(seen: Bool[np.ndarray, "h w"]) -> tuple[float, int, int]:
     """Returns how deep the deepest pit in a head's right outline is, and its row and column.
 
     Only rows in which a nasion may lie count. Lengths are pixels.
     """
-    rows, columns = picture.shape
-    seen = picture > _SEEN / 255.0
+    rows, columns = seen.shape
     front = np.where(seen.any(1), columns - np.argmax(seen[:, ::-1], axis=1), 0)
     # The foremost point within a nose's length above and below each row.
     reach = round(0.12 * rows)

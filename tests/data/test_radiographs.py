@@ -1,10 +1,17 @@
 """X-rays varied as real ones are: still X-rays, with the face where it was and in the picture."""
 
+import io
+
+import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from cranio_jax import data
 from cranio_jax.data import radiographs
+from data_builders.cranio_phantom import cohort
+from data_builders.cranio_phantom import cranio_phantom_dataset_builder as cranio_phantom
+from data_builders.cranio_phantom.skull import LANDMARKS
 from tests.data.test_data import marked
 
 
@@ -222,3 +229,54 @@ def test_thin_tissue_is_shown_up_to_the_skin():
     for seed in range(10):
         rng = np.random.default_rng(seed)
         np.testing.assert_array_equal(radiographs.show_thin_tissue(dry, mask, rng, 1.0), dry)
+
+
+@pytest.fixture(scope="module")
+def dry_skull():
+    """X-ray and mask of a dry skull from the side, and landmarks `(column, row)` by name."""
+    config = cranio_phantom.PhantomConfig(size=64, subjects=3, appearances=1, dry=1.0)
+    with jax.numpy_rank_promotion("allow"):
+        skull, tissue, _ = cohort.appearance(cohort.draw(0, 0), 45.0, 0.0, config.spread)
+        (made,) = cranio_phantom._xrays(config, skull, tissue, 0)
+    pngs = made.png["lateral"], made.masks["lateral"]
+    xray, mask = (np.array(Image.open(io.BytesIO(png)))[..., None] for png in pngs)
+    return xray, mask, dict(zip(LANDMARKS, made.landmarks["lateral"], strict=True))
+
+
+def test_hidden_soft_tissue(dry_skull):
+    """It is even in front of and below the bones of the face, and seen at forehead and nape."""
+    xray, mask, places = dry_skull
+    hidden = radiographs.hide_soft_tissue(xray, mask, np.random.default_rng(0), 0.0, False)[..., 0]
+    head = mask[..., 0] > 0
+    even = hidden[-1, -1]
+    for name in ("prosthion", "infradentale", "supramentale", "pogonion"):
+        column, row = np.round(places[name]).astype(int)
+        assert head[row, column + 2] and (hidden[row, column + 2 :] == even).all(), name
+        assert hidden[row, column - 2] > even + 30, name
+    column, row = np.round(places["menton"]).astype(int)
+    assert (hidden[row + 3 :, column:] == even).all() and head[row + 1, column]
+    column, row = np.round(places["glabella"]).astype(int)
+    skin = column + int(np.argmin(head[row, column:]))
+    assert hidden[row, skin - 2] > xray[row, skin - 2, 0] + 3
+    nape = int(np.argmax(head[-4])) + 3
+    assert hidden[-4, nape] > xray[-4, nape, 0] + 3
+
+    left = (x[:, ::-1] for x in (xray, mask))
+    turned = radiographs.hide_soft_tissue(*left, np.random.default_rng(0), 0.0, True)[..., 0]
+    np.testing.assert_array_equal(turned, hidden[:, ::-1])
+
+
+def test_some_dry_skulls_are_living_heads_with_hidden_tissue(config, dry_skull):
+    """In training, from the side alone, whichever way they look."""
+    config.augment.update(flip=0.5, radiograph=1.0, contrast=0.0, brightness=0.0, erase=0.0)
+    xray, mask, _ = dry_skull
+    shares = []
+    for view in ("lateral", "frontal"):
+        example = {"xray": xray, "xray_mask": mask, "xray_view": view, "face_view": "frontal"}
+        even = []
+        for seed in range(60):
+            moved = data.augment(example, np.random.default_rng(seed), config.augment)
+            front = moved["xray"][26:40, :: -1 if moved["mirrored"] else 1][:, -4:]
+            even.append(front.min() == front.max())
+        shares.append(np.mean(even))
+    assert shares[0] > 0.4 and shares[0] - shares[1] > 0.25, shares
