@@ -21,7 +21,7 @@ from cranio_jax.evaluation.results import BySubject, Depths, Results, from_json,
 from cranio_jax.evaluation.retrieval import CEILING
 from cranio_jax.metrics.estimates import Estimate
 from cranio_jax.reporting import tables
-from launch.study import _take_cores
+from launch import study as launched
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SUBJECTS = [f"s{i}" for i in range(6)]
@@ -267,40 +267,9 @@ def test_a_failed_cell_is_told_and_stops_nothing(tmp_path):
     )
 
 
-def test_flags_of_a_study(tmp_path):
-    listed = study(tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--list")
-    assert "  2  cranio_diff, seed 0" in listed.stdout
-    assert (
-        "no such file" in study(tmp_path, "--study=configs/none.py", f"--workdir={tmp_path}").stderr
-    )
-    assert (
-        "no variant 'tiny'"
-        in study(tmp_path, "--study=configs/study_phantom.py:tiny", f"--workdir={tmp_path}").stderr
-    )
-    assert (
-        "the study has the cells 0 to 10"
-        in study(
-            tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--cell=11"
-        ).stderr
-    )
-    assert (
-        "--seed=3 is not a study flag"
-        in study(
-            tmp_path, "--study=configs/study_phantom.py", f"--workdir={tmp_path}", "--seed=3"
-        ).stderr
-    )
-    others = study(
-        tmp_path,
-        "--study=configs/study_phantom.py",
-        f"--workdir={tmp_path}",
-        "--list",
-        "--seeds=0,1",
-    ).stdout
-    assert others.startswith(listed.stdout) and " 11  cranio_diff, seed 1" in others
-    # The study that CI runs.
-    small = study(tmp_path, "--study=configs/study_phantom.py:smoke_four", "--workdir=w", "--list")
-    assert "  5  siamese, seed 0" in small.stdout
-    (tmp_path / "one.py").write_text(
+def test_flags_of_a_study(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "later.py").write_text(
         "from configs import study_phantom\n"
         "def get_config(variant):\n"
         "    c = study_phantom.get_config()\n"
@@ -309,22 +278,39 @@ def test_flags_of_a_study(tmp_path):
         "    c.methods = tuple(m | later if m['name'] == 'cut' else m for m in c.methods)\n"
         "    return c\n"
     )
-    (tmp_path / "none.py").write_text((tmp_path / "one.py").read_text().replace("(1,)", "(2,)"))
-    none = study(tmp_path, f"--study={tmp_path / 'none.py'}", f"--workdir={tmp_path}", "--list")
-    assert "cut has the seed 2, which the study has not" in none.stderr
-    one = study(tmp_path, f"--study={tmp_path / 'one.py'}", f"--workdir={tmp_path}", "--list")
-    assert "cut, seed 1" in one.stdout and "cut, seed 0" not in one.stdout
-    assert "pix2pix, seed 0" in one.stdout
-    own = study(
-        tmp_path, f"--study={tmp_path / 'one.py'}", f"--workdir={tmp_path}", "--list", "--seeds=0"
-    )
-    assert own.stdout == listed.stdout
-    assert (
-        "name their folder with --weights"
-        in study(
-            tmp_path, "--study=configs/study_paper.py", f"--workdir={tmp_path}", "--list"
-        ).stderr
-    )
+    (tmp_path / "none.py").write_text((tmp_path / "later.py").read_text().replace("(1,)", "(2,)"))
+
+    def told(name, *flags):
+        """Returns what a study prints, and the sentence in which it ends."""
+        arguments = [f"--study={name}", "--workdir=w", *flags]
+        monkeypatch.setattr(sys, "argv", ["study.py", *arguments])
+        error = ""
+        try:
+            launched.main()
+        except (InputError, SystemExit) as ended:
+            error = str(ended)
+        out, written = capsys.readouterr()
+        return out, written + error
+
+    phantom = "configs/study_phantom.py"
+    listed, _ = told(phantom, "--list")
+    assert "  2  cranio_diff, seed 0" in listed
+    for name, flag, words in (
+        ("configs/none.py", "--list", "no such file"),
+        (f"{phantom}:tiny", "--list", "no variant 'tiny'"),
+        (phantom, "--cell=11", "the study has the cells 0 to 10"),
+        (phantom, "--seed=3", "--seed=3 is not a study flag"),
+        ("none.py", "--list", "cut has the seed 2, which the study has not"),
+        ("configs/study_paper.py", "--list", "name their folder with --weights"),
+    ):
+        assert words in told(name, flag)[1]
+    others, _ = told(phantom, "--list", "--seeds=0,1")
+    assert others.startswith(listed) and " 11  cranio_diff, seed 1" in others
+    # The study that CI runs.
+    assert "  5  siamese, seed 0" in told(f"{phantom}:smoke_four", "--list")[0]
+    one, _ = told("later.py", "--list")
+    assert "cut, seed 1" in one and "cut, seed 0" not in one and "pix2pix, seed 0" in one
+    assert told("later.py", "--list", "--seeds=0")[0] == listed
 
 
 @pytest.mark.skipif(
@@ -339,7 +325,7 @@ def test_cells_at_once_share_the_cores():
         return os.sched_getaffinity(0)
 
     with futures.ThreadPoolExecutor(
-        at_once, initializer=_take_cores, initargs=(itertools.count(), at_once)
+        at_once, initializer=launched._take_cores, initargs=(itertools.count(), at_once)
     ) as pool:
         first, second = pool.map(cores, range(2))
     assert first | second == own == os.sched_getaffinity(0)
