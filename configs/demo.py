@@ -109,9 +109,10 @@ def phantom_cranio_diff(c: ml_collections.ConfigDict) -> None:
     phantom_controlnet(c)
     c.pretrained.controlnet = "shipped:phantom_controlnet"
     c.method.controlnet = {}
-    c.data.cranio_phantom.update(vary_xrays=True, dry=0.15)
+    # Depths and the bend are large, since real jaws and lips differ more than those of procedural
+    # people.
+    c.data.cranio_phantom.update(vary_xrays=True, dry=0.15, depth_spread=2.0)
     c.data.cached_variants = 4
-    # The bend is large, since real jaws differ more than those of procedural people.
     c.augment.update(flip=0.3, bend=0.03, skin=0.015, radiograph=1.0)
     # Profiles must follow the outline of the head in the X-ray.
     c.pretrained.outline = "shipped:phantom_cranio_diff"
@@ -133,7 +134,7 @@ def grown(c: ml_collections.ConfigDict) -> None:
     c.data.cranio_phantom.appearances = 9
     c.data.cached_variants = 4
     c.train.update(
-        num_steps=4_000,
+        num_steps=2_500,
         checkpoint_every=250,
         learning_rate=3e-4,
         warmup_steps=100,
