@@ -8,7 +8,7 @@ diffusers.
 
 Variant 'published' starts from an autoencoder, named by --config.pretrained.vae=FOLDER_OR_HUB_ID.
 'phantom_sd' is the recipe of the one that ships, and 'phantom_decoder' of its last steps, which
-train the decoder alone.
+train the decoder alone. 'phantom_profiles' trains it further, for noses and lips of all sizes.
 'smoke' runs every part in a minute and learns nothing.
 """
 
@@ -59,6 +59,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "published": published,
             "phantom_sd": phantom_sd,
             "phantom_decoder": phantom_decoder,
+            "phantom_profiles": phantom_profiles,
             "smoke": smoke,
         },
     )
@@ -83,6 +84,18 @@ def phantom_decoder(c: ml_collections.ConfigDict) -> None:
     c.method.trained = ("decoder",)
     c.method.losses.lpips = 0.1
     c.train.update(num_steps=1_000, learning_rate=5e-4, warmup_steps=50, ema_decay=0.99)
+
+
+def phantom_profiles(c: ml_collections.ConfigDict) -> None:
+    """Sets the decoder of `phantom_cranio_diff`, whose heads differ as real ones do.
+
+    One that has seen procedural people as they are smooths other profiles.
+    """
+    phantom_decoder(c)
+    # The faces of the outline network's records.
+    c.data.cranio_phantom.update(appearances=3, vary_xrays=True, dry=0.15, depth_spread=2.0)
+    c.augment.update(flip=0.3, rotation=3.0, bend=0.03, skin=0.015, radiograph=1.0)
+    c.train.num_steps = 1_200
 
 
 def smoke(c: ml_collections.ConfigDict) -> None:

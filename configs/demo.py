@@ -109,10 +109,9 @@ def phantom_cranio_diff(c: ml_collections.ConfigDict) -> None:
     phantom_controlnet(c)
     c.pretrained.controlnet = "shipped:phantom_controlnet"
     c.method.controlnet = {}
-    # Depths and the bend are large, since real jaws and lips differ more than those of procedural
-    # people.
-    c.data.cranio_phantom.update(vary_xrays=True, dry=0.15, depth_spread=2.0)
+    c.data.cranio_phantom.update(vary_xrays=True, dry=0.15)
     c.data.cached_variants = 4
+    # The bend is large, since real jaws differ more than those of procedural people.
     c.augment.update(flip=0.3, bend=0.03, skin=0.015, radiograph=1.0)
     # Profiles must follow the outline of the head in the X-ray.
     c.pretrained.outline = "shipped:phantom_cranio_diff"
