@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 Picture = Float[np.ndarray, "h w"]  # in [0, 1], bone bright
 Film = UInt8[np.ndarray, "h w"]  # what lies on it
 
-VARIED = 3  # rises when `vary` changes an X-ray in another way
+VARIED = 4  # rises when `vary` changes an X-ray in another way
 TILT = 10.0  # largest rotation in degrees
 _ZOOM = (-0.15, 0.30)  # least and largest zoom, as logarithms
 # How far from the middle profile and chin are, of heads that face the right; and the face's half
@@ -432,7 +432,7 @@ def _edges(picture: Picture, rng: np.random.Generator, strength: float) -> Pictu
 
 # In the order in which they happen, with their probabilities at full strength.
 _CHANGES = (
-    (_rest, 0.3),
+    (_rest, 0.6),
     (_structure, 0.5),
     (_shade, 0.5),
     (_local_contrast, 0.7),
