@@ -279,4 +279,4 @@ def test_some_dry_skulls_are_living_heads_with_hidden_tissue(config, dry_skull):
             front = moved["xray"][26:40, :: -1 if moved["mirrored"] else 1][:, -4:]
             even.append(front.min() == front.max())
         shares.append(np.mean(even))
-    assert shares[0] > 0.4 and shares[0] - shares[1] > 0.25, shares
+    assert shares[0] > 0.3 and shares[0] - shares[1] > 0.2, shares
