@@ -96,13 +96,12 @@ def move(
     """Flips, turns, bends and moves the (square) X-ray, face and landmarks of an example alike.
 
     Masks move with them. Fields that the example lacks are skipped. `mirrored` says whether it was
-    flipped. Flip and rotation are the
-    paper's; the others are ours. The bend makes a new person from an X-ray and a face, so that few
-    people suffice. It is left out where the two have different views, since they are not in
-    register then. So is `skin`, which needs the face's mask, or else the X-ray's: by the bend
-    alone, bone tells how thick soft tissue is, and nobody looks at the tissue itself. The skin of a
-    dry skull stays, since bone alone tells where it was. `radiograph` frames both as X-rays are
-    framed, and tilts them further.
+    flipped. Flip and rotation are the paper's; the others are ours. The bend makes a new person
+    from an X-ray and a face, so that few people suffice. It is left out where the two have
+    different views, since they are not in register then. So is `skin`, which needs the face's mask,
+    or else the X-ray's: by the bend alone, bone tells how thick soft tissue is, and nobody looks at
+    the tissue itself. The skin of a dry skull stays, since bone alone tells where it was.
+    `radiograph` frames both as X-rays are framed, and tilts them further.
     """
     names = ("xray", "face", *_MASKS)
     images = {name: example[name] for name in names if name in example}
