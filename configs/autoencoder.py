@@ -92,8 +92,8 @@ def phantom_profiles(c: ml_collections.ConfigDict) -> None:
     One that has seen procedural people as they are smooths other profiles.
     """
     phantom_decoder(c)
-    # The faces of the outline network's records.
-    c.data.cranio_phantom.update(appearances=3, vary_xrays=True, dry=0.15, depth_spread=2.0)
+    # The outline network's records; only the depths matter here.
+    c.data.cranio_phantom.update(vary_xrays=True, dry=0.15, depth_spread=2.0)
     c.augment.update(flip=0.3, rotation=3.0, bend=0.03, skin=0.015, radiograph=1.0)
     c.train.num_steps = 1_200
 

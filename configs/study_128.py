@@ -4,8 +4,7 @@ python launch/study.py --study=configs/study_128.py --workdir=DIR
 
 There are 120 procedural heads: 90 for training, 10 for validation, 20 for the test. Cranio-Diff
 starts from `phantom_sd`, which was trained on faces of other people and has seen no X-ray. Its
-ControlNet grows from the U-Net, as the paper's does. Every method is trained on 40,000 pictures, so
-that a cell takes about an hour on two cores.
+ControlNet grows from the U-Net, as the paper's does. Every method is trained on 40,000 pictures.
 
 The judge of identity and the embedder of the loss are those that ship.
 

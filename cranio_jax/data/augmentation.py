@@ -22,7 +22,7 @@ _MASKS = ("head_mask", "xray_mask")
 _KNOTS = 4
 _SKIN_KNOTS = (7, 20)
 _EVEN = 10.5
-# How many dry skulls are shown as living heads whose soft tissue is hidden.
+# Probability that a dry skull from the side is shown as a living head whose soft tissue is hidden.
 _HIDDEN = 0.6
 # How deep the skin's displacement goes, as a fraction of the side.
 _SKIN_DEPTH = 0.03
@@ -95,12 +95,12 @@ def move(
 ) -> dict[str, Any]:
     """Flips, turns, bends and moves the (square) X-ray, face and landmarks of an example alike.
 
-    Masks move with them. Fields that the example lacks are skipped. `mirrored` says whether it was
-    flipped. Flip and rotation are the paper's; the others are ours. The bend makes a new person
-    from an X-ray and a face, so that few people suffice. It is left out where the two have
-    different views, since they are not in register then. So is `skin`, which needs the face's mask,
-    or else the X-ray's: by the bend alone, bone tells how thick soft tissue is, and nobody looks at
-    the tissue itself. The skin of a dry skull stays, since bone alone tells where it was.
+    Masks move with them. Fields that the example lacks are skipped. The new field `mirrored` says
+    whether it was flipped. Flip and rotation are the paper's; the others are ours. The bend makes a
+    new person from an X-ray and a face, so that few people suffice. It is left out where the two
+    have different views, since they are not in register then. So is `skin`, which needs the face's
+    mask, or else the X-ray's: by the bend alone, bone tells how thick soft tissue is, and nobody
+    looks at the tissue itself. The skin of a dry skull stays, since bone alone tells where it was.
     `radiograph` frames both as X-rays are framed, and tilts them further.
     """
     names = ("xray", "face", *_MASKS)
@@ -237,10 +237,10 @@ def _as_another_film(
     xray, mask = example["xray"], example.get("xray_mask")
     if mask is None:
         return radiographs.vary(xray, rng, strength)
-    if example.get("xray_view") == "lateral" and radiographs.is_dry(xray, mask):
-        if rng.random() < _HIDDEN * strength:
-            mirrored = example.get("mirrored", False)
-            return radiographs.hide_soft_tissue(xray, mask, rng, strength, mirrored)
+    is_dry = example.get("xray_view") == "lateral" and radiographs.is_dry(xray, mask)
+    if is_dry and rng.random() < _HIDDEN * strength:
+        mirrored = example.get("mirrored", False)
+        return radiographs.hide_soft_tissue(xray, mask, rng, strength, mirrored)
     return radiographs.vary(radiographs.show_thin_tissue(xray, mask, rng, strength), rng, strength)
 
 

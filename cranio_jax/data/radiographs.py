@@ -166,8 +166,8 @@ def _beyond_bone(
 def _rest(picture: Picture, rng: np.random.Generator, strength: float) -> Picture:
     """Adds the holder's bar in front of the forehead, and its rest, which touches the skin.
 
-    It does so in the deepest pit of the profile, mostly at the nasion. A head without a pit, as
-    most are from the front, gets none.
+    It does so in the deepest pit of either side's outline, mostly at the nasion, at times at the
+    nape. A head without a pit, as most are from the front, gets none.
     """
     seen = picture > _SEEN / 255.0
     pits = [_pit(seen), _pit(seen[:, ::-1])]

@@ -61,16 +61,16 @@ def training_examples(
     def prepare(example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         if contexts:
             example = example | {"context": contexts[example["prompt_ids"].tobytes()]}
-        if latents is None:
-            example = data.augment(example, rng, config.augment)
-            example.pop("head_mask", None)
-            return example
-        index, variant = example["index"], int(rng.integers(variants))
-        example = data.move(example, _variant_rng(config.seed, index, variant), config.augment)
+        found, moving = {}, rng
+        if latents is not None:
+            index, variant = example["index"], int(rng.integers(variants))
+            found = {"latents": latents[index * variants + variant]}
+            moving = _variant_rng(config.seed, index, variant)
+        example = data.move(example, moving, config.augment)
         example.pop("head_mask", None)
         if method.reads_xrays:
             example = data.expose(example, rng, config.augment)
-        return example | {"latents": latents[index * variants + variant]}
+        return example | found
 
     encodes = latents is None and method.kind != "outline"
     needed = {
